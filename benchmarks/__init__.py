@@ -1,0 +1,1 @@
+"""Scripts that measure; reports/ holds what they found."""

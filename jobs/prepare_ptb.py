@@ -1,0 +1,35 @@
+"""Penn Treebank to a dataset, with the settings of the book.
+
+spark-submit jobs/prepare_ptb.py
+spark-submit jobs/prepare_ptb.py --input ptb.train.txt --output data/ptb --epochs 5
+"""
+
+import argparse
+from pathlib import Path
+
+from session import add_sampling_flags, config_from, run, run_prepare
+
+from pipeline.corpus import PTB_FILE, ptb
+
+CACHE = Path("data/cache") / PTB_FILE
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Penn Treebank (or any text) to a dataset for training/train.py.")
+    parser.add_argument(
+        "--input", type=Path, help=f"a text file or a folder of them; left out: {CACHE}, or a download to it"
+    )
+    parser.add_argument("--output", type=Path, default=Path("data/ptb"), help="the dataset (default: %(default)s)")
+    add_sampling_flags(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    config = config_from(arguments)
+    corpus = ptb(arguments.input, CACHE)
+    run_prepare(corpus, config, arguments.output, arguments.overwrite)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The Spark side: from a corpus to pre-sampled Parquet shards. Never imports torch."""

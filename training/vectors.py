@@ -1,0 +1,56 @@
+"""Vectors: the word vectors of a finished run, and the words nearest to one.
+
+V words, D dimensions.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+from pipeline.manifest import InputError
+from training.run_folder import VECTORS, VOCAB
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """``words`` (V) and their center vectors ``center_VD`` (float32); row 0, <unk>, is zero and nobody's neighbour."""
+
+    words: list[str]
+    center_VD: npt.NDArray[np.float32]
+
+    @classmethod
+    def load(cls, run: Path) -> "Vectors":
+        """The vectors of the run in folder ``run``. Raises InputError when there is no finished one."""
+        for name in (VECTORS, VOCAB):
+            if not (run / name).is_file():
+                raise InputError(f"{run}: no {name}, so no finished run; train one with training/train.py")
+        words = pq.read_table(run / VOCAB, columns=["word"])["word"].to_pylist()
+        return cls(words, load_file(run / VECTORS)["center"])
+
+    def most_similar(self, word: str, topk: int = 10) -> list[tuple[str, float]]:
+        """The ``topk`` words nearest to ``word`` by cosine, nearest first (d2l 15.4.5), itself and <unk> left out.
+
+        Raises InputError, with the closest spellings, for a word without a vector.
+        """
+        query = self.word_id(word)
+        norms_V = np.linalg.norm(self.center_VD, axis=1)
+        cosine_V = self.center_VD @ self.center_VD[query] / np.maximum(norms_V * norms_V[query], 1e-9)
+        cosine_V[[0, query]] = -np.inf
+        nearest = np.argsort(-cosine_V, kind="stable")[: min(topk, len(self.words) - 2)]
+        return [(self.words[index], float(cosine_V[index])) for index in nearest]
+
+    def word_id(self, word: str) -> int:
+        """The row of ``word``."""
+        try:
+            return self.words.index(word, 1)
+        except ValueError:
+            close = difflib.get_close_matches(word, self.words[1:], n=3)
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise InputError(
+                f"{word!r} is not among the {len(self.words) - 1:,} words of the vocabulary{hint}"
+            ) from None
