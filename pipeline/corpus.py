@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import urllib.request
 import zipfile
 from collections.abc import Iterable
@@ -27,6 +28,9 @@ TIMEOUT_S = 10
 MAX_DOWNLOAD_BYTES = 64 << 20
 SNIFF_BYTES = 1 << 16
 
+_GLOB_CHARACTERS = re.compile(r"[][*?{}\\]")
+_ESCAPED = r"\\\g<0>"
+
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +48,7 @@ class Corpus:
 
     def read(self, spark: SparkSession) -> DataFrame:
         """(value binary), one row a line, without its end. Bytes, because a line need not be valid UTF-8."""
-        urls = [path.as_uri() for path in self.paths]
+        urls = [f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, str(path))}" for path in self.paths]
         return spark.read.text(urls).select(F.col("value").cast("binary").alias("value"))
 
 

@@ -12,6 +12,7 @@ import logging
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,8 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         manifest.save(output)
     except BaseException:
         shutil.rmtree(generation, ignore_errors=True)
+        with suppress(OSError):
+            output.rmdir()  # only when there was nothing before
         raise
     remove_other_generations(output, generation)
     return manifest

@@ -1,0 +1,30 @@
+"""What tests share: one Spark session, and the folder with real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """A quiet local session of two cores."""
+    builder = SparkSession.builder.master("local[2]").appName("tests").config("spark.ui.enabled", "false")
+    session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def ptb_file() -> Path:
+    """Penn Treebank's training text, which is not ours to ship: figures need it, laws do not."""
+    folder = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data"))
+    path = folder / "ptb" / "ptb.train.txt"
+    if not path.is_file():
+        pytest.skip(f"no {path}: set SHARDVEC_DATA to a folder that holds ptb/ptb.train.txt to check the PTB figures")
+    return path

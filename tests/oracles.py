@@ -1,0 +1,138 @@
+"""Slow, obvious versions of what the project does fast. Python integers and loops; nothing is shared with the code
+under test but the formulas and the numbers of the purposes."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+MASK = (1 << 64) - 1
+
+
+def fold(state: int, part: int) -> int:
+    """Output number ``part`` of SplitMix64 seeded with ``state``."""
+    z = (state + (part + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def fold_all(state: int, *parts: int) -> int:
+    for part in parts:
+        state = fold(state, part & MASK)
+    return state
+
+
+def sequences(lines: Iterable[str], max_length: int) -> list[list[str]]:
+    """Token sequences of a corpus, cut; the empty ones left out."""
+    tokens = [line.split() for line in lines]
+    return [words[i : i + max_length] for words in tokens for i in range(0, len(words), max_length)]
+
+
+def vocabulary(pieces: list[list[str]], min_count: int, max_vocab: int | None = None) -> list[tuple[str, int]]:
+    """(word, count) in order of id."""
+    counts = Counter(word for piece in pieces for word in piece)
+    known = [(word, n) for word, n in counts.items() if n >= min_count and word != "<unk>"]
+    known.sort(key=lambda pair: (-pair[1], pair[0]))
+    known = known[:max_vocab]
+    unknown = sum(counts.values()) - sum(n for _, n in known)
+    return [("<unk>", unknown), *known]
+
+
+def sequence_key(words: Sequence[str]) -> int:
+    total = 0
+    for position, word in enumerate(words):
+        word_hash = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        total += fold(word_hash, position)
+    return fold(fold_all(0, 7), total & MASK)
+
+
+def keep_threshold(count: int, total: int, sample: float, rule: str) -> float:
+    """2^32 times the keep probability."""
+    if sample == 0:
+        return 2**32
+    ratio = sample * total / count
+    return min(1.0, math.sqrt(ratio) + (ratio if rule == "word2vec" else 0)) * 2**32
+
+
+def windows(ids: Sequence[int], radius: Sequence[int]) -> list[list[int]]:
+    """The contexts of every token of one sequence."""
+    return [
+        [ids[j] for j in range(i - radius[i], i + radius[i] + 1) if j != i and 0 <= j < len(ids)]
+        for i in range(len(ids))
+    ]
+
+
+def alias_word(bits: int, threshold: Sequence[int], alias: Sequence[int]) -> int:
+    """The noise word of 64 random bits: high bits a slot, low 32 bits its coin."""
+    slot_bits = (len(alias) - 1).bit_length()
+    slot = bits >> (64 - slot_bits)
+    return slot if bits % 2**32 < threshold[slot] else alias[slot]
+
+
+def allowed_word(bits: int, weights: Sequence[int], forbidden: set[int]) -> int:
+    """A word of the noise law without the forbidden ones, by walking its cumulative sum."""
+    x = bits % sum(weight for word, weight in enumerate(weights) if word not in forbidden)
+    for word, weight in enumerate(weights):
+        if word in forbidden:
+            continue
+        if x < weight:
+            return word
+        x -= weight
+    raise AssertionError("x is below the sum")
+
+
+def examples(
+    lines: Iterable[str],
+    *,
+    min_count: int,
+    window: int,
+    negatives: int,
+    keep: Sequence[int],
+    threshold: Sequence[int],
+    alias: Sequence[int],
+    weights: Sequence[int],
+    seed: int = 0,
+    epoch: int = 0,
+    max_length: int = 1000,
+) -> list[tuple[int, tuple[int, ...], int]]:
+    """Every row (center, contexts then negatives, number of contexts) of one epoch, in no particular order."""
+    pieces = sequences(lines, max_length)
+    word_ids = {word: i for i, (word, _) in enumerate(vocabulary(pieces, min_count))}
+    seen: Counter[tuple[str, ...]] = Counter()
+    rows = []
+    for words in pieces:
+        ids = [word_ids[word] for word in words if word_ids.get(word, 0) > 0]
+        if len(ids) < 2:
+            continue
+        repeat = seen[tuple(words)]
+        seen[tuple(words)] += 1
+        key = sequence_key(words)
+
+        def draw(purpose: int, position: int, key: int = key, repeat: int = repeat) -> int:
+            return fold_all(seed, purpose, epoch, key, repeat, position)
+
+        kept = [p for p, word in enumerate(ids) if draw(1, p) >> 32 < keep[word]]
+        radius = [1 + ((draw(2, p) >> 32) * window >> 32) for p in kept]
+        for p, contexts in zip(kept, windows([ids[p] for p in kept], radius), strict=True):
+            if not contexts:
+                continue
+            stream, noise = draw(3, p), []
+            for slot in range(len(contexts) * negatives):
+                for redraw in range(17):
+                    bits = fold(stream, slot + (redraw << 16))
+                    word = alias_word(bits, threshold, alias)
+                    if redraw == 16:
+                        word = allowed_word(bits, weights, set(contexts))
+                    if word not in contexts:
+                        break
+                noise.append(word)
+            rows.append((ids[p], (*contexts, *noise), len(contexts)))
+    return rows
+
+
+def row_loss(scores: Sequence[float], num_contexts: int, negatives: int) -> float:
+    """Mean binary cross-entropy with logits over the real places of one row."""
+    real = num_contexts * (1 + negatives)
+    losses = [math.log1p(math.exp(-s if j < num_contexts else s)) for j, s in enumerate(scores[:real])]
+    return sum(losses) / max(1, real)

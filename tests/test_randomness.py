@@ -1,0 +1,60 @@
+"""Laws of pipeline.randomness."""
+
+import numpy as np
+import oracles
+import pytest
+from scipy import stats
+
+from pipeline.randomness import Purpose, below, fold, permutation, sequence_keys, stream
+
+
+def test_fold_is_splitmix64() -> None:
+    # The first outputs of the published generator (Vigna's splitmix64.c) seeded with 1234567.
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert fold(1234567, np.arange(4)).tolist() == published
+
+
+def test_fold_and_stream_equal_the_oracle() -> None:
+    for state, part in [(0, 0), (2**64 - 1, 7), (1234, 2**40), (99, -1)]:
+        assert int(fold(state, part)) == oracles.fold(state, part & oracles.MASK)
+    assert stream(-3, Purpose.WINDOW, 4) == oracles.fold_all(-3 & oracles.MASK, 2, 4)
+
+
+def test_seed_and_epoch_do_not_mix() -> None:
+    """The trap of ``seed + epoch``: (1, 0) and (0, 1) are different streams."""
+    streams = {stream(seed, Purpose.SUBSAMPLE, epoch) for seed in range(20) for epoch in range(20)}
+    assert len(streams) == 400
+
+
+@pytest.mark.parametrize("bound", [1, 2, 5, 1000])
+def test_below_is_uniform(bound: int) -> None:
+    draws = below(fold(stream(0, Purpose.WINDOW), np.arange(200_000)), bound)
+    counts = np.bincount(draws, minlength=bound)
+    assert counts.size == bound
+    assert bound == 1 or stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_neighbouring_streams_are_independent() -> None:
+    """Draws of adjacent positions and of adjacent parts are uncorrelated, and all bits are fair."""
+    draws = fold(fold(stream(0, Purpose.NEGATIVE), np.arange(400))[:, None], np.arange(400))
+    uniform = draws.astype(np.float64) / 2**64
+    for left, right in [(uniform[1:], uniform[:-1]), (uniform[:, 1:], uniform[:, :-1])]:
+        assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 0.01
+    ones = [int((draws >> np.uint64(bit) & np.uint64(1)).sum()) for bit in range(64)]
+    assert all(abs(n - 80_000) < 5 * 200 for n in ones)
+
+
+def test_a_permutation_is_one_and_every_order_is_as_likely() -> None:
+    orders = [tuple(permutation(stream(seed, Purpose.ROW_ORDER), 3).tolist()) for seed in range(6000)]
+    assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2)}
+    counts = [orders.count(order) for order in sorted(set(orders))]
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_a_sequence_key_depends_on_content_and_order_alone() -> None:
+    hashes = np.array([3, 1, 2, 3, 1, 2, 2, 1, 3, 3], dtype=np.uint64)
+    keys = sequence_keys(hashes, np.array([3, 3, 3, 1]))
+    assert keys[0] == keys[1]
+    assert len(set(keys.tolist())) == 3
+    assert sequence_keys(np.zeros(0, np.uint64), np.zeros(0, np.int64)).size == 0

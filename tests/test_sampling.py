@@ -1,0 +1,197 @@
+"""Laws of subsampling, windows and negatives: pipeline.subsample, examples, negatives, sampling."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import oracles
+import pytest
+from scipy import stats
+
+from pipeline.config import InputError, PipelineConfig
+from pipeline.examples import contexts
+from pipeline.negatives import build_noise, draw_negatives, noise_weights
+from pipeline.randomness import Purpose, fold, stream
+from pipeline.sampling import Examples, Slice, Tables, sample
+from pipeline.subsample import CERTAIN, keep_thresholds
+
+ZIPF_V = np.array([500, *(10_000 // rank for rank in range(1, 200))], dtype=np.int64)
+
+
+def piece_of(sequences: list[list[int]], repeats: list[int] | None = None) -> Slice:
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+    keys = fold(stream(5, Purpose.DEMO), np.arange(len(sequences)))
+    ids = np.array([i for ids in sequences for i in ids], dtype=np.int32)
+    return Slice(ids, lengths, keys, np.array(repeats or [0] * len(sequences), dtype=np.int64))
+
+
+def zipf_piece(num_sequences: int = 400, length: int = 50) -> Slice:
+    tables = Tables.build(ZIPF_V, PipelineConfig(ns_exponent=1.0))
+    ids = tables.noise.words(fold(stream(1, Purpose.DEMO), np.arange(num_sequences * length)))
+    return piece_of(ids.reshape(num_sequences, length).tolist())
+
+
+@pytest.mark.parametrize("rule", ["paper", "word2vec"])
+@pytest.mark.parametrize("t", [0, 1e-4, 1e-2, 1])
+def test_keep_thresholds_are_the_formulas(rule: str, t: float) -> None:
+    total = int(ZIPF_V[1:].sum())
+    found = keep_thresholds(ZIPF_V, t, rule)
+    expected = [oracles.keep_threshold(int(count), total, t, rule) for count in ZIPF_V[1:]]
+    assert found[0] == 0
+    assert np.abs(found[1:].astype(np.float64) - expected).max() <= 2
+    assert found.max() <= CERTAIN
+
+
+@pytest.mark.parametrize("rule", ["paper", "word2vec"])
+def test_kept_tokens_fit_the_keep_probability(rule: str) -> None:
+    config = PipelineConfig(sample=1e-2, subsample_rule=rule)
+    tables = Tables.build(ZIPF_V, config)
+    seen, kept = Counter[int](), Counter[int]()
+    pieces = [piece_of([[word] * 2000 for word in (1, 2, 5, 20, 100)])]
+    for piece in pieces:
+        found = sample(piece, tables, config, 0)
+        kept.update(found.center_N.tolist())
+        seen.update(piece.ids.tolist())
+    for word, n in seen.items():
+        p = tables.keep_V[word] / CERTAIN
+        assert abs(kept[word] - n * p) <= 1 + 5 * math.sqrt(n * p * (1 - p))
+    assert found.num_subsampled == sum(seen.values()) - sum(kept.values())
+
+
+def test_windows_of_the_books_toy() -> None:
+    """d2l 15.3.3: two sentences of 7 and 3 words; nothing crosses from one to the other."""
+    ids, lengths = np.arange(10, dtype=np.int32), np.array([7, 3])
+    radius = np.array([2, 1, 2, 2, 1, 1, 2, 1, 1, 2])
+    found, counts = contexts(ids, lengths, radius, window=2)
+    expected = oracles.windows(list(range(7)), radius[:7].tolist()) + [
+        [7 + j for j in row] for row in oracles.windows([0, 1, 2], radius[7:].tolist())
+    ]
+    assert expected[0] == [1, 2]
+    assert expected[8] == [7, 9]
+    assert [row[:n].tolist() for row, n in zip(found, counts, strict=True)] == expected
+    assert all(not row[n:].any() for row, n in zip(found, counts, strict=True))
+
+
+def test_radii_are_uniform() -> None:
+    config = PipelineConfig(sample=0, window=5)
+    middle = [list(range(1, 12))] * 4000
+    found = sample(piece_of(middle), Tables.build(ZIPF_V, config), config, 0)
+    radius = found.num_contexts_N[found.center_N == 6] // 2
+    counts = np.bincount(radius, minlength=6)[1:]
+    assert counts.sum() == 4000
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("exponent", [0.75, 1.0, 0.0, -0.5])
+def test_noise_weights_are_the_law_and_the_alias_table_is_exact(exponent: float) -> None:
+    weights = noise_weights(ZIPF_V, exponent)
+    law = ZIPF_V[1:].astype(np.float64) ** exponent
+    np.testing.assert_allclose(weights[1:] / weights.sum(), law / law.sum(), rtol=1e-6)
+    noise = build_noise(weights)
+    mass = [0] * noise.alias_S.size
+    for slot, (threshold, alias) in enumerate(zip(noise.threshold_S.tolist(), noise.alias_S.tolist(), strict=True)):
+        mass[slot] += threshold if alias != slot else 2**32
+        mass[alias] += 2**32 - threshold if alias != slot else 0
+    assert mass[: ZIPF_V.size] == weights.tolist()
+    assert not any(mass[ZIPF_V.size :])
+
+
+def test_noise_frequencies_fit_the_law() -> None:
+    noise = build_noise(noise_weights(ZIPF_V, 0.75))
+    words = noise.words(fold(stream(3, Purpose.NEGATIVE), np.arange(500_000)))
+    counts = np.bincount(words, minlength=ZIPF_V.size)
+    assert counts[0] == 0
+    law = ZIPF_V[1:] ** 0.75
+    assert stats.chisquare(counts[1:], law / law.sum() * counts.sum()).pvalue > 1e-4
+
+
+def test_noise_words_equal_the_oracle() -> None:
+    noise = build_noise(noise_weights(ZIPF_V, 0.75))
+    bits = fold(stream(3, Purpose.NEGATIVE), np.arange(500))
+    threshold, alias = noise.threshold_S.tolist(), noise.alias_S.tolist()
+    assert noise.words(bits).tolist() == [oracles.alias_word(b, threshold, alias) for b in bits.tolist()]
+
+
+def conditional_law(weights: npt.NDArray[np.int64], forbidden: list[int]) -> npt.NDArray[np.float64]:
+    allowed = weights.astype(np.float64)
+    allowed[forbidden] = 0
+    return allowed / allowed.sum()
+
+
+@pytest.mark.parametrize("counts", [[0, 9, 5, 3, 2, 1], [0, 10**9, 10**9, 1, 1, 1]], ids=["redraws", "last resort"])
+def test_negatives_follow_the_law_without_the_contexts(counts: list[int]) -> None:
+    """Also where the contexts take all but a millionth of the mass, so that sixteen redraws do not suffice."""
+    weights = noise_weights(np.array(counts), 1.0)
+    noise = build_noise(weights)
+    contexts_Nn = np.tile(np.array([2, 1, 2], dtype=np.int32), (4000, 1))
+    drawn = draw_negatives(noise, fold(stream(0, Purpose.NEGATIVE), np.arange(4000)), contexts_Nn, 5)
+    assert drawn.shape == (4000, 15)
+    found = np.bincount(drawn.ravel(), minlength=6)
+    law = conditional_law(weights, [0, 1, 2])
+    assert not found[law == 0].any()
+    assert stats.chisquare(found[law > 0], law[law > 0] * found.sum()).pvalue > 1e-4
+
+
+def test_every_row_has_n_contexts_and_n_k_negatives_that_are_no_contexts() -> None:
+    config = PipelineConfig(window=3, negatives=4, sample=1e-2)
+    found = sample(zipf_piece(), Tables.build(ZIPF_V, config), config, 0)
+    assert found.center_N.size > 5000
+    for row, n in zip(found.contexts_negatives_NL, found.num_contexts_N, strict=True):
+        real = row[: n * 5]
+        assert 1 <= n <= 6
+        assert (real > 0).all()
+        assert not row[n * 5 :].any()
+        assert not set(real[:n]) & set(real[n:])
+
+
+def test_slices_may_be_cut_anywhere_between_sequences() -> None:
+    config = PipelineConfig(sample=1e-2)
+    tables, whole = Tables.build(ZIPF_V, config), zipf_piece()
+    parts = [whole.where(np.arange(whole.lengths.size) % 2 == side) for side in (0, 1)]
+    rows = [
+        sorted((c, tuple(r)) for p in pieces for e in [sample(p, tables, config, 1)] for c, r in rows_of(e))
+        for pieces in ([whole], parts)
+    ]
+    assert rows[0] == rows[1]
+
+
+def rows_of(found: Examples) -> list[tuple[int, list[int]]]:
+    return list(zip(found.center_N.tolist(), found.contexts_negatives_NL.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("change", ["seed", "epoch", "repeat"])
+def test_another_seed_epoch_or_repeat_is_another_sampling(change: str) -> None:
+    tables, piece = Tables.build(ZIPF_V, PipelineConfig(sample=0)), zipf_piece(50)
+    one = sample(piece, tables, PipelineConfig(sample=0), 0)
+    seed, epoch = int(change == "seed"), int(change == "epoch")
+    repeats = np.full_like(piece.repeats, change == "repeat")
+    other_piece = Slice(piece.ids, piece.lengths, piece.keys, repeats)
+    other = sample(other_piece, tables, PipelineConfig(sample=0, seed=seed), epoch)
+    assert (one.contexts_negatives_NL == other.contexts_negatives_NL).mean() < 0.6
+
+
+def test_tables_of_an_arbitrary_vocabulary_are_golden() -> None:
+    """Pinned: were these to change, every dataset would, without anyone having asked for it."""
+    tables = Tables.build(np.array([7, 1000, 333, 20, 20, 1]), PipelineConfig(sample=1e-2))
+    assert tables.keep_V.tolist() == GOLDEN_KEEP
+    assert tables.noise.weights_V.tolist() == GOLDEN_WEIGHTS
+
+
+GOLDEN_KEEP = [0, 503446385, 872431044, 3559903535, 3559903535, 4294967296]
+GOLDEN_WEIGHTS = [0, 22162545684, 9715224013, 1178669759, 1178669758, 124629154]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"window": 0}, {"negatives": 0}, {"min_count": -1}, {"sample": -1e-4}, {"sample": math.nan}, {"epochs": 0},
+        {"max_sentence_length": 1}, {"subsample_rule": "mine"}, {"ns_exponent": math.inf}, {"holdout": 0.9},
+        {"num_shards": 0}, {"max_vocab": 0}, {"window": 20_000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_by_name(bad: dict[str, float]) -> None:
+    name = next(iter(bad)).replace("_", "-")
+    with pytest.raises(InputError, match=f"^--{name}: found .*, expected "):
+        PipelineConfig(**bad)  # type: ignore[arg-type]
