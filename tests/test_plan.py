@@ -83,9 +83,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
         for number, size in enumerate(SIZES):
             file = ShardFile(folder / "gen-0", "train", 0, number, "attempt", config)
             center = np.arange(first, first + size, dtype=np.int32)
-            file.append(
-                Examples(center, center[:, None] + np.arange(4, dtype=np.int32), center.astype(np.int16) % 2 + 1, 0)
-            )
+            targets = np.add.outer(center, np.arange(4)).astype(np.int32)
+            file.append(Examples(center, targets, (center % 2 + 1).astype(np.int16), 0))
             info = file.close()
             assert info is not None
             infos.append(info)

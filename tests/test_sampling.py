@@ -116,7 +116,7 @@ def test_noise_words_equal_the_oracle() -> None:
 def conditional_law(weights: npt.NDArray[np.int64], forbidden: list[int]) -> npt.NDArray[np.float64]:
     allowed = weights.astype(np.float64)
     allowed[forbidden] = 0
-    return allowed / allowed.sum()
+    return np.asarray(allowed / allowed.sum())
 
 
 @pytest.mark.parametrize("counts", [[0, 9, 5, 3, 2, 1], [0, 10**9, 10**9, 1, 1, 1]], ids=["redraws", "last resort"])

@@ -74,7 +74,7 @@ def needs_spawn(nproc: int | None) -> bool:
 
 
 def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
-    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks; ends all as soon as one fails.
+    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks; ends all as soon as one fails, or this one ends.
 
     Exits with 2 when one of them did, having said why. Under torchrun the ranks meet at the store of its agent;
     without it, at one that this process keeps.
@@ -91,7 +91,7 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
         }
     try:
         start_processes(  # type: ignore[no-untyped-call]
-            _rank_main, args=(nproc, work, args), nprocs=nproc, start_method="spawn"
+            _rank_main, args=(nproc, work, args), nprocs=nproc, daemon=True, start_method="spawn"
         )
     except ProcessExitedException as error:
         sys.exit(error.exit_code if error.exit_code == 2 else 1)

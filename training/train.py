@@ -49,9 +49,11 @@ def main() -> None:
             spawn(nproc, be_a_rank, config)
         else:
             be_a_rank(config)
+        return
     except KeyboardInterrupt:
-        print("interrupted; nothing was published", file=sys.stderr)
-        sys.exit(130)
+        pass  # and out of here, so that what spawn held is freed before the process ends
+    print("interrupted; there are no vectors", file=sys.stderr)
+    sys.exit(130)
 
 
 def be_a_rank(config: TrainConfig) -> None:

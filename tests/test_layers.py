@@ -1,0 +1,58 @@
+"""The arrows between the parts: what imports what, and what each runs without."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ALLOWED_OF_PIPELINE = {"pipeline.manifest", "pipeline.randomness"}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files_of(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", files_of("training"), ids=lambda path: path.stem)
+def test_training_takes_only_manifest_and_randomness_from_the_pipeline(path: Path) -> None:
+    found = imports(path)
+    assert {name for name in found if name.split(".")[0] == "pipeline"} <= ALLOWED_OF_PIPELINE
+    assert not {name for name in found if name.split(".")[0] in ("pyspark", "jobs", "session", "benchmarks")}
+
+
+@pytest.mark.parametrize("path", files_of("pipeline"), ids=lambda path: path.stem)
+def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"torch", "training", "jobs", "session"}
+
+
+@pytest.mark.parametrize(
+    ("blocked", "modules"),
+    [
+        ("pyspark", ["training.train", "training.neighbors", "training.vectors", "training.stream"]),
+        ("torch", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
+    ],
+)
+def test_each_side_runs_without_the_others_framework(blocked: str, modules: list[str]) -> None:
+    code = f"import sys; sys.modules[{blocked!r}] = None; import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_importing_starts_nothing_and_prints_nothing() -> None:
+    code = "import pipeline.stages, pyspark; assert not pyspark.SparkContext._active_spark_context"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, capture_output=True)
+    assert done.stdout + done.stderr == b""

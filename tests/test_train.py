@@ -1,0 +1,168 @@
+"""Laws of training/train.py: the ways to start it, and what a run leaves behind."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+from tiny import write_tiny_dataset
+
+from training import train
+from training.config import OPTIMIZERS, TrainConfig
+
+TRAIN = str(ROOT / "training" / "train.py")
+TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
+LAST_LINE = re.compile(r"loss \d\.\d{3}, \d+\.\d tokens/sec on cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_dataset(folder, num_sequences=800, epochs=2)
+    return folder
+
+
+def flags(data: Path, output: Path) -> list[str]:
+    arguments = {"data": data, "output": output, "epochs": 3, "global-batch": 256, "dim": 16, "log-every": 5}
+    return [text for name, value in {**arguments, "device": "cpu"}.items() for text in (f"--{name}", str(value))]
+
+
+def start(command: list[str], data: Path, output: Path) -> str:
+    """Runs a training command to its end and returns what it printed."""
+    done = subprocess.run(command + flags(data, output), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def losses(output: Path) -> list[float]:
+    return [epoch["loss"] for epoch in json.loads((output / "summary.json").read_text())["epochs"]]
+
+
+def tables(output: Path) -> np.ndarray:
+    found = load_file(output / "vectors.safetensors")
+    return np.stack([found["center"], found["context"]])
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process that the others are held against."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    start([sys.executable, TRAIN], data, output)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("ranks", "command"),
+    [
+        (2, [sys.executable, TRAIN, "--nproc", "2"]),
+        (4, [TORCHRUN, TRAIN, "--nproc", "4"]),
+        (4, [TORCHRUN, "--nproc-per-node", "4", TRAIN]),
+        (2, [TORCHRUN, "--nproc-per-node", "2", TRAIN, "--nproc", "2"]),
+    ],
+    ids=["python", "literal torchrun", "torchrun's own ranks", "both agree"],
+)
+def test_ranks_train_what_one_process_trains(
+    data: Path, alone: Path, tmp_path: Path, ranks: int, command: list[str]
+) -> None:
+    start(command, data, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["world_size"] == ranks
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), atol=1e-5)
+    np.testing.assert_allclose(tables(tmp_path / "run"), tables(alone), atol=2e-3)
+
+
+def test_two_agents_train_together(data: Path, alone: Path, tmp_path: Path) -> None:
+    """Two torchruns as on two nodes; each makes one process, which ``--nproc 2`` turns into two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    agents = [
+        subprocess.Popen(
+            [TORCHRUN, *nodes, "--node-rank", str(rank), TRAIN, "--nproc", "2", *flags(data, tmp_path / "run")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        printed = [agent.communicate(timeout=180) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 4
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), atol=1e-5)
+
+
+def test_the_same_command_gives_the_same_vectors(data: Path, alone: Path, tmp_path: Path) -> None:
+    start([sys.executable, TRAIN], data, tmp_path / "run")
+    assert np.array_equal(tables(tmp_path / "run"), tables(alone))
+
+
+def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
+    names = {"config.json", "metrics.jsonl", "summary.json", "vectors.safetensors", "vocab.parquet", "loss.png"}
+    assert {path.name for path in alone.iterdir()} == names
+    assert (alone / "loss.png").read_bytes().startswith(b"\x89PNG")
+    words = pq.read_table(alone / "vocab.parquet")["word"].to_pylist()
+    found = tables(alone)
+    assert found.shape == (2, len(words), 16)
+    assert found.dtype == np.float32
+    assert not found[:, 0].any()
+
+    lines = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
+    steps, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
+    assert [line["step"] for line in steps] == list(range(5, epochs[-1]["step"] + 1, 5))
+    assert [set(line) for line in steps] == [
+        {"kind", "epoch", "step", "loss", "lr", "tokens_per_s", "wait_share"}
+    ] * len(steps)
+    manifest = json.loads((data / "manifest.json").read_text())
+    rows = [sum(s["rows"] for s in manifest["shards"] if s["epoch"] == sampled) for sampled in (0, 1, 0)]
+    assert [line["examples"] for line in epochs] == rows
+    mean = sum(line["loss"] * line["examples"] for line in epochs) / sum(rows)
+    assert epochs[-1]["mean_loss"] == pytest.approx(mean)
+    summary = json.loads((alone / "summary.json").read_text())
+    assert summary["epochs"] == epochs
+    assert summary["loss"] == epochs[-1]["loss"]
+    assert summary["examples"] == sum(rows)
+    assert summary["dataset_id"] == manifest["dataset_id"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns_at_its_usual_rate(
+    data: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(data=data, output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu")
+    train.be_a_rank(config)
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] - 0.02
+    assert f"{optimizer}, lr {OPTIMIZERS[optimizer]:g}" in capsys.readouterr().out
+
+
+def test_interrupting_leaves_no_finished_run(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, TRAIN, "--nproc", "2", *flags(data, tmp_path / "run"), "--epochs", "100000"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "vectors.safetensors").exists()

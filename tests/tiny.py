@@ -1,0 +1,78 @@
+"""Tiny datasets for tests of the trainer, made in milliseconds and without Spark."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import PipelineConfig
+from pipeline.manifest import Counts, Manifest
+from pipeline.sampling import Slice, Tables, sample
+from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
+from pipeline.vocab import Vocab, encode
+
+
+def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 60, **config: Any) -> Manifest:
+    """Writes a valid dataset FOLDER and returns its manifest: sequences of 4 to 12 words ``w0`` ... by Zipf's law.
+
+    The same bytes every time for equal arguments. ``config`` are PipelineConfig's, but for ``holdout``; left out, all
+    words and tokens are kept, and there are 4 shards an epoch.
+    """
+    settings = PipelineConfig(**{"min_count": 1, "sample": 0.0, "num_shards": 4, **config})
+    assert settings.holdout == 0, "nothing is held out here"
+    rng = np.random.default_rng(settings.seed)
+    lengths = rng.integers(4, 13, size=num_sequences)
+    zipf = 1 / np.arange(1, num_words + 1)
+    words = [f"w{rank}" for rank in rng.choice(num_words, size=lengths.sum(), p=zipf / zipf.sum())]
+
+    counts = Counter(words)
+    kept = {word: count for word, count in counts.items() if count >= settings.min_count}
+    vocab = Vocab.from_counts(
+        pa.array(list(kept)), pa.array(list(kept.values()), pa.int64()), len(words), settings.max_vocab
+    )
+    tables = Tables.build(vocab.counts_V, settings)
+    encoded = encode(pa.array(words), lengths, vocab.words)
+    # Every sequence counts as the first of its kind: equal ones are then sampled alike, which does no harm here.
+    whole = Slice(encoded.ids, encoded.lengths, encoded.keys, np.zeros(encoded.lengths.size, np.int64))
+
+    generation = folder / "gen-tiny"
+    generation.mkdir(parents=True)
+    vocab.write(generation / "vocab.parquet")
+    shard_of = np.arange(encoded.lengths.size) % (settings.num_shards or 1)
+    shards, num_subsampled, num_pairs = [], 0, 0
+    for epoch in range(settings.epochs):
+        for number in range(settings.num_shards or 1):
+            examples = sample(whole.where(shard_of == number), tables, settings, epoch)
+            file = ShardFile(generation, "train", epoch, number, "tiny", settings)
+            file.append(examples)
+            info = file.close()
+            if info is not None:
+                shards.append(info)
+            num_subsampled += examples.num_subsampled
+            num_pairs += file.num_pairs
+    manifest = Manifest(
+        generation=generation.name,
+        config=settings,
+        source_state=(),
+        counts=Counts(
+            lines=num_sequences,
+            invalid_utf8_lines=0,
+            sequences=num_sequences,
+            too_short=0,
+            tokens=len(words),
+            unknown=int(vocab.counts_V[0]),
+            subsampled=num_subsampled,
+            examples=sum(shard.rows for shard in shards),
+            pairs=num_pairs,
+        ),
+        vocab_size=len(vocab),
+        vocab_digest=vocab.digest(),
+        max_len=settings.max_len,
+        row_group_rows=ROW_GROUP_ROWS,
+        versions=versions(),
+        shards=tuple(shards),
+    )
+    manifest.save(folder)
+    return manifest
