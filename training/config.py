@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.manifest import InputError
 
-OPTIMIZERS = {"adam": 0.002, "sgd": 1.0, "adagrad": 0.05}
+OPTIMIZERS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers, and the learning rate each has when none is given."""
 
 

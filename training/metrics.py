@@ -108,7 +108,7 @@ class Report:
         if self._steps:
             axes.plot(*zip(*self._steps, strict=True), linewidth=0.8, color="tab:blue", alpha=0.6, label="steps")
         ends = [(record["step"], record["loss"]) for record in self.epochs]
-        axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="epoch")
+        axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="mean of the epoch")
         axes.set(xlabel="step", ylabel="loss, mean per example")
         axes.grid(alpha=0.3)
         axes.legend()

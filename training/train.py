@@ -16,8 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
+if __name__ == "__main__":
+    # Run as a script: the project's root belongs on the path, this folder does not.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # Threads that wait should sleep: on a machine that does anything else, spinning makes a step several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import nn

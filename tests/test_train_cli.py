@@ -1,0 +1,506 @@
+"""Laws of training/train.py and training.neighbors on bad input: exit code 2, one line, and nothing is touched.
+
+Most cases run ``main`` in this process, since a process of its own takes seconds to import torch.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import save_file
+from tiny import write_tiny_dataset
+
+from pipeline.manifest import InputError, Manifest
+from training import neighbors, train
+from training.config import TrainConfig, parse
+from training.plan import plan_epoch
+
+TRAIN = str(ROOT / "training" / "train.py")
+TORCHRUN = str(ROOT / "tools" / "torchrun.py")
+QUICK = ("--dim", "4", "--epochs", "1", "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def assert_refused(self, *words: str) -> None:
+        """Exit code 2, and one line that says ``words``."""
+        assert (self.code, len(self.stderr.splitlines())) == (2, 1), self.stderr
+        assert self.stderr.startswith("error: ")
+        assert [word for word in words if word not in self.stderr] == [], self.stderr
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs ``main(*arguments)`` as from a command line, in this process."""
+
+    def run(main: Callable[[], None], *arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def training(call: Callable[..., Ended]) -> Command:
+    return lambda *arguments: call(train.main, *QUICK, *arguments)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset that no test changes."""
+    folder = tmp_path_factory.mktemp("pristine")
+    write_tiny_dataset(folder)
+    return folder
+
+
+@pytest.fixture
+def data(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "data"))
+
+
+@pytest.fixture
+def run(pristine: Path, tmp_path: Path) -> Path:
+    """A finished run's folder, as far as its readers look."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    manifest = Manifest.load(pristine)
+    table = torch.randn(manifest.vocab_size, 4, generator=torch.Generator().manual_seed(0))
+    save_file({"center": table, "context": table.clone()}, folder / "vectors.safetensors")
+    shutil.copy(pristine / manifest.vocab_path, folder / "vocab.parquet")
+    (folder / "config.json").write_text(json.dumps({"data": str(pristine), "output": str(folder), "epochs": 1}))
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All that lies in ``folder``."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")
+    }
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def edit_manifest(**values: object) -> Callable[[Path], None]:
+    """Replaces fields of the manifest; None takes one away."""
+
+    def damage(data: Path) -> None:
+        record = {**json.loads((data / "manifest.json").read_text()), **values}
+        present = {name: value for name, value in record.items() if value is not None}
+        (data / "manifest.json").write_text(json.dumps(present))
+
+    return damage
+
+
+def shard(data: Path, number: int = 1) -> Path:
+    return data / Manifest.load(data).shards[number].path
+
+
+def flip(path: Path, offset: int) -> None:
+    edit(path, lambda old: old[:offset] + bytes([old[offset] ^ 1]) + old[offset + 1 :])
+
+
+def damage_page(path: Path, column: str) -> None:
+    """Turns one bit in the middle of a column's data."""
+    row_group = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    flip(path, (chunk.data_page_offset + begin + chunk.total_compressed_size) // 2)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 0", "--epochs found 0 expected 1"),
+        ("--epochs -3", "--epochs found -3"),
+        ("--lr -1", "--lr found -1.0"),
+        ("--lr 0", "--lr found 0.0"),
+        ("--lr nan", "--lr found nan"),
+        ("--lr inf", "--lr found inf"),
+        ("--dim 0", "--dim found 0"),
+        ("--dim -8", "--dim found -8"),
+        ("--sync-every 8", "--sync-every found 8 expected 1"),
+        ("--sync-every 0", "--sync-every found 0"),
+        ("--global-batch 0", "--global-batch found 0"),
+        ("--global-batch 500", "--global-batch found 500 --lanes 16 512"),
+        ("--global-batch 8", "--global-batch found 8 --lanes 16 16"),
+        ("--lanes 0", "--lanes found 0"),
+        ("--lanes 7", "--global-batch found 512 --lanes 7 518"),
+        ("--log-every 0", "--log-every found 0"),
+        ("--threads 0", "--threads found 0"),
+        ("--nproc 0", "--nproc found 0"),
+        ("--nproc -2", "--nproc found -2"),
+        ("--nproc 3", "3 processes --lanes 16 1, 2, 4, 8, 16"),
+        ("--nproc 32", "32 processes --lanes 16"),
+        ("--seed 99999999999999999999", "--seed found 99999999999999999999"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(
+    training: Command, pristine: Path, tmp_path: Path, flags: str, words: str
+) -> None:
+    ended = training("--data", pristine, "--output", tmp_path / "out", *flags.split())
+    ended.assert_refused(*words.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", ["--optimizer foo", "--epochs many", "--dimension 3", "--device tpu", "--lr", "stray"])
+def test_a_flag_that_is_not_understood_is_refused_in_one_line_too(training: Command, flags: str) -> None:
+    training(*flags.split()).assert_refused(flags.split()[0])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--threads 1000000",
+        "--dim 1000000000",
+        "--lanes 100000000 --global-batch 100000000",
+        "--global-batch 160000000000",
+        "--epochs 1000000000",
+    ],
+)
+def test_a_number_that_no_machine_can_serve_is_refused_at_once(flags: str) -> None:
+    """Segmentation faults, allocations of terabytes and plans of weeks are no answers."""
+    with pytest.raises(InputError, match=flags.split()[0]):
+        parse(flags.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_gpu_that_is_not_there_is_refused_before_processes_are_made(
+    training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nproc: int
+) -> None:
+    monkeypatch.setattr(train, "spawn", must_not_run)
+    ended = training("--data", pristine, "--output", tmp_path / "out", "--device", "cuda", "--nproc", nproc)
+    ended.assert_refused("--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_fewer_gpus_than_processes_is_said_once_over_all_ranks(
+    pristine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    device: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(train, "joined", must_not_run)
+    config = TrainConfig(data=pristine, output=tmp_path / "out", device=device, threads=1)
+    for rank in ("0", "1"):
+        for name in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, rank)
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.setenv(name, "2")
+        with pytest.raises(SystemExit, match="2"):
+            train.be_a_rank(config)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "--device" in lines[0]
+
+
+def must_not_run(*_: object) -> None:
+    raise AssertionError("this is too late for the error")
+
+
+# The dataset
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        pytest.param(shutil.rmtree, "no manifest.json; prepare", id="no folder"),
+        pytest.param(lambda data: (data / "manifest.json").unlink(), "no manifest.json; prepare", id="no manifest"),
+        pytest.param(
+            lambda data: edit(data / "manifest.json", lambda old: b""), "manifest.json cannot be read", id="empty"
+        ),
+        pytest.param(
+            lambda data: edit(data / "manifest.json", lambda old: old[: len(old) // 2]),
+            "manifest.json cannot be read",
+            id="half a manifest",
+        ),
+        pytest.param(
+            lambda data: edit(data / "manifest.json", lambda old: b"\xff\0" + old),
+            "manifest.json cannot be read",
+            id="binary manifest",
+        ),
+        pytest.param(edit_manifest(format_version=2), "version 2 expected 1; newer", id="newer format"),
+        pytest.param(edit_manifest(format_version=0), "version 0 expected 1; prepare", id="older format"),
+        pytest.param(edit_manifest(dataset_id=None), "manifest.json dataset_id", id="no dataset_id"),
+        pytest.param(edit_manifest(dataset_id="0"), "manifest.json dataset_id", id="another's dataset_id"),
+        pytest.param(edit_manifest(shards=None), "manifest.json shards", id="no shards listed"),
+        pytest.param(edit_manifest(vocab_size=5), "vocab", id="another vocab_size"),
+        pytest.param(edit_manifest(max_len=7), "max_len", id="another max_len"),
+        pytest.param(lambda data: shard(data).unlink(), "shard-00001.parquet missing", id="a missing shard"),
+        pytest.param(
+            lambda data: edit(shard(data), lambda old: old[:-1]), "shard-00001.parquet bytes", id="a truncated shard"
+        ),
+        pytest.param(
+            lambda data: edit(shard(data), lambda old: b""), "shard-00001.parquet 0 bytes", id="an emptied shard"
+        ),
+        pytest.param(lambda data: vocab(data).unlink(), "vocab.parquet missing", id="no vocabulary"),
+        pytest.param(
+            lambda data: edit(vocab(data), lambda old: old[:100]), "vocab.parquet", id="a truncated vocabulary"
+        ),
+        pytest.param(
+            lambda data: edit(vocab(data), lambda old: old.replace(b"w11", b"w99")),
+            "vocab.parquet",
+            id="a changed vocabulary",
+        ),
+    ],
+)
+def test_a_dataset_that_is_not_whole_is_refused_and_left_as_it_is(
+    training: Command, data: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(data)
+    before = tree(data)
+    training("--data", data, "--output", tmp_path / "out").assert_refused(str(data), *words.split())
+    assert tree(data) == before
+    assert not (tmp_path / "out").exists()
+
+
+def vocab(data: Path) -> Path:
+    return data / Manifest.load(data).vocab_path
+
+
+def test_data_that_is_a_file_is_refused(training: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    training("--data", tmp_path / "file", "--output", tmp_path / "out").assert_refused("file", "no manifest.json")
+
+
+@pytest.mark.parametrize("column", ["center", "contexts_negatives", "num_contexts"])
+def test_a_damaged_page_is_named(training: Command, data: Path, tmp_path: Path, column: str) -> None:
+    damage_page(shard(data), column)
+    ended = training("--data", data, "--output", tmp_path / "out")
+    ended.assert_refused(str(shard(data)), "damaged", "prepare", "--overwrite")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "vectors.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"num_contexts", b"num_contextz"), (b"contexts_negatives", b"contexts_\xffegatives"), (b"PAR1", b"PAR2")],
+)
+def test_a_damaged_footer_is_named(training: Command, data: Path, tmp_path: Path, old: bytes, new: bytes) -> None:
+    edit(shard(data), lambda content: content.replace(old, new))
+    training("--data", data, "--output", tmp_path / "out").assert_refused(str(shard(data)), "prepare")
+
+
+@pytest.mark.parametrize("read_by", ["one rank", "both ranks"])
+def test_a_damaged_page_ends_all_ranks_with_one_line_written_last(data: Path, tmp_path: Path, read_by: str) -> None:
+    """With two lanes each rank reads the half of an epoch; with more, all ranks read parts of every row group."""
+    lanes = 2 if read_by == "one rank" else 16
+    manifest = Manifest.load(data)
+    plan = plan_epoch(manifest.select(0), manifest.row_group_rows, 0, 0, lanes, 512)
+    path = shard(data, plan.lanes[1][-1].shard)
+    damage_page(path, "contexts_negatives")
+    flags = ["--data", str(data), "--output", str(tmp_path / "out"), "--lanes", str(lanes), *QUICK, "--nproc", "2"]
+    begin = time.monotonic()
+    ended = start([sys.executable, TRAIN, *flags])
+    assert time.monotonic() - begin < 60
+    lines = ended.stderr.splitlines()
+    assert ended.code == 2
+    assert [str(path) in line for line in lines if line.startswith("error: ")] == [True], ended.stderr
+    assert lines[-1].startswith("error: "), ended.stderr
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def start(command: list[str]) -> Ended:
+    """Runs a command in a process of its own."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+# The run's folder
+
+
+def test_a_finished_run_is_not_touched_without_overwrite(training: Command, pristine: Path, run: Path) -> None:
+    before = tree(run)
+    training("--data", pristine, "--output", run).assert_refused(str(run), "finished run", "--overwrite")
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("name", ["data", "settings", "page"])
+def test_overwriting_keeps_the_old_run_until_there_is_a_new_one(
+    training: Command, data: Path, run: Path, name: str
+) -> None:
+    before = tree(run)
+    if name == "data":
+        (data / "manifest.json").unlink()
+    if name == "page":
+        damage_page(shard(data), "contexts_negatives")
+    flags = ["--global-batch", "500"] if name == "settings" else []
+    assert training("--data", data, "--output", run, "--overwrite", *flags).code == 2
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["notes.txt", "config.json main.py", "vocab.parquet train/shard.parquet", "metrics.jsonl .git/HEAD"],
+)
+@pytest.mark.parametrize("overwrite", [False, True], ids=["", "--overwrite"])
+def test_a_folder_of_somebody_elses_files_is_refused_and_left_as_it_is(
+    training: Command, pristine: Path, tmp_path: Path, names: str, overwrite: bool
+) -> None:
+    """A project's own config.json, or a dataset's vocab.parquet, does not make its folder a run's."""
+    for name in names.split():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text('{"mine": 1}')
+    before = tree(tmp_path / "mine")
+    flags = ["--overwrite"] if overwrite else []
+    ended = training("--data", pristine, "--output", tmp_path / "mine", *flags)
+    ended.assert_refused(str(tmp_path / "mine"), "no run's")
+    assert tree(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("folder", ["", "gen-tiny"])
+def test_a_dataset_is_never_taken_for_a_runs_folder(training: Command, data: Path, folder: str) -> None:
+    before = tree(data)
+    training("--data", data, "--output", data / folder, "--overwrite").assert_refused("--output")
+    assert tree(data) == before
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/b/run", "x" * 300], ids=["a file", "below it", "deep below it", "long"])
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_an_output_that_cannot_be_made_is_refused_before_processes_are_made(
+    training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str, nproc: int
+) -> None:
+    monkeypatch.setattr(train, "spawn", must_not_run)
+    (tmp_path / "file").write_text("text")
+    output = tmp_path / below if len(below) > 255 else tmp_path / "file" / below
+    ended = training("--data", pristine, "--output", output, "--nproc", nproc)
+    ended.assert_refused("--output", str(output))
+    assert tree(tmp_path) == {"file": b"text"}
+
+
+# Training
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_vectors(training: Command, pristine: Path, tmp_path: Path) -> None:
+    ended = training("--data", pristine, "--output", tmp_path / "out", "--lr", "1e30")
+    ended.assert_refused("--lr", "1e+30")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "vectors.safetensors").exists()
+
+
+def test_metrics_are_json_and_their_losses_numbers(training: Command, pristine: Path, tmp_path: Path) -> None:
+    assert training("--data", pristine, "--output", tmp_path / "out", "--log-every", 2).code == 0
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["step"] * 3 + ["epoch"]
+    assert all(math.isfinite(json.loads(line)["loss"]) for line in lines)
+
+
+# Processes of their own
+
+
+def test_the_script_itself_ends_with_2_and_one_line(tmp_path: Path) -> None:
+    ended = start([sys.executable, TRAIN, "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    ended.assert_refused("none", "no manifest.json")
+    assert tree(tmp_path) == {}
+
+
+def test_nproc_other_than_what_torchrun_made_is_said_once(pristine: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), "--nproc", "2"]
+    ended = start([sys.executable, TORCHRUN, "--nproc-per-node", "4", TRAIN, *flags])
+    ours = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert ended.code == 1  # torchrun's own
+    assert len(ours) == 1, ended.stderr
+    assert "--nproc: found 2, expected 4" in ours[0]
+    assert tree(tmp_path) == {}
+
+
+# Neighbours
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("w1x", "'w1x' 60 words w1 w51"),
+        ("w1 zzz", "'zzz' 60 words"),
+        ("<unk>", "'<unk>' 60 words"),
+        ("w1 --topk 0", "--topk found 0 expected 1"),
+        ("w1 --topk -1", "--topk found -1"),
+    ],
+)
+def test_a_word_or_number_that_cannot_be_is_named(
+    call: Callable[..., Ended], run: Path, arguments: str, words: str
+) -> None:
+    ended = call(neighbors.main, run, *arguments.split())
+    ended.assert_refused(*words.split())
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", ["", "w1 --topk few", "w1 --top 3 --kind x"])
+def test_neighbors_refuses_what_it_does_not_understand_in_one_line_too(
+    call: Callable[..., Ended], run: Path, arguments: str
+) -> None:
+    call(neighbors.main, run, *arguments.split()).assert_refused()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        pytest.param(shutil.rmtree, "no finished run; train", id="no folder"),
+        pytest.param(lambda run: (run / "vectors.safetensors").unlink(), "vectors.safetensors train", id="no vectors"),
+        pytest.param(lambda run: (run / "summary.json").unlink(), "no finished run", id="unfinished"),
+        pytest.param(
+            lambda run: edit(run / "vectors.safetensors", lambda old: old[:-10]),
+            "vectors.safetensors train",
+            id="truncated vectors",
+        ),
+        pytest.param(
+            lambda run: edit(run / "vectors.safetensors", lambda old: b""), "vectors.safetensors", id="empty vectors"
+        ),
+        pytest.param(
+            lambda run: edit(run / "vocab.parquet", lambda old: old[:-10]), "vocab.parquet", id="truncated vocabulary"
+        ),
+        pytest.param(
+            lambda run: save_file({"center": torch.zeros(7, 4)}, run / "vectors.safetensors"), "7", id="another size"
+        ),
+    ],
+)
+def test_a_run_that_is_not_whole_is_refused(
+    call: Callable[..., Ended], run: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(run)
+    call(neighbors.main, run, "w1").assert_refused(str(run), *words.split())
+
+
+def test_more_neighbours_than_there_are_words_are_all_of_them(call: Callable[..., Ended], run: Path) -> None:
+    ended = call(neighbors.main, run, "w1", "--topk", 1_000_000)
+    assert ended.code == 0
+    assert len(ended.stdout.splitlines()) == 59
