@@ -61,10 +61,8 @@ def run_prepare(corpus: Corpus, config: PipelineConfig, output: Path, overwrite:
         return
     started = time.perf_counter()
     spark = build_session(f"shardvec: {output.name}")
-    try:
-        manifest = prepare(spark, corpus, config, output)
-    finally:
-        spark.stop()
+    manifest = prepare(spark, corpus, config, output)
+    spark.stop()
     print(summary(manifest, output, time.perf_counter() - started))
 
 
@@ -107,12 +105,21 @@ def summary(manifest: Manifest, output: Path, seconds: float) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a job's main: what the user can mend ends in one line and exit code 2."""
+    """Runs a job's main: what the user can mend ends in one line and exit code 2, Ctrl-C in one line and 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for noisy in ("py4j", "pyspark"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it logs it also raises
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        print("interrupted; what was there before is unchanged", file=sys.stderr)
+        sys.exit(130)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of it: Spark's Java dies of it too, and that raises errors on top."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
