@@ -106,8 +106,10 @@ def summary(manifest: Manifest, output: Path, seconds: float) -> str:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a job's main: what the user can mend ends in one line and exit code 2, Ctrl-C in one line and 130."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it logs it also raises
+    ours = logging.getLogger("pipeline")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler(sys.stdout))
+    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
     try:
         main()
     except InputError as error:
