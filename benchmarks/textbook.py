@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from pipeline.manifest import InputError, Manifest
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
 from training.config import TrainConfig
 from training.distributed import choose_device
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from session import add_sampling_flags, config_from, run, run_prepare
 
 from pipeline.corpus import PTB_FILE, ptb
+from pipeline.errors import Parser, path
 
 CACHE = Path("data/cache") / PTB_FILE
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Penn Treebank (or any text) to a dataset for training/train.py.")
+    parser = Parser("jobs/prepare_ptb.py", "Penn Treebank (or any text) to a dataset for training/train.py.")
     parser.add_argument(
-        "--input", type=Path, help=f"a text file or a folder of them; left out: {CACHE}, or a download to it"
+        "--input", type=path, help=f"a text file or a folder of them; left out: {CACHE}, or a download to it"
     )
-    parser.add_argument("--output", type=Path, default=Path("data/ptb"), help="the dataset (default: %(default)s)")
+    parser.add_argument("--output", type=path, default=Path("data/ptb"), help="the dataset (default: %(default)s)")
     add_sampling_flags(parser)
     return parser.parse_args()
 

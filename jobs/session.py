@@ -10,10 +10,13 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from pipeline.config import InputError, PipelineConfig
+from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
+from pipeline.errors import InputError, check_output
 from pipeline.manifest import Manifest
 from pipeline.stages import prepare
+
+DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
@@ -56,6 +59,7 @@ def build_session(name: str) -> SparkSession:
 
 def run_prepare(corpus: Corpus, config: PipelineConfig, output: Path, overwrite: bool) -> None:
     """Prepares ``output`` unless it is there already, and prints what it holds."""
+    check_output(output, DATASET_FILES, "dataset")
     if is_there(corpus, config, output, overwrite):
         print(f"{output}: already there, nothing to do")
         return
@@ -108,7 +112,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a job's main: what the user can mend ends in one line and exit code 2, Ctrl-C in one line and 130."""
     ours = logging.getLogger("pipeline")
     ours.setLevel(logging.INFO)
-    ours.addHandler(logging.StreamHandler(sys.stdout))
+    ours.handlers = [logging.StreamHandler(sys.stdout)]
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
     try:
         main()

@@ -3,17 +3,13 @@
 import math
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
+
 MAX_SEQUENCE_TOKENS = 1 << 17
 """Tokens a task samples at once, and so the longest sequence there can be: bounds a worker's memory."""
 
-
-class InputError(ValueError):
-    """Something the user can mend. The message is one line: what was found, what was expected, where, what to do."""
-
-    @classmethod
-    def flag(cls, name: str, found: object, expected: str) -> "InputError":
-        """The error of a setting that was given on the command line."""
-        return cls(f"--{name.replace('_', '-')}: found {found}, expected {expected}")
+MAX_EPOCHS = 1000  # a task keeps a file open for each
+MAX_SHARDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,10 @@ class PipelineConfig:
             found = getattr(self, name)
             if found is not None and found < 1:
                 raise InputError.flag(name, found, "1 or more")
+        if self.epochs > MAX_EPOCHS:
+            raise InputError.flag("epochs", self.epochs, f"at most {MAX_EPOCHS}: each is a copy of the examples")
+        if self.num_shards is not None and self.num_shards > MAX_SHARDS:
+            raise InputError.flag("num_shards", self.num_shards, f"at most {MAX_SHARDS}")
         if not 2 <= self.max_sentence_length <= MAX_SEQUENCE_TOKENS:
             raise InputError.flag("max_sentence_length", self.max_sentence_length, f"2 to {MAX_SEQUENCE_TOKENS} tokens")
         if self.max_len > 2**15 - 1:

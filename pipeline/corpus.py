@@ -7,16 +7,19 @@ import os
 import re
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipeline.config import InputError
 from pipeline.demo import demo_lines
+from pipeline.errors import InputError
 
 PTB_FILE = "ptb.train.txt"
 PTB_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
@@ -54,18 +57,21 @@ class Corpus:
 
 def text(given: Path) -> Corpus:
     """The text file ``given``, or all files right inside that folder whose names begin with neither . nor _ ."""
-    if given.is_dir():
-        paths = sorted(path for path in given.iterdir() if path.is_file() and path.name[0] not in "._")
-        if not paths:
-            raise InputError(f"--input {given}: a folder without files, expected text files right inside it")
-    elif given.is_file():
-        paths = [given]
-    else:
-        raise InputError(f"--input {given}: not found, expected a text file or a folder of text files")
-    for path in paths:
-        _check_text(path)
-    if not any(path.stat().st_size for path in paths):
-        raise InputError(f"--input {given}: empty, expected text, one sentence a line")
+    try:
+        if given.is_dir():
+            paths = sorted(path for path in given.iterdir() if path.is_file() and path.name[0] not in "._")
+            if not paths:
+                raise InputError(f"--input {given}: a folder without files, expected text files right inside it")
+        elif given.is_file():
+            paths = [given]
+        else:
+            raise InputError(f"--input {given}: not found, expected a text file or a folder of text files")
+        for path in paths:
+            _check_text(path)
+        if not any(path.stat().st_size for path in paths):
+            raise InputError(f"--input {given}: empty, expected text, one sentence a line")
+    except OSError as error:
+        raise InputError(f"--input {given}: cannot be read ({error}); expected text, one sentence a line") from None
     return Corpus(tuple(path.absolute() for path in paths), str(given))
 
 
@@ -75,8 +81,10 @@ def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corp
     A cached or downloaded copy is believed only when its SHA-256 is the published text's.
     """
     if given is not None:
-        inside = given / PTB_FILE
-        return text(inside if inside.is_file() else given)
+        with suppress(OSError):  # text() says what is wrong with the path
+            if (given / PTB_FILE).is_file():
+                return text(given / PTB_FILE)
+        return text(given)
     if not cache.is_file():
         _write_whole(cache, _download(urls))
     elif _sha256(cache.read_bytes()) != PTB_SHA256:
@@ -93,7 +101,13 @@ def demo(cache: Path) -> Corpus:
 
 
 def _check_text(path: Path) -> None:
-    """Refuses what cannot be read, and what cannot be text: a zero byte near the beginning, uncompressed."""
+    """Refuses what cannot be read, what Spark passes over, and what is no text: a zero byte near the beginning."""
+    if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
+        raise InputError(
+            f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
+        )
+    if path.suffix in (".lz4", ".snappy", ".deflate"):
+        raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz or .bz2")
     try:
         with pa.input_stream(str(path), compression="detect") as file:
             head = file.read(SNIFF_BYTES)
@@ -116,8 +130,8 @@ def _download(urls: Iterable[str]) -> bytes:
                 content: bytes = response.read(MAX_DOWNLOAD_BYTES)
             if url.endswith(".zip"):
                 content = _from_zip(content)
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            failures.append(f"{url}: {getattr(error, 'reason', error)}")
+        except (OSError, HTTPException, zipfile.BadZipFile, zlib.error, KeyError) as error:
+            failures.append(f"{url}: {' '.join(str(getattr(error, 'reason', error)).split())}")
             continue
         if _sha256(content) == PTB_SHA256:
             return content
@@ -135,7 +149,14 @@ def _sha256(content: bytes) -> str:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); name a copy of the text with --input"
+        ) from None

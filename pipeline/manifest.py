@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import InputError, PipelineConfig
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-__all__ = ["Counts", "InputError", "Manifest", "ManifestError", "PipelineConfig", "ShardInfo"]
+from pipeline.config import PipelineConfig
+from pipeline.errors import InputError
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -106,12 +108,15 @@ class Manifest:
         """Makes this the dataset's manifest in one rename; before that, nothing has changed for readers."""
         record = {"dataset_id": self.dataset_id, **dataclasses.asdict(self)}
         beside = dataset / f".{FILE_NAME}.{self.generation}"
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(dataset / FILE_NAME)
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                json.dump(record, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(dataset / FILE_NAME)
+        finally:
+            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, dataset: Path) -> "Manifest":
@@ -134,14 +139,22 @@ class Manifest:
             manifest = _from_record(record)
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{path}: not a valid manifest ({error}); run prepare again with --overwrite") from None
-        if manifest.dataset_id != record["dataset_id"]:
+        if manifest.dataset_id != record.get("dataset_id") or manifest.max_len != manifest.config.max_len:
             raise ManifestError(f"{path}: dataset_id does not fit its contents; run prepare again with --overwrite")
         return manifest
 
     def check_files(self, dataset: Path) -> None:
-        """Every listed file is there, as long as it should be. Costs one stat a file; reads nothing."""
-        if not (dataset / self.vocab_path).is_file():
-            raise ManifestError(f"{dataset / self.vocab_path}: missing; run prepare again with --overwrite")
+        """Every listed file is there and as long as it should be. Costs one stat a shard; reads no examples."""
+        vocab = dataset / self.vocab_path
+        try:
+            num_words = pq.read_metadata(vocab).num_rows
+        except (OSError, pa.ArrowException) as error:
+            state = f"cannot be read ({error})" if vocab.exists() else "missing"
+            raise ManifestError(f"{vocab}: {state}; run prepare again with --overwrite") from None
+        if num_words != self.vocab_size:
+            raise ManifestError(
+                f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; run prepare again with --overwrite"
+            )
         for shard in self.shards:
             path = dataset / shard.path
             found = path.stat().st_size if path.is_file() else None

@@ -9,6 +9,7 @@ depends on (seed, epoch, purpose, key of the sequence, how many equal ones came 
 
 import json
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipeline.config import InputError, PipelineConfig
+from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
+from pipeline.errors import InputError
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
@@ -47,6 +49,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     nothing behind. Raises InputError when the corpus cannot give a single example.
     """
     source_state = corpus.state()
+    was_missing = not output.exists()
     generation = new_generation(output)
     try:
         lines = corpus.read(spark)
@@ -66,13 +69,28 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         manifest = collect(generation, config, source_state, vocab, seen)
         manifest.check_files(output)
         manifest.save(output)
-    except BaseException:
-        shutil.rmtree(generation, ignore_errors=True)
-        with suppress(OSError):
-            output.rmdir()  # only when there was nothing before
+    except BaseException as error:
+        if not is_current(output, generation):  # Ctrl-C may come just after the manifest
+            shutil.rmtree(generation, ignore_errors=True)
+        if was_missing:
+            with suppress(OSError):
+                output.rmdir()
+        unreadable = re.search(r"FAILED_READ_FILE\S* .* reading file file:/*(/.*?)\.  SQLSTATE", str(error))
+        if unreadable:
+            raise InputError(
+                f"--input {unreadable[1]}: damaged, it breaks off before its end; give a whole copy"
+            ) from None
         raise
     remove_other_generations(output, generation)
     return manifest
+
+
+def is_current(output: Path, generation: Path) -> bool:
+    """Whether the dataset's manifest points at this generation."""
+    try:
+        return Manifest.load(output).generation == generation.name
+    except ManifestError:
+        return False
 
 
 def new_generation(output: Path) -> Path:

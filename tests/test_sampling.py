@@ -9,7 +9,8 @@ import oracles
 import pytest
 from scipy import stats
 
-from pipeline.config import InputError, PipelineConfig
+from pipeline.config import PipelineConfig
+from pipeline.errors import InputError
 from pipeline.examples import contexts
 from pipeline.negatives import build_noise, draw_negatives, noise_weights
 from pipeline.randomness import Purpose, fold, stream

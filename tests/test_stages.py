@@ -15,8 +15,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipeline import demo, shards, stages
-from pipeline.config import InputError, PipelineConfig
+from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus, text
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import U64
 from pipeline.sampling import Slice, Tables

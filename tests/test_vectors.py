@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.manifest import InputError
+from pipeline.errors import InputError
 from training.vectors import Vectors
 
 VECTORS = Vectors(

@@ -2,14 +2,26 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest import InputError
+from pipeline.errors import InputError, Parser, path
 
 OPTIMIZERS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers, and the learning rate each has when none is given."""
+
+
+LIMITS = {
+    "epochs": 100_000,
+    "global_batch": 1 << 24,
+    "dim": 1 << 14,
+    "lanes": 1 << 12,
+    "threads": 1 << 10,
+    "log_every": 1 << 30,
+}
+"""The largest value of each: beyond any use, and below what would exhaust a machine."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +69,10 @@ class TrainConfig:
     """Replace a finished run."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch", "dim", "lanes", "threads", "log_every"):
+        for name in LIMITS:
             found = getattr(self, name)
-            if found is not None and found < 1:
-                raise InputError.flag(name, found, "1 or more")
+            if found is not None and not 1 <= found <= LIMITS[name]:
+                raise InputError.flag(name, found, f"1 to {LIMITS[name]:,}")
         if self.optimizer not in OPTIMIZERS:
             raise InputError.flag("optimizer", self.optimizer, " or ".join(OPTIMIZERS))
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
@@ -91,24 +103,20 @@ def _divisors(number: int) -> str:
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
-    """The checked config of a command line, and --nproc. Raises InputError; argparse ends the process with 2 itself."""
-    parser = argparse.ArgumentParser(
-        prog="training/train.py",
-        description="Trains skip-gram word vectors on a dataset that prepare wrote.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The checked config of a command line, and --nproc. Raises InputError."""
+    parser = Parser("training/train.py", "Trains skip-gram word vectors on a dataset that prepare wrote.")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     usual_rates = ", ".join(f"{name} {rate:g}" for name, rate in OPTIMIZERS.items())
 
-    def flag(group: argparse._ArgumentGroup, name: str, kind: type, text: str, **options: Any) -> None:
+    def flag(group: argparse._ArgumentGroup, name: str, kind: Callable[[str], Any], text: str, **options: Any) -> None:
         """A flag with the field's own default; one that may be absent shows none."""
         default = getattr(TrainConfig, name, None)
         options["default"] = argparse.SUPPRESS if default is None else default
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text, **options)
 
     group = parser.add_argument_group("files")
-    flag(group, "data", Path, "the dataset, a folder with manifest.json")
-    flag(group, "output", Path, "the run's folder")
+    flag(group, "data", path, "the dataset, a folder with manifest.json")
+    flag(group, "output", path, "the run's folder")
     group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace a finished run")
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector")

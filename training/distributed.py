@@ -4,6 +4,7 @@ torchrun makes processes and describes the world in environment variables. ``--n
 ``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this node.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -12,17 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from pipeline.manifest import InputError
+from pipeline.errors import InputError
 
 TIMEOUT = timedelta(minutes=10)
 PEER_GRACE_S = 30
 """How long a rank that lost a peer waits for the launcher to end it, before it ends itself."""
+
+
+class RankError(InputError):
+    """Something the user can mend that one rank alone has found, in what it has read."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def needs_spawn(nproc: int | None) -> bool:
 def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
     """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks; ends all as soon as one fails, or this one ends.
 
-    Exits with 2 when one of them did, having said why. Under torchrun the ranks meet at the store of its agent;
-    without it, at one that this process keeps.
+    Raises the first RankError of a rank. Under torchrun the ranks meet at the store of its agent; without it, at one
+    that this process keeps.
     """
     store = None
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
@@ -89,17 +96,23 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
             "MASTER_PORT": str(store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # meet there as clients, instead of rank 0 opening one of its own
         }
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the other ranks
+    errors = get_context("spawn").SimpleQueue()
     try:
         start_processes(  # type: ignore[no-untyped-call]
-            _rank_main, args=(nproc, work, args), nprocs=nproc, daemon=True, start_method="spawn"
+            _rank_main, args=(nproc, errors, work, args), nprocs=nproc, daemon=True, start_method="spawn"
         )
     except ProcessExitedException as error:
-        sys.exit(error.exit_code if error.exit_code == 2 else 1)
+        if not errors.empty():
+            raise RankError(errors.get()) from None
+        sys.exit(f"a process ended with {error.exit_code}" if error.exit_code < 0 else error.exit_code)
     finally:
         del store
 
 
-def _rank_main(local_rank: int, nproc: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _rank_main(
+    local_rank: int, nproc: int, errors: "SimpleQueue[str]", work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     """Describes a spawned rank's world as torchrun would have, then works."""
     parent = launched()
     node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
@@ -109,7 +122,11 @@ def _rank_main(local_rank: int, nproc: int, work: Callable[..., None], args: tup
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(nproc),
     }
-    work(*args)
+    try:
+        work(*args)
+    except InputError as error:
+        errors.put(str(error))
+        sys.exit(2)
 
 
 @contextmanager
@@ -140,13 +157,19 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     )
 
 
+def check_device(wanted: str, ranks_here: int) -> None:
+    """Raises InputError unless there is a GPU for each of this machine's ranks, where GPUs are wanted or found."""
+    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+        num_gpus = torch.cuda.device_count()
+        if num_gpus < ranks_here:
+            found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
+            raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
+
+
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as this rank's device. Raises InputError for a GPU that is not there."""
+    """``auto``, ``cpu`` or ``cuda`` as this rank's device; ``check_device`` has been passed."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    num_gpus = torch.cuda.device_count()
-    if local_rank >= num_gpus:
-        raise InputError.flag("device", wanted, f"a GPU for local rank {local_rank}, and there are {num_gpus} here")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

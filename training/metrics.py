@@ -1,7 +1,9 @@
 """What a run says while it goes on: metrics.jsonl, a progress bar or plain lines, and loss.png."""
 
+import io
 import json
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +80,7 @@ class Report:
         self._steps: list[tuple[int, float]] = []
         self._num_epochs = num_epochs
         self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a rank that is ended leaks it
         self._bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
@@ -101,7 +104,7 @@ class Report:
         self._bar.close()
         self._file.close()
 
-    def plot(self, path: Path) -> None:
+    def plot(self) -> bytes:
         """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
         figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
         axes = figure.add_subplot()
@@ -112,7 +115,9 @@ class Report:
         axes.set(xlabel="step", ylabel="loss, mean per example")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(path, format="png")
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        return image.getvalue()
 
     def _write(self, kind: str, **record: Any) -> dict[str, Any]:
         line = {"kind": kind, **record}

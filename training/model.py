@@ -45,7 +45,7 @@ class SkipGram(nn.Module):
         super().__init__()
         self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
         self.context = nn.Embedding(vocab_size, dim, padding_idx=0)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         with torch.no_grad():
             for table in (self.center, self.context):
                 nn.init.xavier_uniform_(table.weight, generator=generator)

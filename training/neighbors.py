@@ -3,21 +3,19 @@
 python -m training.neighbors runs/ptb chip --topk 3
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-from pipeline.manifest import InputError
+from pipeline.errors import InputError, Parser, path
 from training.vectors import Vectors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.neighbors", description="The words nearest to a word.")
-    parser.add_argument("run", type=Path, help="a finished run's folder, such as runs/ptb")
+    parser = Parser("python -m training.neighbors", "The words nearest to a word.")
+    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
     parser.add_argument("words", nargs="+", metavar="word")
     parser.add_argument("--topk", type=int, default=3, help="how many (default: %(default)s)")
-    arguments = parser.parse_args()
     try:
+        arguments = parser.parse_args()
         if arguments.topk < 1:
             raise InputError.flag("topk", arguments.topk, "1 or more")
         vectors = Vectors.load(arguments.run)

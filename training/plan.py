@@ -55,9 +55,13 @@ def plan_epoch(
     borders = [total * lane // lanes for lane in range(lanes + 1)]
     row_groups = _row_groups(shards, row_group_rows, seed, epoch)
     cut = tuple(tuple(_between(row_groups, first, last)) for first, last in pairwise(borders))
-    rows_per_step = global_batch // lanes
-    longest = max(last - first for first, last in pairwise(borders))
-    return EpochPlan(lanes=cut, rows_per_step=rows_per_step, num_steps=-(-longest // rows_per_step))
+    return EpochPlan(cut, rows_per_step=global_batch // lanes, num_steps=num_steps(total, lanes, global_batch))
+
+
+def num_steps(num_rows: int, lanes: int, global_batch: int) -> int:
+    """Steps of an epoch of ``num_rows`` rows: the longest lane's, the others fill theirs up."""
+    longest = -(-num_rows // lanes)
+    return -(-longest // (global_batch // lanes))
 
 
 def _row_groups(shards: Sequence[ShardInfo], row_group_rows: int, seed: int, epoch: int) -> list[Piece]:

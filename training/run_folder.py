@@ -3,8 +3,8 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 
-from pipeline.manifest import InputError, Manifest
+from pipeline.errors import InputError, check_output
+from pipeline.manifest import Manifest
 from training.config import TrainConfig
 from training.metrics import Report
 from training.model import SkipGram
@@ -27,34 +28,36 @@ OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png"
 
 def check_free(output: Path, overwrite: bool) -> None:
     """Raises InputError when ``output`` holds a finished run that may not be replaced, or is not a run's folder."""
-    if output.is_file():
-        raise InputError(f"--output {output}: is a file, expected a folder, new or of an earlier run")
+    check_output(output, (*OWN_FILES, *(f".{name}.*" for name in OWN_FILES)), "run")
     if (output / SUMMARY).exists() and not overwrite:
         raise InputError(f"--output {output}: holds a finished run; add --overwrite or name another folder")
-    if output.is_dir() and any(output.iterdir()) and not any((output / name).exists() for name in OWN_FILES):
-        raise InputError(f"--output {output}: holds files that are no run's; name a new folder")
 
 
-def claim(output: Path, config: TrainConfig) -> None:
-    """Makes the folder, removes what an earlier run left in it, and writes config.json."""
+def claim(config: TrainConfig, manifest: Manifest) -> Path:
+    """The folder to write in, empty but for config.json and the vocabulary.
+
+    It is the run's own, unless that holds a finished run: then a new one beside it, which ``finish`` puts in its place.
+    """
+    output = config.output.absolute()
+    folder = output.with_name(f".{output.name}.new") if (output / SUMMARY).exists() else output
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_FILES:
-            (output / name).unlink(missing_ok=True)
-        _write_json(output / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
+            (folder / name).unlink(missing_ok=True)
+        _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
+        _whole(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
+    return folder
 
 
-def finish(config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]) -> None:
-    """Writes vectors, vocabulary and plot, and summary.json last: a run with a summary is a finished one."""
-    folder = config.output
+def finish(
+    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]
+) -> None:
+    """Writes vectors and plot, and summary.json last: a run with a summary is a finished one."""
     tables = {"center": model.center.weight, "context": model.context.weight}
-    contiguous = {name: table.detach().float().cpu().contiguous() for name, table in tables.items()}
-    _whole(folder / VECTORS, lambda path: path.write_bytes(save(contiguous)))
-    vocab = (config.data / manifest.vocab_path).read_bytes()
-    _whole(folder / VOCAB, lambda path: path.write_bytes(vocab))
-    _whole(folder / "loss.png", report.plot)
+    _whole(folder / VECTORS, save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()}))
+    _whole(folder / "loss.png", report.plot())
     summary = {
         **totals,
         "epochs": report.epochs,
@@ -69,17 +72,23 @@ def finish(config: TrainConfig, manifest: Manifest, model: SkipGram, report: Rep
         "commit": _commit(),
     }
     _write_json(folder / SUMMARY, summary)
+    output = config.output.absolute()
+    if folder != output:
+        old = output.with_name(f".{output.name}.old")
+        output.rename(old)
+        folder.rename(output)
+        shutil.rmtree(old)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    _whole(path, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
+    _whole(path, f"{json.dumps(record, indent=1)}\n".encode())
 
 
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
+def _whole(path: Path, content: bytes) -> None:
     """Writes beside, then renames."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(beside)
+        beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -65,7 +65,8 @@ class ArrowStream:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+            center, targets, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise ManifestError(
                 f"{path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
@@ -76,7 +77,6 @@ class ArrowStream:
                 f"{piece.num_rows}; run prepare again with --overwrite"
             )
         rows = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
-        center, targets, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
         targets_RL = targets.flatten().to_numpy().reshape(-1, self.max_len)
         return center.to_numpy()[rows], targets_RL[rows], num_contexts.to_numpy()[rows]
 

@@ -8,13 +8,13 @@
 B rows of a rank's batch.
 """
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 if __name__ == "__main__":
     # Run as a script: the project's root belongs on the path, this folder does not.
@@ -26,65 +26,66 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.manifest import InputError, Manifest, ShardInfo
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from training.config import TrainConfig, parse
-from training.distributed import World, choose_device, joined, launched, needs_spawn, spawn, world_size_with
+from training.distributed import (
+    RankError,
+    World,
+    check_device,
+    choose_device,
+    joined,
+    launched,
+    needs_spawn,
+    spawn,
+    world_size_with,
+)
 from training.kernels import reference
-from training.metrics import Meter, Report
+from training.metrics import Meter, Moment, Report
 from training.model import RowLosses, SkipGram
-from training.plan import EpochPlan, plan_epoch
+from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.stream import ArrowStream, Batch
 
 
 def main() -> None:
-    """Parses and checks; then makes the ranks, or is one."""
+    """Parses and checks; then makes the ranks, or is one. What the user can mend is said here, once."""
     try:
         config, nproc = parse()
         config.check_world(world_size_with(nproc))
         if needs_spawn(nproc):
-            check_inputs(config)
-    except InputError as error:
-        stop(error)
-    try:
-        if needs_spawn(nproc):
             assert nproc is not None
+            check_inputs(config, ranks_here=nproc)
             spawn(nproc, be_a_rank, config)
         else:
             be_a_rank(config)
         return
+    except InputError as error:
+        if launched().local_rank == 0 or isinstance(error, RankError):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         pass  # and out of here, so that what spawn held is freed before the process ends
-    print("interrupted; there are no vectors", file=sys.stderr)
+    print("interrupted; there are no new vectors", file=sys.stderr)
     sys.exit(130)
 
 
 def be_a_rank(config: TrainConfig) -> None:
-    """Checks once more, on this machine, and trains as one rank."""
+    """Checks, on this machine, and trains as one rank."""
     world = launched()
+    manifest = check_inputs(config, world.local_world_size)
+    device = choose_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.local_world_size))
-    try:
-        manifest = check_inputs(config)
-        device = choose_device(config.device, world.local_rank)
-    except InputError as error:
-        stop(error)
     with joined(device) as world:
         try:
             train(config, manifest, world, device)
-        except InputError as error:  # a shard that this rank alone has read
-            print(f"error: rank {world.rank}: {error}", file=sys.stderr)
-            sys.exit(2)
+        except ManifestError as error:
+            raise RankError(f"rank {world.rank}: {error}") from None
 
 
-def stop(error: InputError) -> NoReturn:
-    """Says what every rank of this machine has found, once."""
-    if launched().local_rank == 0:
-        print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def check_inputs(config: TrainConfig) -> Manifest:
-    """The dataset's manifest, once its files are there and the run's folder is free. Raises InputError."""
+def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
+    """The dataset's manifest, once all that training needs is there and the run's folder is free. Raises InputError."""
+    check_device(config.device, ranks_here)
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
@@ -101,24 +102,20 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         row_losses = DistributedDataParallel(row_losses, gradient_as_bucket_view=True)
     optimizer = make_optimizer(config, model)
 
-    # The order, known before anything is read.
-    plans = [plan_of(config, manifest, epoch) for epoch in range(config.epochs)]
-    num_steps = sum(plan.num_steps for plan in plans)
-
     # The run's folder, which is rank 0's.
     report = None
     if world.is_first:
-        claim(config.output, config)
-        print(opening_lines(config, manifest, world, device, num_steps), flush=True)
-        report = Report(config.output, num_steps, config.epochs)
+        folder = claim(config, manifest)
+        print(opening_lines(config, manifest, world, device), flush=True)
+        report = Report(folder, total_steps(config, manifest), config.epochs)
 
     # Training.
     meter = Meter(device)
     begin = last_line = now = meter.moment(world)
     step = 0
-    for epoch, plan in enumerate(plans):
+    for epoch in range(config.epochs):
         epoch_begin = now
-        stream = ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan)
+        stream = ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
         for batch, wait_s in timed(stream.batches(world.rank, world.world_size)):
             batch = batch.to(device)
             optimizer.zero_grad()
@@ -129,11 +126,11 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             meter.add(losses_B.detach(), batch.num_contexts_B, wait_s)
             step += 1
             if step % config.log_every == 0:
-                now = meter.moment(world)
+                now = check_finite(meter.moment(world), step, config)
                 if report:
                     report.step(epoch, step, now.since(last_line), config.learning_rate)
                 last_line = now
-        now = meter.moment(world)
+        now = check_finite(meter.moment(world), step, config)
         if report:
             report.epoch(epoch, step, now.since(epoch_begin), now.since(begin).loss)
 
@@ -142,7 +139,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         report.close()
         run = now.since(begin)
         totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": step}
-        finish(config, manifest, model, report, {**totals, **describe(world, device)})
+        finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})
         print(f"loss {run.loss:.3f}, {run.tokens_per_s:.1f} tokens/sec on {device}")
 
 
@@ -166,6 +163,20 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
+def total_steps(config: TrainConfig, manifest: Manifest) -> int:
+    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
+    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)
+
+
+def check_finite(moment: Moment, step: int, config: TrainConfig) -> Moment:
+    """``moment``, the same on every rank. Raises InputError when training has diverged."""
+    if not math.isfinite(moment.loss):
+        raise InputError(
+            f"--lr {config.learning_rate:g}: found a loss of {moment.loss} by step {step}, expected a number; lower it"
+        )
+    return moment
+
+
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds that were spent waiting for it."""
     while True:
@@ -176,7 +187,7 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - asked
 
 
-def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device: torch.device, num_steps: int) -> str:
+def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> str:
     """What is about to happen, with the arithmetic of derived numbers."""
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
     per_rank = config.global_batch // world.world_size
@@ -185,7 +196,7 @@ def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device:
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
             f"vocabulary of {manifest.vocab_size:,}",
             f"global batch {config.global_batch} = {world.world_size} rank(s) x {per_rank} rows, "
-            f"{config.epochs} epochs, {num_steps:,} steps",
+            f"{config.epochs} epochs, {total_steps(config, manifest):,} steps",
             f"{config.optimizer}, lr {config.learning_rate:g}, dim {config.dim}, on {device}, "
             f"{torch.get_num_threads()} thread(s) a rank",
         ]

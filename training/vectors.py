@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pipeline.manifest import InputError
-from training.run_folder import VECTORS, VOCAB
+from pipeline.errors import InputError
+from training.run_folder import SUMMARY, VECTORS, VOCAB
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,16 @@ class Vectors:
     @classmethod
     def load(cls, run: Path) -> "Vectors":
         """The vectors of the run in folder ``run``. Raises InputError when there is no finished one."""
-        for name in (VECTORS, VOCAB):
-            if not (run / name).is_file():
-                raise InputError(f"{run}: no {name}, so no finished run; train one with training/train.py")
-        words = pq.read_table(run / VOCAB, columns=["word"])["word"].to_pylist()
-        return cls(words, load_file(run / VECTORS)["center"])
+        if not (run / SUMMARY).is_file():
+            raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
+        try:
+            words = pq.read_table(run / VOCAB, columns=["word"])["word"].to_pylist()
+            center_VD = load_file(run / VECTORS)["center"]
+        except (OSError, pa.ArrowException, SafetensorError, KeyError) as error:
+            raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
+        if len(words) != len(center_VD):
+            raise InputError(f"{run}: {len(center_VD)} vectors for {len(words)} words; train again")
+        return cls(words, center_VD)
 
     def most_similar(self, word: str, topk: int = 10) -> list[tuple[str, float]]:
         """The ``topk`` words nearest to ``word`` by cosine, nearest first (d2l 15.4.5), itself and <unk> left out.
