@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.textbook import commit, cpu_model
 from pipeline.manifest import Manifest
 from pipeline.shards import ROW_GROUP_ROWS, SCHEMA
 from training.stream import COLUMNS
@@ -57,6 +59,11 @@ def main() -> None:
             speeds[name].append((timed_read(file, COLUMNS), timed_read(file, None), write_s))
             sizes[name] = len(file)
 
+    print("# Encodings of a shard\n")
+    print(f"- Command: `python benchmarks/encodings.py --data {arguments.data} --repeats {arguments.repeats}`")
+    print(f"- Hardware: {cpu_model()}, one thread")
+    print(f"- Software: commit {commit()}, pyarrow {pa.__version__}")
+    print(f"- Date: {datetime.now().astimezone():%Y-%m-%d %H:%M %z}\n")
     print("| encoding | fast columns | all columns | writing | bytes a row |\n|---|---|---|---|---|")
     for name, runs in speeds.items():
         fast, every, write = (examples.num_rows / statistics.median(column) / 1e6 for column in zip(*runs, strict=True))

@@ -106,6 +106,8 @@ def _check_text(path: Path) -> None:
         raise InputError(
             f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
         )
+    if not str(path).isprintable():
+        raise InputError(f"--input {str(path)!r}: a name that is no UTF-8 or holds control characters; rename the file")
     if path.suffix in (".lz4", ".snappy", ".deflate"):
         raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz or .bz2")
     try:

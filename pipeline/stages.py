@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     A dataset that is there stays valid until the new manifest takes its place, and whatever happens before that leaves
     nothing behind. Raises InputError when the corpus cannot give a single example.
     """
+    output = output.absolute()  # executors need not stand in our folder
     source_state = corpus.state()
     was_missing = not output.exists()
     generation = new_generation(output)
@@ -78,7 +80,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         unreadable = re.search(r"FAILED_READ_FILE\S* .* reading file file:/*(/.*?)\.  SQLSTATE", str(error))
         if unreadable:
             raise InputError(
-                f"--input {unreadable[1]}: damaged, it breaks off before its end; give a whole copy"
+                f"--input {unquote(unreadable[1])}: damaged, it breaks off before its end; give a whole copy"
             ) from None
         raise
     remove_other_generations(output, generation)

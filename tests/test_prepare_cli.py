@@ -202,6 +202,12 @@ def test_an_lz4_frame_is_refused_too(job: Command, tmp_path: Path) -> None:
     ended.assert_refused("--input", "sentences.lz4")
 
 
+def test_a_name_that_is_no_utf8_is_refused(job: Command, tmp_path: Path) -> None:
+    """Java cannot say it, so Spark cannot open it."""
+    (tmp_path / "latin-\udce9.txt").write_text(lines())
+    job("--input", tmp_path, "--output", tmp_path / "out").assert_refused("--input", "latin-")
+
+
 @pytest.mark.parametrize("name", ["", "/dev/null"])
 def test_input_that_is_neither_a_file_nor_a_folder_is_refused(
     job: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -443,10 +449,11 @@ def test_an_empty_output_folder_stays_when_nothing_comes_of_it(
 
 def test_a_gzip_that_is_cut_off_behind_its_beginning_is_named(spark_job: Command, tmp_path: Path) -> None:
     content = gzip.compress(lines(num_lines=20_000).encode())
-    (tmp_path / "cut.txt.gz").write_bytes(content[: len(content) // 2])
+    path = tmp_path / "cut [1] 100%.txt.gz"
+    path.write_bytes(content[: len(content) // 2])
     before = tree(tmp_path)
-    ended = spark_job("--input", tmp_path / "cut.txt.gz", "--output", tmp_path / "out", *SMALL)
-    ended.assert_refused("--input", str(tmp_path / "cut.txt.gz"))
+    ended = spark_job("--input", path, "--output", tmp_path / "out", *SMALL)
+    ended.assert_refused("--input", str(path))
     assert tree(tmp_path) == before
 
 

@@ -379,6 +379,17 @@ def test_overwriting_leaves_the_new_run_and_nothing_of_the_old(training: Command
     assert [name for name in before if after[name] == before[name]] == ["vocab.parquet"]
 
 
+def test_overwriting_leaves_the_folder_itself_where_it_is(
+    training: Command, pristine: Path, run: Path, tmp_path: Path
+) -> None:
+    """It can be a link, a mounted disk or the folder we are in, none of which can be moved away."""
+    (tmp_path / "link").symlink_to(run)
+    folder = run.stat().st_ino
+    assert training("--data", pristine, "--output", tmp_path / "link", "--overwrite").code == 0
+    assert (run.stat().st_ino, (run / "summary.json").read_text() != "{}") == (folder, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
 @pytest.mark.parametrize(
     "names",
     ["notes.txt", "config.json main.py", "vocab.parquet train/shard.parquet", "metrics.jsonl .git/HEAD"],

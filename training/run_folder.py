@@ -23,12 +23,13 @@ from training.model import SkipGram
 SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
 VOCAB = "vocab.parquet"
+NEW = ".new"
 OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png")
 
 
 def check_free(output: Path, overwrite: bool) -> None:
     """Raises InputError when ``output`` holds a finished run that may not be replaced, or is not a run's folder."""
-    check_output(output, (*OWN_FILES, *(f".{name}.*" for name in OWN_FILES)), "run")
+    check_output(output, (*OWN_FILES, NEW, *(f".{name}.*" for name in OWN_FILES)), "run")
     if (output / SUMMARY).exists() and not overwrite:
         raise InputError(f"--output {output}: holds a finished run; add --overwrite or name another folder")
 
@@ -36,10 +37,10 @@ def check_free(output: Path, overwrite: bool) -> None:
 def claim(config: TrainConfig, manifest: Manifest) -> Path:
     """The folder to write in, empty but for config.json and the vocabulary.
 
-    It is the run's own, unless that holds a finished run: then a new one beside it, which ``finish`` puts in its place.
+    It is the run's own, unless that holds a finished run: then one inside it, whose files ``finish`` puts in place.
     """
-    output = config.output.absolute()
-    folder = output.with_name(f".{output.name}.new") if (output / SUMMARY).exists() else output
+    output = config.output
+    folder = output / NEW if (output / SUMMARY).exists() else output
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_FILES:
@@ -72,12 +73,11 @@ def finish(
         "commit": _commit(),
     }
     _write_json(folder / SUMMARY, summary)
-    output = config.output.absolute()
-    if folder != output:
-        old = output.with_name(f".{output.name}.old")
-        output.rename(old)
-        folder.rename(output)
-        shutil.rmtree(old)
+    if folder != config.output:
+        (config.output / SUMMARY).unlink()
+        for name in reversed(OWN_FILES):
+            (folder / name).replace(config.output / name)
+        shutil.rmtree(folder)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from training.distributed import (
     choose_device,
     joined,
     launched,
+    leave,
     needs_spawn,
     spawn,
     world_size_with,
@@ -81,6 +82,7 @@ def be_a_rank(config: TrainConfig) -> None:
             train(config, manifest, world, device)
         except ManifestError as error:
             raise RankError(f"rank {world.rank}: {error}") from None
+    leave(world)
 
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
