@@ -3,3 +3,8 @@
 if [ "${JAVA_HOME:-}" = @JAVA_HOME@ ]; then
     JAVA_HOME=@WRAPPER_HOME@
 fi
+# Java reads and writes file names in the locale's encoding; without a UTF-8 one, other letters would become "?".
+case "${LC_ALL:-${LC_CTYPE:-${LANG:-}}}" in
+*[Uu][Tt][Ff]*8*) ;;
+*) export LC_ALL=C.UTF-8 ;;
+esac

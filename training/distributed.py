@@ -6,6 +6,7 @@ torchrun makes processes and describes the world in environment variables. ``--n
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -114,6 +115,7 @@ def _rank_main(
     local_rank: int, nproc: int, errors: "SimpleQueue[str]", work: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     """Describes a spawned rank's world as torchrun would have, then works."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch ends a rank with it, and nohup had it ignored
     parent = launched()
     node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
     os.environ |= {
@@ -153,7 +155,8 @@ def joined(device: torch.device) -> Iterator[World]:
 def leave(world: World) -> None:
     """Ends a rank whose work is done and written, without the interpreter's own end.
 
-    That one can abort (SIGABRT) when a thread of the process group still wants the interpreter's lock.
+    That one can abort (SIGABRT): DDP keeps gloo's threads alive, and one that frees the last all-reduce's tensors wants
+    the interpreter's lock when there is no interpreter any more.
     """
     if world.world_size > 1:
         sys.stdout.flush()

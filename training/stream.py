@@ -66,8 +66,9 @@ class ArrowStream:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
             center, targets, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
+            center, targets, num_contexts = center.to_numpy(), targets.flatten().to_numpy(), num_contexts.to_numpy()
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())
             raise ManifestError(
                 f"{path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
             ) from None
@@ -77,8 +78,7 @@ class ArrowStream:
                 f"{piece.num_rows}; run prepare again with --overwrite"
             )
         rows = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
-        targets_RL = targets.flatten().to_numpy().reshape(-1, self.max_len)
-        return center.to_numpy()[rows], targets_RL[rows], num_contexts.to_numpy()[rows]
+        return center[rows], targets.reshape(-1, self.max_len)[rows], num_contexts[rows]
 
 
 class _Lane:
