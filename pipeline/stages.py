@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output: Path) -> Manifest:
     """Writes the dataset OUTPUT from ``corpus`` and returns its manifest.
 
-    A dataset that is there stays valid until the new manifest takes its place, and whatever happens before that leaves
-    nothing behind. Raises InputError when the corpus cannot give a single example.
+    A dataset that is there stays valid until the new manifest takes its place, and an error before that leaves nothing
+    behind; what a killed run leaves, the next one removes. Raises InputError when the corpus cannot give one example.
     """
     output = output.absolute()  # executors need not stand in our folder
     source_state = corpus.state()

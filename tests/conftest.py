@@ -1,13 +1,32 @@
-"""What tests share: one Spark session, and the folder with real data."""
+"""What tests share: how a command ended, one Spark session, and the folder with real data."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def assert_refused(self, *words: str) -> None:
+        """Exit code 2, and one line that says ``words``."""
+        assert (self.code, len(self.stderr.splitlines())) == (2, 1), self.stderr
+        assert self.stderr.startswith("error: ")
+        assert [word for word in words if word not in self.stderr] == [], self.stderr
+
+
+Command = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")

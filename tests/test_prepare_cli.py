@@ -19,7 +19,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 import prepare_ptb
 import pytest
 import session
-from conftest import ROOT
+from conftest import ROOT, Command, Ended
 from pyspark.sql import SparkSession
 from tiny import write_tiny_dataset
 
@@ -41,24 +40,6 @@ from pipeline.stages import prepare
 PREPARE = str(ROOT / "jobs" / "prepare_ptb.py")
 SMALL = ("--window", "2", "--min-count", "2", "--sample", "0", "--num-shards", "2")
 SMALL_CONFIG = PipelineConfig(window=2, min_count=2, sample=0, num_shards=2)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def assert_refused(self, *words: str) -> None:
-        """Exit code 2, and one line that says ``words``."""
-        assert (self.code, len(self.stderr.splitlines())) == (2, 1), self.stderr
-        assert self.stderr.startswith("error: ")
-        assert [word for word in words if word not in self.stderr] == [], self.stderr
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture

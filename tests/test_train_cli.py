@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Command, Ended
 from safetensors.torch import save_file
 from tiny import write_tiny_dataset
 
@@ -31,24 +31,6 @@ from training.run_folder import finish
 TRAIN = str(ROOT / "training" / "train.py")
 TORCHRUN = str(ROOT / "tools" / "torchrun.py")
 QUICK = ("--dim", "4", "--epochs", "1", "--device", "cpu")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def assert_refused(self, *words: str) -> None:
-        """Exit code 2, and one line that says ``words``."""
-        assert (self.code, len(self.stderr.splitlines())) == (2, 1), self.stderr
-        assert self.stderr.startswith("error: ")
-        assert [word for word in words if word not in self.stderr] == [], self.stderr
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture
