@@ -8,14 +8,14 @@ from pathlib import Path
 from session import add_sampling_flags, config_from, run, run_prepare
 
 from pipeline.corpus import demo
-from pipeline.errors import Parser, path
+from pipeline.errors import Parser, uri
 
 CACHE = Path("data/cache/demo.txt")
 
 
 def main() -> None:
     parser = Parser("jobs/prepare_demo.py", "The built-in demo corpus to a dataset for training/train.py.")
-    parser.add_argument("--output", type=path, default=Path("data/demo"), help="the dataset (default: %(default)s)")
+    parser.add_argument("--output", type=uri, default="data/demo", help="the dataset (default: %(default)s)")
     # A tenth of a corpus' usual size: rarer words count, and frequent ones are thinned out less.
     add_sampling_flags(parser, min_count=5, sample=1e-3)
     arguments = parser.parse_args()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from session import add_sampling_flags, config_from, run, run_prepare
 
-from pipeline.corpus import PTB_FILE, ptb
-from pipeline.errors import Parser, path
+from pipeline.errors import Parser, path, uri
+from pipeline.ptb import PTB_FILE, ptb
 
 CACHE = Path("data/cache") / PTB_FILE
 
@@ -20,7 +20,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--input", type=path, help=f"a text file or a folder of them; left out: {CACHE}, or a download to it"
     )
-    parser.add_argument("--output", type=path, default=Path("data/ptb"), help="the dataset (default: %(default)s)")
+    parser.add_argument("--output", type=uri, default="data/ptb", help="the dataset (default: %(default)s)")
     add_sampling_flags(parser)
     return parser.parse_args()
 

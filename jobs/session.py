@@ -6,17 +6,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
 from pyspark.sql import SparkSession
 
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
 from pipeline.errors import InputError, check_output
+from pipeline.generation import LOCK
 from pipeline.manifest import Manifest
 from pipeline.stages import prepare
+from pipeline.storage import Location, is_uri
 
-DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????")
+DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
@@ -46,31 +49,51 @@ def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> N
 
 def config_from(arguments: argparse.Namespace) -> PipelineConfig:
     """The checked PipelineConfig of parsed flags. Raises InputError."""
-    return PipelineConfig(**{field.name: getattr(arguments, field.name) for field in fields(PipelineConfig)})
+    given = vars(arguments)
+    return PipelineConfig(**{field.name: given[field.name] for field in fields(PipelineConfig) if field.name in given})
 
 
 def build_session(name: str) -> SparkSession:
     """The session spark-submit asked for, or all local cores; quiet."""
     builder = SparkSession.builder.appName(name).config("spark.ui.showConsoleProgress", "false")
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+    # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
+    spark.sparkContext.setLogLevel("FATAL" if spark.sparkContext.master.startswith("local") else "ERROR")
     return spark
 
 
-def run_prepare(corpus: Corpus, config: PipelineConfig, output: Path, overwrite: bool) -> None:
+def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: bool) -> None:
     """Prepares ``output`` unless it is there already, and prints what it holds."""
-    check_output(output, DATASET_FILES, "dataset")
-    if is_there(corpus, config, output, overwrite):
+    location = Location.of(output)
+    check_free(location)
+    session = cache(lambda: build_session(f"shardvec: {output}"))  # not before something needs it
+    if is_there(corpus, config, location, overwrite, session):
         print(f"{output}: already there, nothing to do")
         return
     started = time.perf_counter()
-    spark = build_session(f"shardvec: {output.name}")
-    manifest = prepare(spark, corpus, config, output)
-    spark.stop()
-    print(summary(manifest, output, time.perf_counter() - started))
+    manifest = prepare(session(), corpus, config, location)
+    session().stop()
+    print(manifest)
+    print(f"{output}: dataset {manifest.dataset_id} in {time.perf_counter() - started:.1f} s")
 
 
-def is_there(corpus: Corpus, config: PipelineConfig, output: Path, overwrite: bool) -> bool:
+def check_free(output: Location) -> None:
+    """Raises InputError unless ``output`` holds a dataset or nothing, and can be asked."""
+    if output.local is not None:
+        check_output(Path(output.shown) if not is_uri(output.shown) else output.local, DATASET_FILES, "dataset")
+        return
+    try:
+        names = [entry.base_name for entry in output.entries()]
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be used ({' '.join(str(error).split())})") from None
+    foreign = sorted(name for name in names if not any(map(PurePath(name).match, DATASET_FILES)))
+    if foreign:
+        raise InputError(f"--output {output}: holds {foreign[0]}, which is no dataset's; name a new place")
+
+
+def is_there(
+    corpus: Corpus, config: PipelineConfig, output: Location, overwrite: bool, session: Callable[[], SparkSession]
+) -> bool:
     """True when ``output`` holds exactly this. Raises InputError when it holds something else."""
     if overwrite or not (output / "manifest.json").exists():
         return False
@@ -81,7 +104,7 @@ def is_there(corpus: Corpus, config: PipelineConfig, output: Path, overwrite: bo
         for field in fields(config)
         if getattr(manifest.config, field.name) != getattr(config, field.name)
     ]
-    if manifest.source_state != corpus.state():
+    if manifest.source_state != corpus.state(session):
         differing.append("another or a changed corpus")
     if differing:
         raise InputError(
@@ -89,23 +112,6 @@ def is_there(corpus: Corpus, config: PipelineConfig, output: Path, overwrite: bo
             f"add --overwrite or name another folder"
         )
     return True
-
-
-def summary(manifest: Manifest, output: Path, seconds: float) -> str:
-    """What the dataset holds, for people, in a few lines."""
-    counts = manifest.counts
-    size = sum(shard.bytes for shard in manifest.shards)
-    lines = [
-        f"{counts.lines:,} lines, {counts.tokens:,} tokens, {counts.unknown:,} of them <unk>",
-        f"vocabulary of {manifest.vocab_size:,} with <unk>",
-        f"{counts.examples:,} examples, {counts.pairs:,} pairs in {manifest.sampled_epochs} sampled epoch(s)",
-        f"{len(manifest.shards)} shards, {size / 1e6:.1f} MB, {size / counts.examples:.1f} bytes an example",
-        f"{output}: dataset {manifest.dataset_id} in {seconds:.1f} s",
-    ]
-    if counts.invalid_utf8_lines:
-        mended = f"{counts.invalid_utf8_lines:,} lines were not valid UTF-8; the bytes that were not became U+FFFD"
-        lines.insert(1, mended)
-    return "\n".join(lines)
 
 
 def run(main: Callable[[], None]) -> None:

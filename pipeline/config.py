@@ -8,6 +8,8 @@ from pipeline.errors import InputError
 MAX_SEQUENCE_TOKENS = 1 << 17
 """Tokens a task samples at once, and so the longest sequence there can be: bounds a worker's memory."""
 
+TOKENIZERS = ("whitespace", "words")
+
 MAX_EPOCHS = 1000  # a task keeps a file open for each
 MAX_SHARDS = 100_000
 
@@ -15,6 +17,11 @@ MAX_SHARDS = 100_000
 @dataclass(frozen=True)
 class PipelineConfig:
     """What prepare does to a corpus. Two runs with equal configs on equal corpora write equal bytes."""
+
+    tokenizer: str = "whitespace"
+    """``whitespace`` or ``words``: how text becomes tokens (pipeline/tokens.py). Of no effect on arrays."""
+
+    lowercase: bool = False
 
     window: int = 5
     """Largest distance, in kept tokens, between a center and its contexts; the radius is uniform in 1..window."""
@@ -53,6 +60,8 @@ class PipelineConfig:
     """Any integer; another seed draws other subsamples, windows and negatives."""
 
     def __post_init__(self) -> None:
+        if self.tokenizer not in TOKENIZERS:
+            raise InputError.flag("tokenizer", self.tokenizer, " or ".join(TOKENIZERS))
         for name in ("window", "negatives", "min_count", "max_vocab", "num_shards", "epochs"):
             found = getattr(self, name)
             if found is not None and found < 1:

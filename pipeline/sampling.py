@@ -5,7 +5,6 @@ N kept tokens of the slice with at least one context (the examples), L = max_len
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -63,15 +62,15 @@ class Tables:
             noise=build_noise(noise_weights(counts_V, config.ns_exponent)),
         )
 
-    def write(self, path: Path) -> None:
+    def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
         noise = self.noise
         np.savez(buffer, keep=self.keep_V, weights=noise.weights_V, threshold=noise.threshold_S, alias=noise.alias_S)
-        path.write_bytes(buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
-    def read(cls, path: Path) -> "Tables":
-        with np.load(path, allow_pickle=False) as file:
+    def from_bytes(cls, content: bytes) -> "Tables":
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             noise = Noise(weights_V=file["weights"], threshold_S=file["threshold"], alias_S=file["alias"])
             return cls(keep_V=file["keep"], noise=noise)
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import tempfile
+import uuid
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.config import PipelineConfig
 from pipeline.manifest import ShardInfo
 from pipeline.sampling import Examples
+from pipeline.storage import Location
 
 ROW_GROUP_ROWS = 16_384
 
@@ -64,13 +67,18 @@ class ShardFile:
     Written beside its final name and renamed by ``close``; a shard without rows leaves no file.
     """
 
-    def __init__(self, generation: Path, split: str, epoch: int, number: int, attempt: str, config: PipelineConfig):
+    def __init__(self, generation: Location, split: str, epoch: int, number: int, attempt: str, config: PipelineConfig):
         self.split, self.epoch = split, epoch
-        self.path = generation / split / f"epoch={epoch}" / f"shard-{number:05d}.parquet"
+        self.name = f"{split}/epoch={epoch}/shard-{number:05d}.parquet"
+        self._generation = generation
         self.num_rows = 0
         self.num_pairs = 0
         self._negatives = config.negatives
-        self._beside = self.path.with_name(f".{self.path.name}.{attempt}")
+        final = generation / self.name
+        folder = (
+            Path(tempfile.gettempdir(), "shardvec", uuid.uuid4().hex) if final.local is None else final.local.parent
+        )
+        self._beside = folder / f".{Path(self.name).name}.{attempt}"
         self._pending: list[Examples] = []
         self._file: _HashingFile | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -91,8 +99,12 @@ class ShardFile:
             return None
         self._writer.close()
         size, sha256 = self._file.finish()
-        self._beside.replace(self.path)
-        path = self.path.relative_to(self.path.parents[3]).as_posix()
+        final = self._generation / self.name
+        if final.local is None:
+            final.put(self._beside)
+        else:
+            self._beside.replace(final.local)
+        path = f"{self._generation.path.rpartition('/')[2]}/{self.name}"
         return ShardInfo(path, self.split, self.epoch, self.num_rows, size, sha256)
 
     def discard(self) -> None:

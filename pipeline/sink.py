@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from pipeline.manifest import ShardInfo
 from pipeline.randomness import U64, Purpose, fold, stream
 from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ShardFile, versions
+from pipeline.storage import Location
 
 TABLES = "tables.npz"
 RESULTS = "results.json"
@@ -63,23 +63,23 @@ class _Writer(DataSourceArrowWriter):
         assert context is not None, "Spark calls this inside a task"
         config = PipelineConfig(**json.loads(self.config))
         return write_shards(
-            Path(self.generation), config, context.partitionId(), f"{context.taskAttemptId()}", slices(iterator)
+            Location.of(self.generation), config, context.partitionId(), f"{context.taskAttemptId()}", slices(iterator)
         )
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
         results = [asdict(message) for message in messages if isinstance(message, TaskResult)]
-        (Path(self.generation) / RESULTS).write_text(json.dumps(results))
+        (Location.of(self.generation) / RESULTS).put(json.dumps(results).encode())
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
         """Nothing: ``prepare`` removes the whole generation when writing fails."""
 
 
 def write_shards(
-    generation: Path, config: PipelineConfig, number: int, attempt: str, pieces: Iterator[Slice]
+    generation: Location, config: PipelineConfig, number: int, attempt: str, pieces: Iterator[Slice]
 ) -> TaskResult:
     """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split."""
-    tables = _tables(generation / TABLES)
+    tables = _tables(str(generation))
     subsampled = 0
     with ExitStack() as stack:
         trains = [ShardFile(generation, "train", epoch, number, attempt, config) for epoch in range(config.epochs)]
@@ -104,9 +104,9 @@ def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
 
 
 @lru_cache(maxsize=1)
-def _tables(path: Path) -> Tables:
+def _tables(generation: str) -> Tables:
     """Read once a Python worker: a generation's folder has a name of its own."""
-    return Tables.read(path)
+    return Tables.from_bytes((Location.of(generation) / TABLES).read_bytes())
 
 
 def slices(batches: Iterator[pa.RecordBatch]) -> Iterator[Slice]:

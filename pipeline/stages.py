@@ -9,15 +9,10 @@ depends on (seed, epoch, purpose, key of the sequence, how many equal ones came 
 
 import json
 import logging
-import re
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -28,115 +23,139 @@ from pyspark.sql import functions as F
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
 from pipeline.errors import InputError
+from pipeline.generation import check_unchanged, current, new_generation, writing
+from pipeline.lookup import WordIndex
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
 from pipeline.sink import RESULTS, TABLES, ShardSink, to_binary
+from pipeline.spark_errors import user_error
+from pipeline.storage import Location
 from pipeline.subsample import CERTAIN
-from pipeline.tokens import tokenize
+from pipeline.tokens import Tokenized, tokenized
 from pipeline.vocab import Vocab, encode
 
-GENERATION_PREFIX = "gen-"
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16
+VOCAB = "vocab.parquet"
+MAX_PARTIAL_COUNTS = 1 << 19
+"""Distinct words a counting task holds before it hands its counts on."""
+
+SEEN = {
+    "lines": "num_lines",
+    "nulls": "num_nulls",
+    "invalid_utf8_lines": "num_invalid_utf8",
+    "too_short": "num_too_short",
+    "long_tokens": "num_long_tokens",
+}
+"""Counts of the manifest, and what they are sums of."""
 
 log = logging.getLogger(__name__)
 
 
-def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output: Path) -> Manifest:
+def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output: str | Path | Location) -> Manifest:
     """Writes the dataset OUTPUT from ``corpus`` and returns its manifest.
 
     A dataset that is there stays valid until the new manifest takes its place, and an error before that leaves nothing
-    behind; what a killed run leaves, the next one removes. Raises InputError when the corpus cannot give one example.
+    behind; what a killed run leaves, the next one removes. Raises InputError for what the user can mend.
     """
-    output = output.absolute()  # executors need not stand in our folder
-    source_state = corpus.state()
-    was_missing = not output.exists()
-    generation = new_generation(output)
-    try:
-        lines = corpus.read(spark)
+    output = Location.of(output).absolute()  # executors need not stand in our folder
+    with new_generation(output) as generation:
+        before = current(output)
+        try:
+            source_state = corpus.state(lambda: spark)
+            rows = corpus.read(spark)
 
-        log.info("counting words in %s", corpus.description)
-        vocab, seen = count(lines, config)
-        check_vocab(vocab, config)
-        tables = Tables.build(vocab.counts_V, config)
-        vocab.write(generation / "vocab.parquet")
-        tables.write(generation / TABLES)
+            log.info("counting words in %s", corpus.description)
+            vocab, seen = count(rows, config)
+            check_vocab(vocab, config)
+            tables = Tables.build(vocab.counts_V, config)
+            with writing(output):
+                vocab.write(generation / VOCAB)
+                (generation / TABLES).put(tables.to_bytes())
 
-        num_shards = config.num_shards or default_num_shards(vocab, tables)
-        log.info("vocabulary of %d; sampling into %d shards an epoch", len(vocab), num_shards)
-        sequences = shuffle(encoded(lines, config, generation / "vocab.parquet"), num_shards)
-        write(sequences, config, generation)
+            num_shards = config.num_shards or default_num_shards(vocab, tables)
+            log.info("vocabulary of %d; sampling into %d shards an epoch", len(vocab), num_shards)
+            sequences = shuffle(encoded(rows, config, generation), num_shards)
+            write(sequences, config, generation)
 
-        manifest = collect(generation, config, source_state, vocab, seen)
-        manifest.check_files(output)
-        manifest.save(output)
-    except BaseException as error:
-        if not is_current(output, generation):  # Ctrl-C may come just after the manifest
-            shutil.rmtree(generation, ignore_errors=True)
-        if was_missing:
-            with suppress(OSError):
-                output.rmdir()
-        unreadable = re.search(r"FAILED_READ_FILE\S* .* reading file file:/*(/.*?)\.  SQLSTATE", str(error))
-        if unreadable:
-            raise InputError(
-                f"--input {unquote(unreadable[1])}: damaged, it breaks off before its end; give a whole copy"
-            ) from None
-        raise
-    remove_other_generations(output, generation)
-    return manifest
+            manifest = collect(generation, config, source_state, vocab, seen)
+            manifest.check_files(output)
+            check_unchanged(output, before)
+            with writing(output):
+                manifest.save(output)
+            return manifest
+        except InputError:
+            raise
+        except Exception as error:
+            raise user_error(error, corpus.description) or error from None
 
 
-def is_current(output: Path, generation: Path) -> bool:
-    """Whether the dataset's manifest points at this generation."""
-    try:
-        return Manifest.load(output).generation == generation.name
-    except ManifestError:
-        return False
-
-
-def new_generation(output: Path) -> Path:
-    """A folder of our own inside the dataset, so that nothing that readers believe in is touched."""
-    generation = output / f"{GENERATION_PREFIX}{secrets.token_hex(6)}"
-    try:
-        generation.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
-    return generation
-
-
-def count(lines: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int]]:
+def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int]]:
     """The vocabulary, and how many lines, tokens and so on were seen. Partial counts here, sums in the JVM."""
-    max_length = config.max_sentence_length
 
     def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        totals = Totals()
         for batch in batches:
-            found = tokenize(batch.column(0), max_length)
-            words = found.words.value_counts()
-            seen = {
-                "lines": found.num_lines,
-                "invalid_utf8_lines": found.num_invalid_utf8,
-                "sequences": int((found.lengths >= 2).sum()),
-                "too_short": found.num_too_short,
-                "tokens": len(found.words),
-            }
-            is_word = pa.array([True] * len(words) + [False] * len(seen))
-            names = pa.concat_arrays([words.field(0), pa.array(seen)])
-            counts = pa.concat_arrays([words.field(1), pa.array(seen.values(), pa.int64())])
-            yield pa.RecordBatch.from_arrays([is_word, names, counts], ["is_word", "name", "count"])
+            for found in tokenized(batch.column(0), config):
+                totals.add(found)
+            if totals.num_pending > MAX_PARTIAL_COUNTS:
+                yield totals.batch()
+                totals = Totals()
+        yield totals.batch()
 
-    totals = (
-        lines.mapInArrow(partial_counts, "is_word boolean, name string, count bigint")
+    counted = (
+        rows.mapInArrow(partial_counts, "is_word boolean, name string, count bigint")
         .groupBy("is_word", "name")
         .agg(F.sum("count").alias("count"))
         .where(~F.col("is_word") | (F.col("count") >= config.min_count))
-        .toArrow()
     )
+    if config.max_vocab is not None:  # the rest need not come to the driver
+        most_frequent = counted.orderBy("is_word", F.desc("count"), "name")
+        counted = most_frequent.limit(config.max_vocab + 1 + len(Totals().seen))  # one for <unk>, should it be there
+    totals = counted.toArrow()
     words = totals.filter(totals["is_word"]).combine_chunks()
     others = totals.filter(pc.invert(totals["is_word"])).to_pydict()
     seen = dict(zip(others["name"], others["count"], strict=True))
     vocab = Vocab.from_counts(words["name"], words["count"], seen.get("tokens", 0), config.max_vocab)
     return vocab, seen
+
+
+class Totals:
+    """The counts of a task so far: words as (values, counts) arrays, and what else was ``seen``."""
+
+    def __init__(self) -> None:
+        self.seen = dict.fromkeys([*SEEN, "sequences", "tokens"], 0)
+        self.num_pending = 0
+        self._words: list[pa.StructArray] = []
+
+    def add(self, found: Tokenized) -> None:
+        for name, attribute in SEEN.items():
+            self.seen[name] += getattr(found, attribute)
+        self.seen["sequences"] += int((found.lengths >= 2).sum())
+        self.seen["tokens"] += len(found.words)
+        self._words.append(found.words.value_counts())
+        self.num_pending += len(self._words[-1])
+        if self.num_pending > 2 * MAX_PARTIAL_COUNTS:
+            self._merge()
+
+    def batch(self) -> pa.RecordBatch:
+        """(is_word, name, count) of all of it."""
+        self._merge()
+        words = self._words[0]
+        is_word = pa.array([True] * len(words) + [False] * len(self.seen))
+        names = pa.concat_arrays([words.field(0), pa.array(self.seen, pa.string())])
+        counts = pa.concat_arrays([words.field(1), pa.array(self.seen.values(), pa.int64())])
+        return pa.RecordBatch.from_arrays([is_word, names, counts], ["is_word", "name", "count"])
+
+    def _merge(self) -> None:
+        names = pa.chunked_array([words.field(0) for words in self._words], pa.string())
+        counts = pa.chunked_array([words.field(1) for words in self._words], pa.int64())
+        table = pa.table({"name": names, "count": counts})
+        sums = table.group_by("name", use_threads=False).aggregate([("count", "sum")])
+        columns = [sums[name].combine_chunks() for name in ("name", "count_sum")]
+        self._words = [pa.StructArray.from_arrays(columns, ["values", "counts"])]
+        self.num_pending = sums.num_rows
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
@@ -161,25 +180,25 @@ def default_num_shards(vocab: Vocab, tables: Tables) -> int:
     return max(MIN_SHARDS, int(-(-expected // EXAMPLES_PER_SHARD)))
 
 
-def encoded(lines: DataFrame, config: PipelineConfig, vocab_path: Path) -> DataFrame:
+def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
     """(key bigint, ids binary): every sequence with at least two known words, as int32 ids."""
-    max_length = config.max_sentence_length
+    folder = str(generation)
 
     def to_ids(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        words = _vocab(vocab_path).words
+        index = _word_index(folder)
         for batch in batches:
-            found = tokenize(batch.column(0), max_length)
-            sequences = encode(found.words, found.lengths, words)
-            keys = pa.array(sequences.keys.view(np.int64))
-            yield pa.RecordBatch.from_arrays([keys, to_binary(sequences.ids, sequences.lengths)], ["key", "ids"])
+            for found in tokenized(batch.column(0), config):
+                sequences = encode(found.words, found.lengths, index)
+                keys = pa.array(sequences.keys.view(np.int64))
+                yield pa.RecordBatch.from_arrays([keys, to_binary(sequences.ids, sequences.lengths)], ["key", "ids"])
 
-    return lines.mapInArrow(to_ids, "key bigint, ids binary")
+    return rows.mapInArrow(to_ids, "key bigint, ids binary")
 
 
 @lru_cache(maxsize=1)
-def _vocab(path: Path) -> Vocab:
-    """Read once a Python worker: a generation's folder has a name of its own."""
-    return Vocab.read(path)
+def _word_index(generation: str) -> WordIndex:
+    """Made once a Python worker: a generation's folder has a name of its own."""
+    return WordIndex(Vocab.read(Location.of(generation) / VOCAB).words)
 
 
 def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
@@ -187,7 +206,7 @@ def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
     return sequences.repartition(num_shards, "key").sortWithinPartitions("key", "ids")
 
 
-def write(sequences: DataFrame, config: PipelineConfig, generation: Path) -> None:
+def write(sequences: DataFrame, config: PipelineConfig, generation: Location) -> None:
     """Samples and writes every partition as its shards; returns when Spark has committed all of them."""
     sequences.sparkSession.dataSource.register(ShardSink)
     writer = sequences.write.format(ShardSink.name()).mode("append")
@@ -195,14 +214,14 @@ def write(sequences: DataFrame, config: PipelineConfig, generation: Path) -> Non
 
 
 def collect(
-    generation: Path,
+    generation: Location,
     config: PipelineConfig,
     source_state: tuple[dict[str, str | int], ...],
     vocab: Vocab,
     seen: dict[str, int],
 ) -> Manifest:
     """The manifest of a generation, from the results of the tasks that Spark committed."""
-    results = json.loads((generation / RESULTS).read_text())
+    results = json.loads((generation / RESULTS).read_bytes())
     shards = sorted(
         (ShardInfo(**shard) for result in results for shard in result["shards"]),
         key=lambda shard: (shard.split != "train", shard.epoch, shard.path),
@@ -222,9 +241,9 @@ def collect(
         pairs=sum(result["pairs"] for result in results),
     )
     for leftover in (TABLES, RESULTS):
-        (generation / leftover).unlink()
+        (generation / leftover).remove()
     return Manifest(
-        generation=generation.name,
+        generation=generation.path.rpartition("/")[2],
         config=config,
         source_state=source_state,
         counts=counts,
@@ -235,10 +254,3 @@ def collect(
         versions=versions(),
         shards=tuple(shards),
     )
-
-
-def remove_other_generations(output: Path, current: Path) -> None:
-    """What the manifest no longer points at, and what killed runs left."""
-    for folder in output.glob(f"{GENERATION_PREFIX}*"):
-        if folder != current:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,12 @@
 """The one tokeniser. Counting and sampling both call it, so that they cannot disagree.
 
-A line of text is split on Unicode white space, exactly as Python's ``str.split()``; nothing is lower-cased or removed.
+``whitespace`` splits on Unicode white space, exactly as Python's ``str.split()``. ``words`` keeps runs of Unicode
+letters, marks, numbers and underscores, with apostrophes inside them ("don't"; U+2019 counts as one and becomes "'");
+all else separates. Lower-casing, if asked for, is Unicode's, one code point at a time. An array is a sequence as it is.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,34 +14,141 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import PipelineConfig
+
+CHUNK_BYTES = 2 << 20
+"""Text that is split at once: what it takes in between stays in the processor's cache, and off the worker's memory."""
+
+CHUNK_TOKENS = CHUNK_BYTES // 4
+
+MAX_WORD_BYTES = 4096
+"""A longer token is no word but a slip (a file without white space, say) and becomes <unk>, in its place."""
+
+UNKNOWN = "<unk>"
+
+_NO_WORD = r"[^\p{L}\p{M}\p{N}_']+"
+_ASCII_SPACE = re.compile(rb"[\t-\r\x1c-\x20]")
+
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The sequences of one batch of lines, end to end: ``words`` (sum of ``lengths``) and ``lengths``, each >= 1."""
+    """Sequences end to end: ``words`` (sum of ``lengths``) and ``lengths``, each >= 1; and what was met on the way."""
 
     words: pa.StringArray
     lengths: npt.NDArray[np.int64]
-    num_lines: int
-    num_invalid_utf8: int
-    num_too_short: int
+    num_lines: int = 0
+    num_nulls: int = 0
+    """Rows without a value, and null or empty elements of arrays."""
+    num_invalid_utf8: int = 0
+    num_too_short: int = 0
     """Sequences with fewer than two tokens, blank lines among them: counted as words, but of no use as examples."""
+    num_long_tokens: int = 0
 
 
-def tokenize(lines: pa.BinaryArray, max_length: int) -> Tokenized:
-    """Splits lines (raw bytes, no nulls) into words, cuts sequences after ``max_length`` tokens, drops empty ones.
+def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
+    """The sequences of lines (binary) or of token lists (list of strings), none over ``config.max_sentence_length``.
 
-    Bytes that are not UTF-8 are decoded with U+FFFD in their place, and their lines counted.
+    Comes in chunks of a few MB, however many or long the lines are. Bytes that are not UTF-8 are decoded with U+FFFD
+    in their place, and their lines counted; nulls are skipped and counted.
     """
+    values = column.drop_null()
+    num_nulls = len(column) - len(values)
+    if num_nulls:
+        yield Tokenized(_no_words(), np.zeros(0, np.int64), num_lines=num_nulls, num_nulls=num_nulls)
+    if pa.types.is_list(values.type):
+        yield from _from_lists(values, config)
+    else:
+        yield from _from_lines(values, config)
+
+
+def _from_lines(lines: pa.BinaryArray, config: PipelineConfig) -> Iterator[Tokenized]:
+    _, offsets_buffer, data = lines.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)[lines.offset : lines.offset + len(lines) + 1].astype(np.int64)
+    row = 0
+    while row < len(lines):
+        stop = int(np.searchsorted(offsets, offsets[row] + CHUNK_BYTES, side="right")) - 1
+        if stop > row:
+            yield _of_chunk(lines[row:stop], config)
+        else:
+            stop = row + 1
+            yield from _of_long_line(memoryview(data)[offsets[row] : offsets[stop]], config)
+        row = stop
+
+
+def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
     text, num_invalid = _decode(lines)
-    words, raw_lengths = _split(text)
-    lengths = _cut(raw_lengths, max_length)
+    words, raw_lengths = _split(text, config)
+    words, num_long = _without_long(words)
+    lengths = _cut(raw_lengths, config.max_sentence_length)
     return Tokenized(
         words=words,
         lengths=lengths[lengths > 0],
         num_lines=len(lines),
         num_invalid_utf8=num_invalid,
         num_too_short=int((lengths < 2).sum()),
+        num_long_tokens=num_long,
     )
+
+
+def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenized]:
+    """A line of any length, cut at white space; what does not fill a sequence yet goes on with the next stretch."""
+    carry = _no_words()
+    num_invalid, num_tokens, start = 0, 0, 0
+    while start < len(line):
+        found = _ASCII_SPACE.search(line, min(start + CHUNK_BYTES, len(line)))
+        stop = found.start() if found else len(line)
+        text, invalid = _decode(pa.array([line[start:stop].tobytes()], pa.binary()))
+        words, _ = _split(text, config)
+        words, num_long = _without_long(words)
+        num_invalid |= invalid
+        num_tokens += len(words)
+        words = pa.concat_arrays([carry, words])
+        whole = len(words) - (len(words) % config.max_sentence_length if stop < len(line) else 0)
+        yield Tokenized(
+            words=words[:whole],
+            lengths=_cut(np.array([whole]), config.max_sentence_length) if whole else np.zeros(0, np.int64),
+            num_too_short=int(whole % config.max_sentence_length == 1),
+            num_long_tokens=num_long,
+        )
+        carry, start = words[whole:], stop
+    yield Tokenized(
+        _no_words(),
+        np.zeros(0, np.int64),
+        num_lines=1,
+        num_invalid_utf8=num_invalid,
+        num_too_short=int(num_tokens == 0),
+    )
+
+
+def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokenized]:
+    words = lists.flatten()
+    raw_lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    if config.lowercase:
+        words = pc.utf8_lower(words)
+    there = pc.fill_null(pc.greater(pc.binary_length(words), 0), False).to_numpy(zero_copy_only=False)
+    num_nulls = int(there.size - there.sum())
+    if num_nulls:
+        running = np.concatenate([[0], np.cumsum(there)])
+        ends = np.cumsum(raw_lengths)
+        raw_lengths = running[ends] - running[ends - raw_lengths]
+        words = words.filter(pa.array(there))
+    words, num_long = _without_long(words)
+    lengths = _cut(raw_lengths, config.max_sentence_length)
+    yield Tokenized(
+        _no_words(),
+        np.zeros(0, np.int64),
+        num_lines=len(lists),
+        num_nulls=num_nulls,
+        num_too_short=int((lengths < 2).sum()),
+        num_long_tokens=num_long,
+    )
+    lengths = lengths[lengths > 0]
+    ends = np.cumsum(lengths)
+    row, token = 0, 0
+    while row < lengths.size:
+        stop = max(row + 1, int(np.searchsorted(ends, token + CHUNK_TOKENS, side="right")))
+        yield Tokenized(words[token : ends[stop - 1]], lengths[row:stop])
+        row, token = stop, int(ends[stop - 1])
 
 
 def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
@@ -51,17 +162,31 @@ def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
         return pa.array(text, pa.string()), num_invalid
 
 
-def _split(text: pa.StringArray) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
     """Words end to end, and how many of them each line has (0 for a blank one)."""
-    trimmed = pc.utf8_trim_whitespace(text)
-    lists = pc.utf8_split_whitespace(trimmed)
+    if config.lowercase:
+        text = pc.utf8_lower(text)
+    if config.tokenizer == "words":
+        text = pc.replace_substring(text, "\u2019", "'")
+        text = pc.replace_substring_regex(text, _NO_WORD, " ")
+    lists = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text))
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     words = lists.flatten()
-    blank = pc.equal(pc.binary_length(trimmed), 0).to_numpy(zero_copy_only=False)
-    if blank.any():  # Arrow splits "" into one empty word
-        words = words.filter(pc.not_equal(pc.binary_length(words), 0))
-        lengths[blank] = 0
+    if config.tokenizer == "words":
+        words = pc.utf8_trim(words, "'")
+    empty = pc.equal(pc.binary_length(words), 0).to_numpy(zero_copy_only=False)
+    if empty.any():  # Arrow splits "" into one empty word, and nothing may be left of a word of apostrophes
+        running = np.concatenate([[0], np.cumsum(empty)])
+        ends = np.cumsum(lengths)
+        lengths = lengths - (running[ends] - running[ends - lengths])
+        words = words.filter(pa.array(~empty))
     return words, lengths
+
+
+def _without_long(words: pa.StringArray) -> tuple[pa.StringArray, int]:
+    is_long = pc.greater(pc.binary_length(words), MAX_WORD_BYTES)
+    num_long = pc.sum(is_long).as_py() or 0
+    return (pc.if_else(is_long, UNKNOWN, words), num_long) if num_long else (words, 0)
 
 
 def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
@@ -73,3 +198,7 @@ def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int6
     last = np.cumsum(num_pieces) - 1
     pieces[last] = lengths - (num_pieces - 1) * max_length
     return pieces
+
+
+def _no_words() -> pa.StringArray:
+    return pa.array([], pa.string())

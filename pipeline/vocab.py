@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.lookup import WordIndex, word_hashes
 from pipeline.randomness import U64, sequence_keys
+from pipeline.storage import Location
+from pipeline.tokens import UNKNOWN
 
-UNKNOWN = "<unk>"
 SCHEMA = pa.schema(
     [
         pa.field("word_id", pa.int32(), nullable=False),
@@ -57,13 +59,16 @@ class Vocab:
             sha.update(f"{count} {word}\n".encode())
         return sha.hexdigest()
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path | Location) -> None:
         ids = pa.array(np.arange(len(self), dtype=np.int32))
-        pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), path)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
+        Location.of(path).put(buffer.getvalue().to_pybytes())
 
     @classmethod
-    def read(cls, path: Path) -> "Vocab":
-        table = pq.read_table(path)
+    def read(cls, path: Path | Location) -> "Vocab":
+        with Location.of(path).open() as file:
+            table = pq.read_table(file)
         return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
 
 
@@ -76,26 +81,22 @@ class Encoded:
     keys: U64
 
 
-def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], vocab_words: pa.StringArray) -> Encoded:
+def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
     """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
 
     A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
     is held out today is held out when the corpus has grown.
     """
     dictionary = words.dictionary_encode()
-    found_D = pc.index_in(dictionary.dictionary, value_set=vocab_words).fill_null(0).to_numpy(zero_copy_only=False)
-    hash_D = np.array([_word_hash(word) for word in dictionary.dictionary.to_pylist()], dtype=np.uint64)
-    index = dictionary.indices.to_numpy()
-    keys = sequence_keys(hash_D[index], lengths)
-    ids = found_D.astype(np.int32)[index]
+    hash_D = word_hashes(dictionary.dictionary)
+    id_D = index.ids(dictionary.dictionary, hash_D)
+    token = dictionary.indices.to_numpy()
+    keys = sequence_keys(hash_D[token], lengths)
+    ids = id_D[token]
     known = ids > 0
     num_known = _sums(known, lengths)
     enough = num_known >= 2
     return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])
-
-
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def _sums(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

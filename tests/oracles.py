@@ -1,7 +1,6 @@
 """Slow, obvious versions of what the project does fast. Python integers and loops; nothing is shared with the code
 under test but the formulas and the numbers of the purposes."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -39,11 +38,20 @@ def vocabulary(pieces: list[list[str]], min_count: int, max_vocab: int | None = 
     return [("<unk>", unknown), *known]
 
 
+def word_hash(word: str) -> int:
+    data, multiplier = word.encode(), 0xFF51AFD7ED558CCD
+    state = len(data) * multiplier & MASK
+    for at in range(0, len(data), 8):
+        state = (state ^ int.from_bytes(data[at : at + 8], "little")) * multiplier & MASK
+        state = (state ^ state >> 32) * multiplier & MASK
+        state ^= state >> 32
+    return state
+
+
 def sequence_key(words: Sequence[str]) -> int:
     total = 0
     for position, word in enumerate(words):
-        word_hash = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        total += fold(word_hash, position)
+        total += fold(word_hash(word), position)
     return fold(fold_all(0, 7), total & MASK)
 
 

@@ -13,6 +13,7 @@ from pipeline.config import PipelineConfig
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Examples
 from pipeline.shards import ShardFile
+from pipeline.storage import Location
 from training.plan import EpochPlan, plan_epoch
 from training.stream import ArrowStream, Batch
 
@@ -81,7 +82,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
         for number, size in enumerate(SIZES):
-            file = ShardFile(folder / "gen-0", "train", 0, number, "attempt", config)
+            file = ShardFile(Location.of(folder / "gen-0"), "train", 0, number, "attempt", config)
             center = np.arange(first, first + size, dtype=np.int32)
             targets = np.add.outer(center, np.arange(4)).astype(np.int32)
             file.append(Examples(center, targets, (center % 2 + 1).astype(np.int16), 0))
@@ -89,7 +90,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
             assert info is not None
             infos.append(info)
             first += size
-    counts = Counts(0, 0, 0, 0, 0, 0, 0, sum(SIZES), 0)
+    counts = Counts(0, 0, 0, 0, 0, 0, 0, 0, 0, sum(SIZES), 0)
     manifest = Manifest("gen-0", config, (), counts, 9, "", 4, ROW_GROUP, {}, tuple(infos))
     (folder / "gen-0" / "vocab.parquet").touch()
     manifest.save(folder)

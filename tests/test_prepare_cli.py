@@ -30,11 +30,12 @@ from conftest import ROOT, Command, Ended
 from pyspark.sql import SparkSession
 from tiny import write_tiny_dataset
 
-from pipeline import corpus
+from pipeline import ptb as ptb_module
 from pipeline.config import PipelineConfig
-from pipeline.corpus import ptb, text
+from pipeline.corpus import text
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
+from pipeline.ptb import ptb
 from pipeline.stages import prepare
 
 PREPARE = str(ROOT / "jobs" / "prepare_ptb.py")
@@ -611,8 +612,8 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """PUBLISHED in PTB's place, and patience of a third of a second."""
-    monkeypatch.setattr(corpus, "PTB_SHA256", corpus._sha256(PUBLISHED))
-    monkeypatch.setattr(corpus, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(ptb_module, "PTB_SHA256", ptb_module._sha256(PUBLISHED))
+    monkeypatch.setattr(ptb_module, "TIMEOUT_S", 0.3)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -641,7 +642,7 @@ def test_the_second_address_is_asked_when_the_first_fails(
     cache = tmp_path / "cache" / "ptb.train.txt"
     with caplog.at_level(logging.INFO):
         found = ptb(None, cache, [f"{server}/{name}", f"{server}/{good}"])
-    assert found.paths == (cache,)
+    assert found.paths == (str(cache),)
     assert tree(tmp_path / "cache") == {"ptb.train.txt": PUBLISHED}
     assert f"downloading {server}/{good}" in caplog.messages
 
@@ -658,7 +659,7 @@ def test_every_address_and_its_failure_is_named(server: str, tmp_path: Path) -> 
 @pytest.mark.usefixtures("published")
 def test_a_right_cached_copy_is_used_without_asking(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(PUBLISHED)
-    assert ptb(None, tmp_path / "cache", ["http://127.0.0.1:9/none"]).paths == (tmp_path / "cache",)
+    assert ptb(None, tmp_path / "cache", ["http://127.0.0.1:9/none"]).paths == (str(tmp_path / "cache"),)
 
 
 @pytest.mark.usefixtures("published")

@@ -275,7 +275,7 @@ def test_a_run_that_fails_leaves_the_old_dataset_and_nothing_else(
 def test_overwriting_replaces_the_generation(spark: SparkSession, tiny: tuple[Path, Manifest], tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(tiny[0], output)
-    (output / "gen-left-by-a-killed-run").mkdir()
+    (output / "gen-0123456789ab").mkdir()
     manifest = prepare(spark, corpus_of(tmp_path / "in", TINY), CONFIG, output)
     assert Manifest.load(output) == manifest
     assert sorted(path.name for path in output.iterdir()) == [manifest.generation, "manifest.json"]
@@ -310,7 +310,7 @@ def test_the_dataset_id_does_not_depend_on_the_folder(tiny: tuple[Path, Manifest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "found format version 2, expected 1; use the shardvec that wrote it"),
+        ({"format_version": 3}, "found format version 3, expected 2; use the shardvec that wrote it"),
         ({"format_version": None}, "found format version None"),
         ({"vocab_size": 5, "shards": []}, "dataset_id does not fit"),
         ({"config": {"window": 0}}, "not a valid manifest"),

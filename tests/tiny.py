@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PipelineConfig
+from pipeline.lookup import WordIndex
 from pipeline.manifest import Counts, Manifest
 from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
+from pipeline.storage import Location
 from pipeline.vocab import Vocab, encode
 
 
@@ -33,7 +35,7 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
         pa.array(list(kept)), pa.array(list(kept.values()), pa.int64()), len(words), settings.max_vocab
     )
     tables = Tables.build(vocab.counts_V, settings)
-    encoded = encode(pa.array(words), lengths, vocab.words)
+    encoded = encode(pa.array(words), lengths, WordIndex(vocab.words))
     # Every sequence counts as the first of its kind: equal ones are then sampled alike, which does no harm here.
     whole = Slice(encoded.ids, encoded.lengths, encoded.keys, np.zeros(encoded.lengths.size, np.int64))
 
@@ -45,7 +47,7 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
     for epoch in range(settings.epochs):
         for number in range(settings.num_shards or 1):
             examples = sample(whole.where(shard_of == number), tables, settings, epoch)
-            file = ShardFile(generation, "train", epoch, number, "tiny", settings)
+            file = ShardFile(Location.of(generation), "train", epoch, number, "tiny", settings)
             file.append(examples)
             info = file.close()
             if info is not None:
@@ -58,10 +60,12 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
         source_state=(),
         counts=Counts(
             lines=num_sequences,
+            nulls=0,
             invalid_utf8_lines=0,
             sequences=num_sequences,
             too_short=0,
             tokens=len(words),
+            long_tokens=0,
             unknown=int(vocab.counts_V[0]),
             subsampled=num_subsampled,
             examples=sum(shard.rows for shard in shards),

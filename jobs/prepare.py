@@ -1,0 +1,51 @@
+"""Any corpus to a dataset: text, or a column of Parquet or JSON lines, of strings or of arrays.
+
+spark-submit jobs/prepare.py --input corpus.txt --output data/mine
+spark-submit jobs/prepare.py --input 'hdfs:///logs/2026-*/*.gz' --output s3://bucket/words --tokenizer words
+spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items
+"""
+
+import argparse
+
+from session import add_sampling_flags, config_from, run, run_prepare
+
+from pipeline.config import TOKENIZERS
+from pipeline.corpus import FORMATS, corpus
+from pipeline.errors import InputError, Parser, uri
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser("jobs/prepare.py", "Any corpus to a dataset for training/train.py.")
+    parser.add_argument(
+        "--input", type=uri, nargs="+", required=True, help="files, folders, patterns, or URIs that Spark reads"
+    )
+    parser.add_argument("--output", type=uri, required=True, help="the dataset: a folder, or a URI such as s3://b/p")
+    group = parser.add_argument_group("corpus")
+    group.add_argument(
+        "--format", choices=FORMATS, default="text", help="text is one sequence a line, plain, .gz, .bz2 or .zst"
+    )
+    group.add_argument("--column", metavar="NAME", help="of Parquet or JSON: strings, or arrays of strings or integers")
+    group.add_argument(
+        "--tokenizer", choices=TOKENIZERS, default="whitespace", help="words: runs of Unicode letters and numbers"
+    )
+    group.add_argument(
+        "--lowercase", action=argparse.BooleanOptionalAction, help="default: with --tokenizer words only"
+    )
+    add_sampling_flags(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.lowercase is None:
+        arguments.lowercase = arguments.tokenizer == "words"
+    config = config_from(arguments)
+    if "" in arguments.input:
+        raise InputError("--input: found an empty name")
+    run_prepare(
+        corpus(arguments.input, arguments.format, arguments.column), config, arguments.output, arguments.overwrite
+    )
+
+
+if __name__ == "__main__":
+    run(main)

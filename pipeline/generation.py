@@ -1,0 +1,122 @@
+"""A generation: the folder that one run of prepare fills, and its claim on the output while it does so.
+
+OUTPUT/gen-<12 hex>/     nothing reads it until the manifest names it
+OUTPUT/.prepare.lock     held by the operating system for the run that writes here; gone with it, however it ends
+"""
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from pyarrow import fs as pafs
+
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.storage import Location
+
+PREFIX = "gen-"
+LOCK = ".prepare.lock"
+ABANDONED_AFTER = timedelta(days=1)
+"""An object store holds no locks: there, a generation without a manifest is taken for a dead run's after this long."""
+
+_NAME = re.compile(rf"{PREFIX}[0-9a-f]{{12}}")
+
+
+@contextmanager
+def new_generation(output: Location) -> Iterator[Location]:
+    """A folder of our own inside ``output``; when this ends, whatever is not the manifest's generation is removed.
+
+    So a run that fails leaves nothing, one that succeeds replaces what was there, and what a killed run left goes with
+    the next. Raises InputError when another run is writing to ``output``, or it cannot be written.
+    """
+    was_missing = not output.exists()
+    with writing(output):
+        output.make_folder()
+    try:
+        with _locked(output) as is_alone:
+            before = current(output)
+            generation = output / f"{PREFIX}{secrets.token_hex(6)}"
+            try:
+                with writing(output):
+                    generation.make_folder()
+                yield generation
+            finally:
+                _clean(output, generation, before, is_alone)
+    finally:
+        if was_missing and output.local is not None:
+            with suppress(OSError):  # it holds the dataset now
+                output.local.rmdir()
+
+
+def check_unchanged(output: Location, before: str | None) -> None:
+    """Raises InputError when another run has written a manifest meanwhile: an object store holds no locks."""
+    now = current(output)
+    if now != before:
+        raise InputError(f"--output {output}: another prepare has written {now} meanwhile; that one stays")
+
+
+@contextmanager
+def writing(output: Location) -> Iterator[None]:
+    """Turns the OSError of a write to ``output`` into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"--output {output}: cannot be written ({reason}); choose another") from None
+
+
+def current(output: Location) -> str | None:
+    """The generation that readers see; None where there is no dataset."""
+    try:
+        return Manifest.load(output).generation
+    except ManifestError:
+        return None
+
+
+@contextmanager
+def _locked(output: Location) -> Iterator[bool]:
+    """Whether we are known to be the only run on this output. Raises InputError when we are known not to be."""
+    if output.local is None:
+        yield False
+        return
+    path = output.local / LOCK
+    with ExitStack() as stack:
+        is_alone = False
+        while not is_alone:
+            with writing(output):
+                file = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"--output {output}: another prepare is writing there; wait for its end, or stop it"
+                ) from None
+            except OSError:
+                break  # a file system without locks
+            # A run that just ended may have removed the file between our opening and our locking it.
+            is_alone = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        stack.callback(path.unlink, missing_ok=True)
+        yield is_alone
+
+
+def _clean(output: Location, ours: Location, before: str | None, is_alone: bool) -> None:
+    """Removes every generation but the manifest's; where others may be at work, only those surely nobody's."""
+    kept = current(output)
+    with suppress(OSError):  # the next run tries again
+        for entry in output.entries():
+            name = entry.base_name
+            if not _NAME.fullmatch(name) or name == kept:
+                continue
+            if is_alone or name in (before, os.path.basename(ours.path)) or _is_abandoned(output / name):
+                (output / name).remove()
+
+
+def _is_abandoned(generation: Location) -> bool:
+    """Whether nothing has been written there for so long that its run must be dead."""
+    everything = generation.filesystem.get_file_info(pafs.FileSelector(generation.path, recursive=True))
+    times = [info.mtime for info in everything if info.type == pafs.FileType.File and info.mtime is not None]
+    return bool(times) and max(times) < datetime.now(UTC) - ABANDONED_AFTER

@@ -1,0 +1,103 @@
+"""From words to ids and hashes, a distinct word at a time: an index of the vocabulary in Arrow's own bytes.
+
+V words, S = 2^k > V slots of the index.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.compiled import compiled
+from pipeline.randomness import U64
+
+_MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)
+_SHIFT = np.uint64(32)
+
+
+class WordIndex:
+    """The ids of a vocabulary's words, found by hash and compared byte by byte; built once a Python worker.
+
+    Takes the words' bytes, and 16 to 32 bytes a word more.
+    """
+
+    def __init__(self, words: pa.StringArray):
+        self._offsets, self._bytes = _parts(words)
+        self._hashes = word_hashes(words)
+        self._slots = self._slots_of(self._hashes)
+
+    @staticmethod
+    def _slots_of(hashes: U64) -> npt.NDArray[np.int32]:
+        return np.asarray(_build(hashes, 2 << max(1, hashes.size.bit_length())))
+
+    def ids(self, words: pa.StringArray, hashes: U64) -> npt.NDArray[np.int32]:
+        """The id of each of ``words``, whose ``word_hashes`` are given; 0 for a word that is not in the vocabulary."""
+        return np.asarray(_find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words)))
+
+
+def word_hashes(words: pa.StringArray) -> U64:
+    """A 64-bit hash of every word's bytes; the same on every machine, as sequence keys are made of it."""
+    return np.asarray(_hash_all(*_parts(words)))
+
+
+def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Offsets (len + 1) and bytes of an Arrow string array without nulls, as they lie in memory."""
+    if len(words) == 0:
+        return np.zeros(1, np.int32), np.zeros(0, np.uint8)
+    _, offsets, data = words.buffers()
+    found = np.frombuffer(offsets, np.int32)[words.offset : words.offset + len(words) + 1]
+    return found, np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+
+
+@compiled
+def _hash_all(offsets, data):  # type: ignore[no-untyped-def]
+    """Eight bytes at a time, each mixed in by a multiplication and a fold (after MurmurHash3's finaliser)."""
+    hashes = np.empty(offsets.size - 1, np.uint64)
+    for word in range(hashes.size):
+        start, stop = offsets[word], offsets[word + 1]
+        state = np.uint64(stop - start) * _MULTIPLIER
+        for at in range(start, stop, 8):
+            piece = np.uint64(0)
+            for place in range(min(8, stop - at)):
+                piece |= np.uint64(data[at + place]) << np.uint64(8 * place)
+            state = (state ^ piece) * _MULTIPLIER
+            state = (state ^ (state >> _SHIFT)) * _MULTIPLIER
+            state ^= state >> _SHIFT
+        hashes[word] = state
+    return hashes
+
+
+@compiled
+def _build(hashes, num_slots):  # type: ignore[no-untyped-def]
+    """Open addressing: a slot holds an id, or -1."""
+    slots = np.full(num_slots, -1, np.int32)
+    mask = np.uint64(num_slots - 1)
+    for word in range(hashes.size):
+        slot = hashes[word] & mask
+        while slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = word
+    return slots
+
+
+@compiled
+def _find(slots, hashes, offsets, data, asked_hashes, asked_offsets, asked_data):  # type: ignore[no-untyped-def]
+    ids = np.zeros(asked_hashes.size, np.int32)
+    mask = np.uint64(slots.size - 1)
+    for asked in range(ids.size):
+        slot = asked_hashes[asked] & mask
+        start = asked_offsets[asked]
+        length = asked_offsets[asked + 1] - start
+        while slots[slot] >= 0:
+            word = slots[slot]
+            at = offsets[word]
+            if hashes[word] == asked_hashes[asked] and offsets[word + 1] - at == length:
+                same = True
+                for place in range(length):
+                    if data[at + place] != asked_data[start + place]:
+                        same = False
+                        break
+                if same:
+                    ids[asked] = word
+                    break
+            slot = (slot + np.uint64(1)) & mask
+    return ids
