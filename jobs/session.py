@@ -14,12 +14,13 @@ from pyspark.sql import SparkSession
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
 from pipeline.errors import InputError, check_output
-from pipeline.generation import LOCK
+from pipeline.generation import LOCK, writing
 from pipeline.manifest import Manifest
 from pipeline.stages import prepare
 from pipeline.storage import Location, is_uri
 
 DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK)
+PROBE = ".probe"
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
@@ -58,13 +59,16 @@ def build_session(name: str) -> SparkSession:
     builder = SparkSession.builder.appName(name).config("spark.ui.showConsoleProgress", "false")
     spark = builder.getOrCreate()
     # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
-    spark.sparkContext.setLogLevel("FATAL" if spark.sparkContext.master.startswith("local") else "ERROR")
+    spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
     return spark
 
 
 def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: bool) -> None:
     """Prepares ``output`` unless it is there already, and prints what it holds."""
-    location = Location.of(output)
+    try:
+        location = Location.of(output)
+    except InputError as error:
+        raise InputError(f"--output {error}") from None
     check_free(location)
     session = cache(lambda: build_session(f"shardvec: {output}"))  # not before something needs it
     if is_there(corpus, config, location, overwrite, session):
@@ -82,10 +86,10 @@ def check_free(output: Location) -> None:
     if output.local is not None:
         check_output(Path(output.shown) if not is_uri(output.shown) else output.local, DATASET_FILES, "dataset")
         return
-    try:
+    with writing(output):
         names = [entry.base_name for entry in output.entries()]
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be used ({' '.join(str(error).split())})") from None
+        (output / PROBE).put(b"")  # whether the bucket is there and may be written shows only so
+        (output / PROBE).remove()
     foreign = sorted(name for name in names if not any(map(PurePath(name).match, DATASET_FILES)))
     if foreign:
         raise InputError(f"--output {output}: holds {foreign[0]}, which is no dataset's; name a new place")

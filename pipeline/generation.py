@@ -65,8 +65,12 @@ def writing(output: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise InputError(f"--output {output}: cannot be written ({reason}); choose another") from None
+        if output.local is not None:
+            raise InputError(
+                f"--output {output}: cannot be written ({error.strerror}); choose another folder"
+            ) from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"--output {output}: {reason}; check the address and your credentials for it") from None
 
 
 def current(output: Location) -> str | None:

@@ -151,7 +151,9 @@ def _filesystem(base: str) -> tuple[pafs.FileSystem, str]:
             return _LOCAL, ""
         filesystem, path = pafs.FileSystem.from_uri(base)
         return filesystem, str(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         if "Unrecognized filesystem type" not in str(error):
             raise InputError(f"{base}: cannot be used ({_one_line(error)})") from None
     return _through_fsspec(base)
@@ -163,11 +165,15 @@ def _s3(base: str) -> pafs.FileSystem:
     pyarrow would wait for minutes when there is nobody at the other end.
     """
     parts = urlsplit(base)
+    if not parts.netloc or "@" in parts.netloc:
+        raise InputError(f"{base}: expected s3://bucket/..., with the keys in AWS_ACCESS_KEY_ID and its like")
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         options["endpoint_override"] = endpoint
-        options.setdefault("region", "us-east-1")  # else pyarrow asks Amazon where the bucket lies
+        options.setdefault("region", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+    elif "region" not in options:
+        options["region"] = pafs.resolve_s3_region(parts.netloc)
     return pafs.S3FileSystem(
         **options,
         connect_timeout=_S3_CONNECT_TIMEOUT_S,

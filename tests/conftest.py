@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import s3
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ Command = Callable[..., Ended]
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """A quiet local session of two cores."""
+    os.environ.update(s3.CREDENTIALS)  # Spark's Python workers see what its JVM was started with
     builder = SparkSession.builder.master("local[2]").appName("tests").config("spark.ui.enabled", "false")
     session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
