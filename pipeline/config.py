@@ -60,6 +60,8 @@ class PipelineConfig:
     """Any integer; another seed draws other subsamples, windows and negatives."""
 
     def __post_init__(self) -> None:
+        for name in ("sample", "ns_exponent", "holdout"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one config, with one digest
         if self.tokenizer not in TOKENIZERS:
             raise InputError.flag("tokenizer", self.tokenizer, " or ".join(TOKENIZERS))
         for name in ("window", "negatives", "min_count", "max_vocab", "num_shards", "epochs"):

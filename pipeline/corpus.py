@@ -20,6 +20,7 @@ FORMATS = ("text", "parquet", "json")
 SNIFF_BYTES = 1 << 16
 JSON_SAMPLE_LINES = 10_000
 
+_CORRUPT = "__corrupt_line"
 _GLOB_CHARACTERS = re.compile(r"[][*?{}\\]")
 _ESCAPED = r"\\\g<0>"
 _COMPRESSED_OTHERWISE = (".lz4", ".snappy", ".deflate", ".br")
@@ -67,8 +68,11 @@ class Corpus:
         else:
             sample = spark.read.text(paths).limit(JSON_SAMPLE_LINES).select("value")
             kind = self._kind(spark.read.json(sample).schema)
-            rows = spark.read.schema(T.StructType([T.StructField(str(self.column), kind)])).json(paths)
+            fields = [T.StructField(str(self.column), kind), T.StructField(_CORRUPT, T.StringType())]
+            rows = spark.read.schema(T.StructType(fields)).json(paths, columnNameOfCorruptRecord=_CORRUPT)
         value = F.col(f"`{str(self.column).replace('`', '``')}`")
+        if self.format == "json":  # of a line that breaks off, Spark would give what it has
+            value = F.when(F.col(_CORRUPT).isNull(), value)
         is_array = isinstance(kind, T.ArrayType)
         return rows.select(value.cast("array<string>" if is_array else "binary").alias("value"))
 

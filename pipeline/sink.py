@@ -19,6 +19,7 @@ from pyspark.sql.datasource import DataSource, DataSourceArrowWriter, WriterComm
 from pyspark.sql.types import StructType
 
 from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
+from pipeline.generation import writing
 from pipeline.manifest import ShardInfo
 from pipeline.randomness import U64, Purpose, fold, stream
 from pipeline.sampling import Slice, Tables, sample
@@ -81,7 +82,7 @@ def write_shards(
     """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split."""
     tables = _tables(str(generation))
     subsampled = 0
-    with ExitStack() as stack:
+    with writing(generation), ExitStack() as stack:
         trains = [ShardFile(generation, "train", epoch, number, attempt, config) for epoch in range(config.epochs)]
         heldout = ShardFile(generation, "heldout", 0, number, attempt, config)
         for file in (*trains, heldout):
