@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.errors import InputError
 
 MAX_SEQUENCE_TOKENS = 1 << 17
-"""Tokens a task samples at once, and so the longest sequence there can be: bounds a worker's memory."""
+"""The longest sequence there can be: a task samples at least one at once, so this bounds its memory."""
 
 TOKENIZERS = ("whitespace", "words")
 

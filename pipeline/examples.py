@@ -1,35 +1,105 @@
-"""Windows: from kept token ids to centers and their contexts. Pure numpy.
+"""Examples of sequences: kept tokens as centers, each with the contexts of its window and its negatives. Compiled.
 
-N tokens (and so centers), C = 2·window context places.
+T tokens of a slice, T' of which subsampling keeps; Q sequences; N examples, L = max_len; V words, S slots (noise.py).
 """
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.compiled import compiled
+from pipeline.draws import draw, draw_below
+from pipeline.negatives import draw_negatives, redraw_contexts
+from pipeline.randomness import U64
 
-def contexts(
-    ids_N: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], radius_N: npt.NDArray[np.int64], window: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The contexts of every token: (contexts_NC, num_contexts_N), left to right, 0 after the last.
+_1, _32 = np.uint64(1), np.uint64(32)
 
-    ``ids_N`` holds sequences of ``lengths`` end to end; a window of radius r reaches r tokens to either side and never
-    over a sequence's edge (Mikolov et al. 2013; d2l 15.3.3).
+
+@compiled
+def keep_tokens(
+    ids_T: npt.NDArray[np.int32],
+    lengths_Q: npt.NDArray[np.int64],
+    keys_Q: U64,
+    repeats_Q: U64,
+    epoch_stream: np.uint64,
+    keep_V: U64,
+    kept_ids_T: npt.NDArray[np.int32],
+    kept_positions_T: npt.NDArray[np.int32],
+    kept_lengths_Q: npt.NDArray[np.int64],
+) -> int:
+    """Writes what subsampling keeps of every sequence, end to end: ids, positions before subsampling, lengths.
+
+    Returns how many examples that gives: a sequence of which one token is left has none.
     """
-    starts = np.cumsum(lengths) - lengths
-    position_N = np.arange(ids_N.size) - np.repeat(starts, lengths)
-    after_N = np.repeat(lengths, lengths) - 1 - position_N
-    left_N = np.minimum(radius_N, position_N)
-    right_N = np.minimum(radius_N, after_N)
-    num_contexts_N = left_N + right_N
+    token = num_kept = num_examples = 0
+    for q in range(lengths_Q.size):
+        stream = draw(draw(epoch_stream, keys_Q[q]), repeats_Q[q])
+        start = num_kept
+        for position in range(lengths_Q[q]):
+            word = ids_T[token]
+            kept_ids_T[num_kept] = word
+            kept_positions_T[num_kept] = position
+            num_kept += (draw(stream, np.uint64(position)) >> _32) < keep_V[word]
+            token += 1
+        kept_lengths_Q[q] = num_kept - start
+        if kept_lengths_Q[q] > 1:
+            num_examples += kept_lengths_Q[q]
+    return num_examples
 
-    slot_C = np.arange(2 * window)
-    offset_NC = slot_C - left_N[:, None]
-    offset_NC += offset_NC >= 0  # the center is not its own context
-    is_context_NC = slot_C < num_contexts_N[:, None]
-    index_NC = np.where(is_context_NC, np.arange(ids_N.size)[:, None] + offset_NC, 0)
-    contexts_NC = np.where(is_context_NC, ids_N[index_NC], 0).astype(np.int32) if ids_N.size else _empty(window)
-    return contexts_NC, num_contexts_N
+
+@compiled
+def fill_rows(
+    kept_ids_T: npt.NDArray[np.int32],
+    kept_positions_T: npt.NDArray[np.int32],
+    kept_lengths_Q: npt.NDArray[np.int64],
+    keys_Q: U64,
+    repeats_Q: U64,
+    window_stream: np.uint64,
+    negative_stream: np.uint64,
+    window: int,
+    negatives: int,
+    slots_S: U64,
+    slot_shift: np.uint64,
+    ends_V: npt.NDArray[np.int64],
+    center_N: npt.NDArray[np.int32],
+    rows_NL: npt.NDArray[np.int32],
+    num_contexts_N: npt.NDArray[np.int16],
+) -> None:
+    """Writes the examples: center; contexts, then negatives, then 0; and how many contexts there are."""
+    start = example = 0
+    for q in range(kept_lengths_Q.size):
+        stop = start + kept_lengths_Q[q]
+        if stop - start < 2:
+            start = stop
+            continue
+        windows = draw(draw(window_stream, keys_Q[q]), repeats_Q[q])
+        noise = draw(draw(negative_stream, keys_Q[q]), repeats_Q[q])
+        for token in range(start, stop):
+            row_L, position = rows_NL[example], np.uint64(kept_positions_T[token])
+            radius: int = 1 + np.int64(draw_below(windows, position, np.uint64(window)))  # type: ignore[assignment]
+            n = copy_contexts(kept_ids_T, start, token, stop, radius, row_L)
+            real = n * (1 + negatives)
+            row_noise = draw(noise, position)
+            if draw_negatives(row_L[n:real], row_L[:n], row_noise, slots_S, slot_shift):
+                redraw_contexts(row_L[n:real], row_L[:n], row_noise, slots_S, slot_shift, ends_V)
+            row_L[real:] = 0
+            center_N[example] = kept_ids_T[token]
+            num_contexts_N[example] = n
+            example += 1
+        start = stop
 
 
-def _empty(window: int) -> npt.NDArray[np.int32]:
-    return np.zeros((0, 2 * window), dtype=np.int32)
+@compiled
+def copy_contexts(
+    ids_T: npt.NDArray[np.int32], start: int, token: int, stop: int, radius: int, row_L: npt.NDArray[np.int32]
+) -> int:
+    """Writes the contexts of a token, left to right, to the front of a row; returns how many there are.
+
+    A window of radius r reaches r tokens to either side and never over the edges of its sequence, ``start`` and
+    ``stop`` (Mikolov et al. 2013; d2l 15.3.3).
+    """
+    n = 0
+    for other in range(max(start, token - radius), min(stop, token + radius + 1)):
+        if other != token:
+            row_L[n] = ids_T[other]
+            n += 1
+    return n

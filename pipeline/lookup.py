@@ -27,16 +27,16 @@ class WordIndex:
 
     @staticmethod
     def _slots_of(hashes: U64) -> npt.NDArray[np.int32]:
-        return np.asarray(_build(hashes, 2 << max(1, hashes.size.bit_length())))
+        return _build(hashes, 2 << max(1, hashes.size.bit_length()))
 
     def ids(self, words: pa.StringArray, hashes: U64) -> npt.NDArray[np.int32]:
         """The id of each of ``words``, whose ``word_hashes`` are given; 0 for a word that is not in the vocabulary."""
-        return np.asarray(_find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words)))
+        return _find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words))
 
 
 def word_hashes(words: pa.StringArray) -> U64:
     """A 64-bit hash of every word's bytes; the same on every machine, as sequence keys are made of it."""
-    return np.asarray(_hash_all(*_parts(words)))
+    return _hash_all(*_parts(words))
 
 
 def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -49,7 +49,7 @@ def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np
 
 
 @compiled
-def _hash_all(offsets, data):  # type: ignore[no-untyped-def]
+def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> U64:
     """Eight bytes at a time, each mixed in by a multiplication and a fold (after MurmurHash3's finaliser)."""
     hashes = np.empty(offsets.size - 1, np.uint64)
     for word in range(hashes.size):
@@ -67,7 +67,7 @@ def _hash_all(offsets, data):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _build(hashes, num_slots):  # type: ignore[no-untyped-def]
+def _build(hashes: U64, num_slots: int) -> npt.NDArray[np.int32]:
     """Open addressing: a slot holds an id, or -1."""
     slots = np.full(num_slots, -1, np.int32)
     mask = np.uint64(num_slots - 1)
@@ -80,7 +80,15 @@ def _build(hashes, num_slots):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _find(slots, hashes, offsets, data, asked_hashes, asked_offsets, asked_data):  # type: ignore[no-untyped-def]
+def _find(
+    slots: npt.NDArray[np.int32],
+    hashes: U64,
+    offsets: npt.NDArray[np.int32],
+    data: npt.NDArray[np.uint8],
+    asked_hashes: U64,
+    asked_offsets: npt.NDArray[np.int32],
+    asked_data: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.int32]:
     ids = np.zeros(asked_hashes.size, np.int32)
     mask = np.uint64(slots.size - 1)
     for asked in range(ids.size):

@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
 
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of SplitMix64."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -42,11 +44,11 @@ def fold(stream: "int | U64", part: "int | npt.NDArray[np.integer]") -> U64:
     state = np.asarray(stream, dtype=np.uint64)
     step = np.asarray(part).astype(np.uint64)
     with np.errstate(over="ignore"):
-        z = np.asarray(state + (step + np.uint64(1)) * np.uint64(_GOLDEN))
+        z = np.asarray(state + (step + np.uint64(1)) * np.uint64(GOLDEN))
         z ^= z >> np.uint64(30)
-        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z *= np.uint64(MIX_1)
         z ^= z >> np.uint64(27)
-        z *= np.uint64(0x94D049BB133111EB)
+        z *= np.uint64(MIX_2)
         z ^= z >> np.uint64(31)
     return z
 
@@ -61,9 +63,9 @@ def stream(seed: int, purpose: Purpose, *parts: int) -> int:
 
 def _fold_one(state: int, part: int) -> int:
     """``fold`` for two Python integers."""
-    z = (state + (part + 1) * _GOLDEN) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = (state + (part + 1) * GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * MIX_2) & _MASK
     return z ^ (z >> 31)
 
 
@@ -85,10 +87,6 @@ def sequence_keys(hashes: U64, lengths: npt.NDArray[np.int64]) -> U64:
 
     Uniform, and the same wherever the sequence stands. ``lengths`` are >= 1 and sum to ``len(hashes)``.
     """
-    if lengths.size == 0:
-        return np.zeros(0, dtype=np.uint64)
-    starts = np.cumsum(lengths) - lengths
-    position = np.arange(hashes.size) - np.repeat(starts, lengths)
-    with np.errstate(over="ignore"):
-        sums = np.add.reduceat(fold(hashes, position), starts)
-    return fold(stream(0, Purpose.SEQUENCE), sums)
+    from pipeline.draws import sums_of_draws  # here, since training has this module without numba
+
+    return fold(stream(0, Purpose.SEQUENCE), sums_of_draws(hashes, lengths))

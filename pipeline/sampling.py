@@ -1,4 +1,4 @@
-"""One sampling of a slice of sequences: subsample -> window -> negatives. Pure numpy.
+"""One sampling of a slice of sequences: subsample -> window -> negatives.
 
 N kept tokens of the slice with at least one context (the examples), L = max_len.
 """
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import PipelineConfig
-from pipeline.examples import contexts
-from pipeline.negatives import Noise, build_noise, draw_negatives, noise_weights
-from pipeline.randomness import U64, Purpose, below, fold, stream
+from pipeline.examples import fill_rows, keep_tokens
+from pipeline.noise import Noise, build_noise, noise_weights
+from pipeline.randomness import U64, Purpose, stream
 from pipeline.subsample import keep_thresholds
 
 
@@ -64,58 +64,57 @@ class Tables:
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
-        noise = self.noise
-        np.savez(buffer, keep=self.keep_V, weights=noise.weights_V, threshold=noise.threshold_S, alias=noise.alias_S)
+        np.savez(buffer, keep=self.keep_V, ends=self.noise.ends_V, slots=self.noise.slots_S)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Tables":
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            noise = Noise(weights_V=file["weights"], threshold_S=file["threshold"], alias_S=file["alias"])
-            return cls(keep_V=file["keep"], noise=noise)
+            return cls(keep_V=file["keep"], noise=Noise(ends_V=file["ends"], slots_S=file["slots"]))
 
 
 def sample(piece: Slice, tables: Tables, config: PipelineConfig, epoch: int) -> Examples:
     """The examples of one epoch. Each depends on its own sequence alone, so slices may be cut anywhere between."""
 
-    def draws(purpose: Purpose) -> U64:
-        """A stream for every sequence."""
-        return fold(fold(stream(config.seed, purpose, epoch), piece.keys), piece.repeats)
+    def epoch_stream(purpose: Purpose) -> np.uint64:
+        return np.uint64(stream(config.seed, purpose, epoch))
 
-    sequence = np.repeat(np.arange(piece.lengths.size), piece.lengths)
-    position = np.arange(piece.ids.size) - np.repeat(np.cumsum(piece.lengths) - piece.lengths, piece.lengths)
-
-    keep_bits = fold(draws(Purpose.SUBSAMPLE)[sequence], position) >> np.uint64(32)
-    kept = keep_bits < tables.keep_V[piece.ids]
-    sequence, position, ids = sequence[kept], position[kept], piece.ids[kept]
-    lengths = np.bincount(sequence, minlength=piece.lengths.size)
-
-    radius = 1 + below(fold(draws(Purpose.WINDOW)[sequence], position), config.window)
-    contexts_NC, num_contexts_N = contexts(ids, lengths, radius, config.window)
-
-    has_context = num_contexts_N > 0
-    streams_N = fold(draws(Purpose.NEGATIVE)[sequence[has_context]], position[has_context])
-    contexts_NC, num_contexts_N = contexts_NC[has_context], num_contexts_N[has_context]
-    return Examples(
-        center_N=ids[has_context],
-        contexts_negatives_NL=_rows(contexts_NC, num_contexts_N, streams_N, tables.noise, config),
-        num_contexts_N=num_contexts_N.astype(np.int16),
-        num_subsampled=int(kept.size - ids.size),
+    # A copy, since numba would compile anew for Arrow's memory, which is read-only.
+    ids, repeats = piece.ids.copy(), piece.repeats.astype(np.uint64)
+    kept_ids, kept_positions = np.empty_like(ids), np.empty_like(ids)
+    kept_lengths = np.empty_like(piece.lengths)
+    num_examples = keep_tokens(
+        ids,
+        piece.lengths,
+        piece.keys,
+        repeats,
+        epoch_stream(Purpose.SUBSAMPLE),
+        tables.keep_V,
+        kept_ids,
+        kept_positions,
+        kept_lengths,
     )
-
-
-def _rows(
-    contexts_NC: npt.NDArray[np.int32],
-    num_contexts_N: npt.NDArray[np.int64],
-    streams_N: U64,
-    noise: Noise,
-    config: PipelineConfig,
-) -> npt.NDArray[np.int32]:
-    """Contexts, then negatives, then 0. Rows with equally many contexts are drawn together: no place is wasted."""
-    rows_NL = np.zeros((num_contexts_N.size, config.max_len), dtype=np.int32)
-    for n in range(1, 2 * config.window + 1):
-        index = np.flatnonzero(num_contexts_N == n)
-        contexts_Nn = contexts_NC[index, :n]
-        negatives = draw_negatives(noise, streams_N[index], contexts_Nn, config.negatives)
-        rows_NL[index, : n * (1 + config.negatives)] = np.hstack([contexts_Nn, negatives])
-    return rows_NL
+    examples = Examples(
+        center_N=np.empty(num_examples, dtype=np.int32),
+        contexts_negatives_NL=np.empty((num_examples, config.max_len), dtype=np.int32),
+        num_contexts_N=np.empty(num_examples, dtype=np.int16),
+        num_subsampled=ids.size - int(kept_lengths.sum()),
+    )
+    fill_rows(
+        kept_ids,
+        kept_positions,
+        kept_lengths,
+        piece.keys,
+        repeats,
+        epoch_stream(Purpose.WINDOW),
+        epoch_stream(Purpose.NEGATIVE),
+        config.window,
+        config.negatives,
+        tables.noise.slots_S,
+        tables.noise.slot_shift,
+        tables.noise.ends_V,
+        examples.center_N,
+        examples.contexts_negatives_NL,
+        examples.num_contexts_N,
+    )
+    return examples

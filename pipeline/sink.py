@@ -28,6 +28,8 @@ from pipeline.storage import Location
 
 TABLES = "tables.npz"
 RESULTS = "results.json"
+SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
+"""Places of rows, 4 bytes each, that a task fills at once, unless one sequence alone needs more."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class _Writer(DataSourceArrowWriter):
         context = TaskContext.get()
         assert context is not None, "Spark calls this inside a task"
         config = PipelineConfig(**json.loads(self.config))
-        return write_shards(
-            Location.of(self.generation), config, context.partitionId(), f"{context.taskAttemptId()}", slices(iterator)
-        )
+        pieces = slices(iterator, slice_tokens(config))
+        generation = Location.of(self.generation)
+        return write_shards(generation, config, context.partitionId(), f"{context.taskAttemptId()}", pieces)
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
@@ -89,7 +91,8 @@ def write_shards(
             stack.callback(file.discard)
         for piece in pieces:
             held = is_held_out(piece.keys, config.holdout)
-            for file, part in (*((train, piece.where(~held)) for train in trains), (heldout, piece.where(held))):
+            train_part, heldout_part = piece.where(~held), piece.where(held)
+            for file, part in (*((train, train_part) for train in trains), (heldout, heldout_part)):
                 examples = sample(part, tables, config, file.epoch)
                 subsampled += examples.num_subsampled
                 file.append(examples)
@@ -110,8 +113,14 @@ def _tables(generation: str) -> Tables:
     return Tables.from_bytes((Location.of(generation) / TABLES).read_bytes())
 
 
-def slices(batches: Iterator[pa.RecordBatch]) -> Iterator[Slice]:
-    """Rows (key, ids) sorted by both, as slices of at most MAX_SEQUENCE_TOKENS tokens; equal rows are numbered."""
+def slice_tokens(config: PipelineConfig) -> int:
+    """Tokens to sample at once, so that their rows are SLICE_VALUES at most."""
+    return min(MAX_SEQUENCE_TOKENS, SLICE_VALUES // config.max_len)
+
+
+def slices(batches: Iterator[pa.RecordBatch], max_tokens: int) -> Iterator[Slice]:
+    """Rows (key, ids) sorted by both, as slices of at most ``max_tokens`` tokens, or of one sequence; equal rows are
+    numbered."""
     last: tuple[int, bytes] | None = None
     last_repeat = 0
     for batch in batches:
@@ -123,7 +132,7 @@ def slices(batches: Iterator[pa.RecordBatch]) -> Iterator[Slice]:
         first_of_its_kind = np.maximum.accumulate(np.where(equal, -1 - last_repeat, row))
         repeats = row - first_of_its_kind
         last, last_repeat = (int(keys[-1]), sequences[-1].as_py()), int(repeats[-1])
-        yield from _cut(keys.astype(np.uint64), sequences, repeats)
+        yield from _cut(keys.astype(np.uint64), sequences, repeats, max_tokens)
 
 
 def _equals_the_one_before(
@@ -137,12 +146,12 @@ def _equals_the_one_before(
     return equal
 
 
-def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64]) -> Iterator[Slice]:
+def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64], max_tokens: int) -> Iterator[Slice]:
     ids, lengths = from_binary(sequences)
     ends = np.cumsum(lengths)
     row, token = 0, 0
     while row < lengths.size:
-        stop = int(np.searchsorted(ends, token + MAX_SEQUENCE_TOKENS, side="right"))
+        stop = max(row + 1, int(np.searchsorted(ends, token + max_tokens, side="right")))
         yield Slice(ids[token : ends[stop - 1]], lengths[row:stop], keys[row:stop], repeats[row:stop])
         row, token = stop, int(ends[stop - 1])
 

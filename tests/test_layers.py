@@ -44,6 +44,7 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
     ("blocked", "modules"),
     [
         ("pyspark", ["training.train", "training.neighbors", "training.vectors", "training.stream"]),
+        ("numba", ["training.train", "training.neighbors", "training.vectors", "training.stream"]),
         ("torch", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
     ],
 )

@@ -1,11 +1,14 @@
 """Laws of pipeline.randomness."""
 
+from hashlib import blake2b
+
 import numpy as np
 import oracles
 import pytest
 from scipy import stats
 
-from pipeline.randomness import Purpose, below, fold, permutation, sequence_keys, stream
+from pipeline.draws import draw, draw_below
+from pipeline.randomness import Purpose, fold, permutation, sequence_keys, stream
 
 
 def test_fold_is_splitmix64() -> None:
@@ -16,7 +19,9 @@ def test_fold_is_splitmix64() -> None:
 
 def test_fold_and_stream_equal_the_oracle() -> None:
     for state, part in [(0, 0), (2**64 - 1, 7), (1234, 2**40), (99, -1)]:
-        assert int(fold(state, part)) == oracles.fold(state, part & oracles.MASK)
+        expected = oracles.fold(state, part & oracles.MASK)
+        assert int(fold(state, part)) == expected
+        assert int(draw(np.uint64(state), np.uint64(part & oracles.MASK))) == expected
     assert stream(-3, Purpose.WINDOW, 4) == oracles.fold_all(-3 & oracles.MASK, 2, 4)
 
 
@@ -28,7 +33,8 @@ def test_seed_and_epoch_do_not_mix() -> None:
 
 @pytest.mark.parametrize("bound", [1, 2, 5, 1000])
 def test_below_is_uniform(bound: int) -> None:
-    draws = below(fold(stream(0, Purpose.WINDOW), np.arange(200_000)), bound)
+    streams = fold(stream(0, Purpose.WINDOW), np.arange(50_000))
+    draws = np.array([int(draw_below(one, np.uint64(7), np.uint64(bound))) for one in streams])
     counts = np.bincount(draws, minlength=bound)
     assert counts.size == bound
     assert bound == 1 or stats.chisquare(counts).pvalue > 1e-4
@@ -58,3 +64,10 @@ def test_a_sequence_key_depends_on_content_and_order_alone() -> None:
     assert keys[0] == keys[1]
     assert len(set(keys.tolist())) == 3
     assert sequence_keys(np.zeros(0, np.uint64), np.zeros(0, np.int64)).size == 0
+
+
+def test_a_sequence_key_equals_the_oracle() -> None:
+    words = ["the", "cat", "sat", "on", "the", "mat"]
+    hashes = [int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little") for word in words]
+    found = sequence_keys(np.array(hashes, dtype=np.uint64), np.array([4, 2]))
+    assert found.tolist() == [oracles.sequence_key(words[:4]), oracles.sequence_key(words[4:])]

@@ -1,6 +1,7 @@
-"""Laws of subsampling, windows and negatives: pipeline.subsample, examples, negatives, sampling."""
+"""Laws of subsampling, windows and negatives: pipeline.subsample, examples, noise, negatives, sampling."""
 
 import math
+import random
 from collections import Counter
 
 import numpy as np
@@ -11,8 +12,9 @@ from scipy import stats
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import InputError
-from pipeline.examples import contexts
-from pipeline.negatives import build_noise, draw_negatives, noise_weights
+from pipeline.examples import copy_contexts
+from pipeline.negatives import draw_negatives, redraw_contexts
+from pipeline.noise import Noise, build_noise, noise_weights
 from pipeline.randomness import Purpose, fold, stream
 from pipeline.sampling import Examples, Slice, Tables, sample
 from pipeline.subsample import CERTAIN, keep_thresholds
@@ -27,9 +29,16 @@ def piece_of(sequences: list[list[int]], repeats: list[int] | None = None) -> Sl
     return Slice(ids, lengths, keys, np.array(repeats or [0] * len(sequences), dtype=np.int64))
 
 
+def noise_words(noise: Noise, stream: int, num: int) -> npt.NDArray[np.int32]:
+    """Draws 0 .. num-1 of a stream, with no context to avoid."""
+    words = np.empty(num, dtype=np.int32)
+    assert not draw_negatives(words, words[:0], np.uint64(stream), noise.slots_S, noise.slot_shift)
+    return words
+
+
 def zipf_piece(num_sequences: int = 400, length: int = 50) -> Slice:
     tables = Tables.build(ZIPF_V, PipelineConfig(ns_exponent=1.0))
-    ids = tables.noise.words(fold(stream(1, Purpose.DEMO), np.arange(num_sequences * length)))
+    ids = noise_words(tables.noise, stream(1, Purpose.DEMO), num_sequences * length)
     return piece_of(ids.reshape(num_sequences, length).tolist())
 
 
@@ -62,16 +71,76 @@ def test_kept_tokens_fit_the_keep_probability(rule: str) -> None:
 
 def test_windows_of_the_books_toy() -> None:
     """d2l 15.3.3: two sentences of 7 and 3 words; nothing crosses from one to the other."""
-    ids, lengths = np.arange(10, dtype=np.int32), np.array([7, 3])
-    radius = np.array([2, 1, 2, 2, 1, 1, 2, 1, 1, 2])
-    found, counts = contexts(ids, lengths, radius, window=2)
-    expected = oracles.windows(list(range(7)), radius[:7].tolist()) + [
-        [7 + j for j in row] for row in oracles.windows([0, 1, 2], radius[7:].tolist())
-    ]
+    ids, row = np.arange(10, dtype=np.int32), np.empty(4, dtype=np.int32)
+    radius = [2, 1, 2, 2, 1, 1, 2, 1, 1, 2]
+    found = []
+    for start, stop in [(0, 7), (7, 10)]:
+        for token in range(start, stop):
+            num_contexts = copy_contexts(ids, start, token, stop, radius[token], row)
+            found.append(row[:num_contexts].tolist())
+    expected = oracles.windows(list(range(7)), radius[:7]) + oracles.windows([7, 8, 9], radius[7:])
     assert expected[0] == [1, 2]
     assert expected[8] == [7, 9]
-    assert [row[:n].tolist() for row, n in zip(found, counts, strict=True)] == expected
-    assert all(not row[n:].any() for row, n in zip(found, counts, strict=True))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("num_words", "window", "negatives", "t", "exponent"),
+    [
+        (3, 1, 1, 0.0, 0.75),
+        (11, 5, 5, 0.0, 0.75),  # contexts often leave so few words that sixteen redraws do not suffice
+        (20, 2, 3, 0.0, 4.0),  # one word has nearly all the mass
+        (45, 20, 2, 0.0, 0.75),
+        (300, 5, 5, 0.01, 0.75),
+        (300, 20, 20, 0.001, -0.5),
+        (1000, 1, 1, 0.1, 1.0),
+    ],
+)
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_slice_gives_the_oracles_examples(
+    num_words: int, window: int, negatives: int, t: float, exponent: float, epoch: int
+) -> None:
+    chance = random.Random(num_words)
+    words, weights = [f"w{i}" for i in range(num_words)], [1 / (1 + i) for i in range(num_words)]
+    sequences = [chance.choices(words, weights, k=chance.choice([2, 3, 5, 20, 90])) for _ in range(25)]
+    sequences += [words, sequences[0], sequences[1], sequences[0]]
+    known = oracles.vocabulary(sequences, 1)
+    word_ids = {word: i for i, (word, _) in enumerate(known)}
+    keys = [oracles.sequence_key(sequence) for sequence in sequences]
+    piece = Slice(
+        ids=np.array([word_ids[word] for sequence in sequences for word in sequence], dtype=np.int32),
+        lengths=np.array([len(sequence) for sequence in sequences]),
+        keys=np.array(keys, dtype=np.uint64),
+        repeats=np.array([keys[:i].count(key) for i, key in enumerate(keys)]),
+    )
+    config = PipelineConfig(window=window, negatives=negatives, sample=t, ns_exponent=exponent, seed=-9)
+    tables = Tables.build(np.array([count for _, count in known]), config)
+    expected = oracles.examples(
+        [" ".join(sequence) for sequence in sequences],
+        min_count=1,
+        window=window,
+        negatives=negatives,
+        keep=tables.keep_V.tolist(),
+        threshold=tables.noise.threshold_S.tolist(),
+        alias=tables.noise.alias_S.tolist(),
+        weights=tables.noise.weights_V.tolist(),
+        seed=-9 & oracles.MASK,
+        epoch=epoch,
+    )
+    found = sample(piece, tables, config, epoch)
+    rows = [row + [0] * (config.max_len - len(row)) for _, real, _ in expected for row in [list(real)]]
+    assert found.center_N.tolist() == [center for center, _, _ in expected]
+    assert found.num_contexts_N.tolist() == [n for _, _, n in expected]
+    assert found.contexts_negatives_NL.tolist() == rows
+    assert len(rows) > 100
+
+
+def test_a_slice_of_nothing_gives_nothing() -> None:
+    config = PipelineConfig(sample=0)
+    tables = Tables.build(ZIPF_V, config)
+    for piece in (piece_of([]), piece_of([[1], [5], [9]])):
+        found = sample(piece, tables, config, 0)
+        assert (found.center_N.size, found.contexts_negatives_NL.shape, found.num_subsampled) == (0, (0, 60), 0)
 
 
 def test_radii_are_uniform() -> None:
@@ -100,7 +169,7 @@ def test_noise_weights_are_the_law_and_the_alias_table_is_exact(exponent: float)
 
 def test_noise_frequencies_fit_the_law() -> None:
     noise = build_noise(noise_weights(ZIPF_V, 0.75))
-    words = noise.words(fold(stream(3, Purpose.NEGATIVE), np.arange(500_000)))
+    words = noise_words(noise, stream(3, Purpose.NEGATIVE), 500_000)
     counts = np.bincount(words, minlength=ZIPF_V.size)
     assert counts[0] == 0
     law = ZIPF_V[1:] ** 0.75
@@ -111,7 +180,8 @@ def test_noise_words_equal_the_oracle() -> None:
     noise = build_noise(noise_weights(ZIPF_V, 0.75))
     bits = fold(stream(3, Purpose.NEGATIVE), np.arange(500))
     threshold, alias = noise.threshold_S.tolist(), noise.alias_S.tolist()
-    assert noise.words(bits).tolist() == [oracles.alias_word(b, threshold, alias) for b in bits.tolist()]
+    found = noise_words(noise, stream(3, Purpose.NEGATIVE), 500)
+    assert found.tolist() == [oracles.alias_word(b, threshold, alias) for b in bits.tolist()]
 
 
 def conditional_law(weights: npt.NDArray[np.int64], forbidden: list[int]) -> npt.NDArray[np.float64]:
@@ -124,10 +194,13 @@ def conditional_law(weights: npt.NDArray[np.int64], forbidden: list[int]) -> npt
 def test_negatives_follow_the_law_without_the_contexts(counts: list[int]) -> None:
     """Also where the contexts take all but a millionth of the mass, so that sixteen redraws do not suffice."""
     weights = noise_weights(np.array(counts), 1.0)
-    noise = build_noise(weights)
-    contexts_Nn = np.tile(np.array([2, 1, 2], dtype=np.int32), (4000, 1))
-    drawn = draw_negatives(noise, fold(stream(0, Purpose.NEGATIVE), np.arange(4000)), contexts_Nn, 5)
-    assert drawn.shape == (4000, 15)
+    noise, contexts_n = build_noise(weights), np.array([2, 1, 2], dtype=np.int32)
+    drawn, num_hit = np.empty((4000, 15), dtype=np.int32), 0
+    for row, stream_of_row in zip(drawn, fold(stream(0, Purpose.NEGATIVE), np.arange(4000)), strict=True):
+        if draw_negatives(row, contexts_n, stream_of_row, noise.slots_S, noise.slot_shift):
+            redraw_contexts(row, contexts_n, stream_of_row, noise.slots_S, noise.slot_shift, noise.ends_V)
+            num_hit += 1
+    assert num_hit > 3900
     found = np.bincount(drawn.ravel(), minlength=6)
     law = conditional_law(weights, [0, 1, 2])
     assert not found[law == 0].any()

@@ -15,13 +15,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipeline import demo, shards, stages
-from pipeline.config import PipelineConfig
+from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
 from pipeline.corpus import Corpus, text
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import U64
 from pipeline.sampling import Slice, Tables
-from pipeline.sink import from_binary, is_held_out, slices, to_binary
+from pipeline.sink import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
 from pipeline.stages import default_num_shards, prepare
 from pipeline.vocab import Vocab
 
@@ -212,20 +212,35 @@ def test_equal_sequences_are_numbered_across_batches() -> None:
     )
     for size in range(1, 8):
         cut = [batch.slice(start, size) for start in range(0, len(rows), size)]
-        found = list(slices(iter(cut)))
+        found = list(slices(iter(cut), max_tokens=100))
         assert np.concatenate([piece.repeats for piece in found]).tolist() == [0, 1, 0, 0, 1, 2, 0]
         assert np.concatenate([piece.ids for piece in found]).tolist() == ids.tolist()
 
 
-def test_slices_hold_whole_sequences_and_not_too_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sink.MAX_SEQUENCE_TOKENS", 10)
+@pytest.mark.parametrize(
+    ("max_tokens", "expected"),
+    [
+        (10, [[3, 3, 3], [3], [10], [2], [9, 1]]),
+        (4, [[3], [3], [3], [3], [10], [2], [9], [1]]),
+        (100, [[3, 3, 3, 3, 10, 2, 9, 1]]),
+    ],
+)
+def test_slices_hold_whole_sequences_and_not_too_many_tokens(max_tokens: int, expected: list[list[int]]) -> None:
     lengths = np.array([3, 3, 3, 3, 10, 2, 9, 1])
     ids = np.arange(lengths.sum(), dtype=np.int32)
     batch = pa.RecordBatch.from_arrays(
         [pa.array(np.arange(8, dtype=np.int64)), to_binary(ids, lengths)], ["key", "ids"]
     )
-    found: list[Slice] = list(slices(iter([batch])))
-    assert [piece.lengths.tolist() for piece in found] == [[3, 3, 3], [3], [10], [2], [9, 1]]
+    found: list[Slice] = list(slices(iter([batch]), max_tokens))
+    assert [piece.lengths.tolist() for piece in found] == expected
+    assert np.concatenate([piece.ids for piece in found]).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(("window", "negatives"), [(1, 1), (5, 5), (20, 20), (1000, 15)])
+def test_the_rows_of_a_slice_are_bounded(window: int, negatives: int) -> None:
+    config = PipelineConfig(window=window, negatives=negatives)
+    assert 1 <= slice_tokens(config) <= MAX_SEQUENCE_TOKENS
+    assert slice_tokens(config) * config.max_len <= SLICE_VALUES
 
 
 def test_binary_sequences_read_back_from_a_slice() -> None:
