@@ -1,21 +1,25 @@
-"""Parquet encodings of the same examples: speed of reading and writing on one core, and size.
+"""Encodings of the same examples: pyarrow's writer against pipeline/parquet.py, in speed of reading, writing, and size.
 
     python benchmarks/encodings.py --data data/ptb
 
-Reads the dataset's first sampled epoch, writes it again in memory in each encoding, and reads that: the trainer's
-columns, then all. All encodings are tried in turn, so that a change of the machine's speed meets all of them.
+Takes up to --rows rows of the dataset's first sampled epoch, and the same rows with ids of a larger vocabulary; writes
+them in each encoding and reads that: the trainer's columns, then all. All encodings are tried in turn, so that a change
+of the machine's speed meets all of them. Times are the processor's, of one thread.
 """
 
 import argparse
 import io
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,82 +28,133 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 from benchmarks.textbook import commit, cpu_model
 from pipeline.manifest import Manifest
-from pipeline.shards import ROW_GROUP_ROWS, SCHEMA
-from training.stream import COLUMNS
+from pipeline.parquet import SCHEMA, ExampleWriter
+from pipeline.shards import ROW_GROUP_ROWS
+from training.shard import read_rows
 
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "lz4, dictionaries (ours)": {"compression": "lz4"},
-    "zstd-1, dictionaries": {"compression": "zstd", "compression_level": 1},
-    "lz4, dictionaries for mask and label only": {
-        "compression": "lz4",
-        "use_dictionary": ["mask.list.element", "label.list.element"],
-    },
-    "lz4, data pages of version 2": {"compression": "lz4", "data_page_version": "2.0"},
-    "no compression, dictionaries": {"compression": "none"},
-    "lz4, all ids 0 (what the lists alone cost)": {"compression": "lz4"},
-}
+COLUMNS = ["center", "contexts_negatives", "num_contexts"]  # the trainer's
+
+Write = Callable[[pa.Table, int], bytes]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compares Parquet encodings of a dataset's examples.")
     parser.add_argument("--data", type=Path, default=Path("data/ptb"), help="a dataset (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=200_000, help="rows at most (default: %(default)s)")
+    parser.add_argument("--large", type=int, default=1_000_000, help="the larger vocabulary (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="runs of each encoding (default: %(default)s)")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
     manifest = Manifest.load(arguments.data)
-    examples = pa.concat_tables(pq.read_table(arguments.data / shard.path) for shard in manifest.select(0))
-    examples = examples.cast(SCHEMA).combine_chunks()
+    examples = first_rows(arguments.data, manifest, arguments.rows)
 
-    speeds: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    sizes = {}
-    for _ in range(arguments.repeats):
-        for name, options in ENCODINGS.items():
-            table = without_ids(examples) if "ids 0" in name else examples
-            file, write_s = timed_write(table, options)
-            speeds[name].append((timed_read(file, COLUMNS), timed_read(file, None), write_s))
-            sizes[name] = len(file)
-
+    command = f"--data {arguments.data} --rows {arguments.rows} --large {arguments.large} --repeats {arguments.repeats}"
     print("# Encodings of a shard\n")
-    print(f"- Command: `python benchmarks/encodings.py --data {arguments.data} --repeats {arguments.repeats}`")
+    print(f"- Command: `python benchmarks/encodings.py {command}`")
     print(f"- Hardware: {cpu_model()}, one thread")
-    print(f"- Software: commit {commit()}, pyarrow {pa.__version__}")
-    print(f"- Date: {datetime.now().astimezone():%Y-%m-%d %H:%M %z}\n")
-    print("| encoding | fast columns | all columns | writing | bytes a row |\n|---|---|---|---|---|")
-    for name, runs in speeds.items():
-        fast, every, write = (examples.num_rows / statistics.median(column) / 1e6 for column in zip(*runs, strict=True))
-        size = sizes[name] / examples.num_rows
-        print(f"| {name} | {fast:.2f} | {every:.2f} | {write:.2f} | {size:.1f} |")
+    print(f"- Software: commit {commit()}, pyarrow {pa.__version__}, numpy {np.__version__}")
+    print(f"- Date: {datetime.now().astimezone():%Y-%m-%d %H:%M %z}")
+    measure(examples, manifest, manifest.vocab_size, arguments.repeats)
+    measure(with_vocabulary(examples, manifest, arguments.large), manifest, arguments.large, arguments.repeats)
     print(
-        f"\nMillion rows/s on one thread, medians of {arguments.repeats}; {examples.num_rows:,} rows; pages verified."
+        f"\nMillion rows/s of processor time, medians of {arguments.repeats}; {examples.num_rows:,} rows, verified."
+        "\n*trainer* is training/shard.py, which also permutes the rows; pyarrow's columns are in the file's order."
     )
 
 
-def without_ids(table: pa.Table) -> pa.Table:
-    """The same table with every id 0: its ids cost nothing to decode."""
-    column = table["contexts_negatives"].combine_chunks()
-    zeros = pa.ListArray.from_arrays(column.offsets, pa.array([0], pa.int32()).take(_zeros(len(column.values))))
-    return table.set_column(1, SCHEMA.field(1), zeros.cast(SCHEMA.field(1).type))
+def first_rows(dataset: Path, manifest: Manifest, num_rows: int) -> pa.Table:
+    tables, found = [], 0
+    for shard in manifest.select(0):
+        if found < num_rows:
+            tables.append(pq.read_table(dataset / shard.path))
+            found += shard.rows
+    return pa.concat_tables(tables).slice(0, num_rows).cast(SCHEMA).combine_chunks()
 
 
-def _zeros(length: int) -> pa.Int64Array:
-    return pa.nulls(length, pa.int64()).fill_null(0)
+def with_vocabulary(examples: pa.Table, manifest: Manifest, vocab_size: int) -> pa.Table:
+    """The same rows, their real ids drawn anew: Zipf's law to the power 0.75, as negatives are."""
+    mask = examples["mask"].combine_chunks().flatten().to_numpy().astype(bool)
+    weights = (np.arange(1, vocab_size) + 10.0) ** -0.75
+    uniform = np.random.default_rng(0).random(mask.size)
+    drawn = 1 + np.searchsorted(np.cumsum(weights / weights.sum())[:-1], uniform)
+    ids = np.where(mask, drawn, 0).astype(np.int32)
+    offsets = pa.array(np.arange(examples.num_rows + 1, dtype=np.int32) * np.int32(manifest.max_len))
+    column = pa.ListArray.from_arrays(offsets, pa.array(ids), type=SCHEMA.field(1).type)
+    return examples.set_column(1, SCHEMA.field(1), column)
 
 
-def timed_write(table: pa.Table, options: dict[str, Any]) -> tuple[bytes, float]:
+def by_pyarrow(table: pa.Table, negatives: int, **options: object) -> bytes:
     buffer = io.BytesIO()
-    started = time.perf_counter()
     with pq.ParquetWriter(buffer, SCHEMA, write_page_checksum=True, **options) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    return buffer.getvalue(), time.perf_counter() - started
+    return buffer.getvalue()
 
 
-def timed_read(file: bytes, columns: list[str] | None) -> float:
-    """Seconds to decode all row groups, one after the other, as the trainer does."""
-    started = time.perf_counter()
-    parquet = pq.ParquetFile(pa.BufferReader(file), page_checksum_verification=True)
-    for row_group in range(parquet.num_row_groups):
-        parquet.read_row_group(row_group, columns=columns, use_threads=False)
-    return time.perf_counter() - started
+def by_us(table: pa.Table, negatives: int) -> bytes:
+    center, ids, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
+    center_N, num_contexts_N = center.to_numpy(), num_contexts.to_numpy()
+    ids_NL = ids.flatten().to_numpy().reshape(table.num_rows, -1)
+    buffer = io.BytesIO()
+    writer = ExampleWriter(buffer, negatives)
+    for start in range(0, table.num_rows, ROW_GROUP_ROWS):
+        rows = slice(start, start + ROW_GROUP_ROWS)
+        writer.write_row_group(center_N[rows], ids_NL[rows], num_contexts_N[rows])
+    writer.close()
+    return buffer.getvalue()
+
+
+FLAGS = ["mask.list.element", "label.list.element"]
+ENCODINGS: dict[str, Write] = {
+    "pyarrow: lz4, dictionaries": partial(by_pyarrow, compression="lz4"),
+    "pyarrow: zstd-1, dictionaries": partial(by_pyarrow, compression="zstd", compression_level=1),
+    "pyarrow: lz4, plain ids": partial(by_pyarrow, compression="lz4", use_dictionary=FLAGS),
+    "pyarrow: no compression, plain ids": partial(by_pyarrow, compression="none", use_dictionary=FLAGS),
+    "**ours**": by_us,
+}
+
+
+def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: int) -> None:
+    """Prints the table of one vocabulary."""
+    speeds: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.parquet"
+        for _ in range(repeats):
+            for name, write in ENCODINGS.items():
+                started = time.process_time()
+                file = write(examples, manifest.config.negatives)
+                write_s = time.process_time() - started
+                path.write_bytes(file)
+                trainer_s = timed_trainer(path, manifest.max_len) if write is by_us else float("inf")
+                speeds[name].append((trainer_s, timed_read(path, COLUMNS), timed_read(path, None), write_s))
+                sizes[name] = len(file) / examples.num_rows
+
+    print(f"\n## {vocab_size:,} ids\n")
+    print("| encoding | trainer | pyarrow, its columns | pyarrow, all columns | writing | bytes a row |")
+    print("|---|---|---|---|---|---|")
+    for name, runs in speeds.items():
+        rates = (examples.num_rows / statistics.median(column) / 1e6 for column in zip(*runs, strict=True))
+        print(f"| {name} | {' | '.join(f'{rate:.2f}' if rate else '' for rate in rates)} | {sizes[name]:.1f} |")
+
+
+def timed_read(path: Path, columns: list[str] | None) -> float:
+    """Seconds in which pyarrow decodes all row groups, one after the other."""
+    started = time.process_time()
+    with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        for row_group in range(parquet.num_row_groups):
+            parquet.read_row_group(row_group, columns=columns, use_threads=False)
+    return time.process_time() - started
+
+
+def timed_trainer(path: Path, max_len: int) -> float:
+    """Seconds in which the trainer does, its rows permuted."""
+    metadata = pq.read_metadata(path)
+    sizes = [metadata.row_group(row_group).num_rows for row_group in range(metadata.num_row_groups)]
+    orders = [np.random.default_rng(row_group).permutation(size) for row_group, size in enumerate(sizes)]
+    started = time.process_time()
+    for row_group, (size, rows) in enumerate(zip(sizes, orders, strict=True)):
+        read_rows(path, row_group, size, max_len, rows)
+    return time.process_time() - started
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def compiled(function: F) -> F:
     # from others, and lets two kinds of processor overwrite each other's files. Named by all of that, no file is ever
     # anything else than what its name says, whoever reads or writes it at the same time.
     function.__qualname__ = f"{function.__qualname__}_{_everything_that_decides_the_code()}"
-    dispatcher: Any = numba.njit(function)
+    dispatcher: Any = numba.njit(function, nogil=True)
     try:
         dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # numba found no folder

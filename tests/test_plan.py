@@ -137,9 +137,9 @@ def test_rows_stay_whole_and_batches_are_not_the_files_order(dataset: tuple[Path
 
 
 def damage(path: Path) -> None:
-    """Flips one byte in the middle of the contexts of row group 0."""
+    """Flips a bit of the last byte of the contexts of row group 0."""
     column = pq.ParquetFile(path).metadata.row_group(0).column(1)
-    offset = column.data_page_offset + column.total_compressed_size // 2
+    offset = column.dictionary_page_offset + column.total_compressed_size - 1
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from pipeline.randomness import permutation
 from training.plan import EpochPlan, Piece
-
-COLUMNS = ["center", "contexts_negatives", "num_contexts"]
+from training.shard import ShardError, read_rows
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,14 @@ class ArrowStream:
     def read(self, piece: Piece) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]:
         """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
         path = self.dataset / self.shards[piece.shard].path
+        rows = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
-            center, targets, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
-            center, targets, num_contexts = center.to_numpy(), targets.flatten().to_numpy(), num_contexts.to_numpy()
-        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            return read_rows(path, piece.row_group, piece.num_rows, self.max_len, rows)
+        except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
             reason = " ".join(str(error).split())
             raise ManifestError(
                 f"{path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
             ) from None
-        if table.num_rows != piece.num_rows:
-            raise ManifestError(
-                f"{path}: row group {piece.row_group} has {table.num_rows} rows, the manifest implies "
-                f"{piece.num_rows}; run prepare again with --overwrite"
-            )
-        rows = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
-        return center[rows], targets.reshape(-1, self.max_len)[rows], num_contexts[rows]
 
 
 class _Lane:

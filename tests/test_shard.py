@@ -1,0 +1,104 @@
+"""The trainer's decoder of shards: the same rows as pyarrow's, and damage never passes for data."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_parquet import encoded, part, random_examples, read
+
+from pipeline import parquet
+from pipeline.sampling import Examples
+from pipeline.shards import ROW_GROUP_ROWS
+from training.shard import ShardError, read_rows
+
+
+def assert_gives(path: Path, row_group: int, examples: Examples) -> None:
+    """All rows in a random order, and few of them."""
+    num_rows, max_len = examples.contexts_negatives_NL.shape
+    order = np.random.default_rng(1).permutation(num_rows)
+    for rows in (order, order[:3], order[:0]):
+        center, targets, num_contexts = read_rows(path, row_group, num_rows, max_len, rows)
+        assert [str(column.dtype) for column in (center, targets, num_contexts)] == ["int32", "int32", "int16"]
+        np.testing.assert_array_equal(center, examples.center_N[rows])
+        np.testing.assert_array_equal(targets, examples.contexts_negatives_NL[rows])
+        np.testing.assert_array_equal(num_contexts, examples.num_contexts_N[rows])
+
+
+@pytest.mark.parametrize(("window", "negatives"), [(1, 0), (2, 3), (5, 5), (20, 20)], ids=str)
+@pytest.mark.parametrize("vocab_size", [1, 2, 300, 6719, 70_000])
+def test_rows_are_those_that_were_written(tmp_path: Path, window: int, negatives: int, vocab_size: int) -> None:
+    examples = random_examples(1001, vocab_size, window, negatives)
+    (tmp_path / "shard").write_bytes(encoded(examples, negatives))
+    assert_gives(tmp_path / "shard", 0, examples)
+
+
+def test_every_row_group_is_found(tmp_path: Path) -> None:
+    examples = random_examples(40_000, 6719, 5, 5)
+    (tmp_path / "shard").write_bytes(encoded(examples, 5))
+    for row_group in range(3):
+        start = row_group * ROW_GROUP_ROWS
+        assert_gives(tmp_path / "shard", row_group, part(examples, start, start + ROW_GROUP_ROWS))
+
+
+def test_plain_ids_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_DICTIONARY", 100)
+    examples = random_examples(500, 300, 5, 5)
+    (tmp_path / "shard").write_bytes(encoded(examples, 5))
+    assert_gives(tmp_path / "shard", 0, examples)
+
+
+@pytest.mark.parametrize("bit", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_no_flipped_bit_of_the_read_columns_changes_a_row(tmp_path: Path, bit: int) -> None:
+    """Every byte in turn: of pages the checksum sees it; in a header it is an error or of no consequence."""
+    examples = random_examples(40, 30, 1, 2)
+    file = encoded(examples, 2)
+    group = pq.ParquetFile(pa.BufferReader(file)).metadata.row_group(0)
+    num_caught, num_tried = 0, 0
+    for column in map(group.column, (0, 1, 4)):
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        for place in range(start, start + column.total_compressed_size):
+            damaged = bytearray(file)
+            damaged[place] ^= 1 << bit
+            (tmp_path / "shard").write_bytes(damaged)
+            num_tried += 1
+            try:
+                assert_gives(tmp_path / "shard", 0, examples)
+            except (OSError, pa.ArrowException, ShardError):
+                num_caught += 1
+    assert num_caught > 0.9 * num_tried
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_cut_file_is_refused(tmp_path: Path, kept: float) -> None:
+    file = encoded(random_examples(1000, 300, 5, 5), 5)
+    (tmp_path / "shard").write_bytes(file[: int(len(file) * kept)])
+    with pytest.raises((OSError, pa.ArrowException)):
+        read_rows(tmp_path / "shard", 0, 1000, 60, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("row_group", "num_rows", "max_len", "message"),
+    [
+        (0, 999, 60, "row group 0 has 1000 rows, the manifest implies 999"),
+        (1, 1000, 60, "it has 1 row groups"),
+        (0, 1000, 59, "one data page of 59000 values expected"),
+    ],
+)
+def test_what_the_manifest_does_not_imply_is_refused(
+    tmp_path: Path, row_group: int, num_rows: int, max_len: int, message: str
+) -> None:
+    (tmp_path / "shard").write_bytes(encoded(random_examples(1000, 300, 5, 5), 5))
+    with pytest.raises(ShardError, match=message):
+        read_rows(tmp_path / "shard", row_group, num_rows, max_len, np.arange(3))
+
+
+def test_another_writers_file_is_refused(tmp_path: Path) -> None:
+    """Parquet that holds the same rows, but in runs of its own."""
+    by_pyarrow = io.BytesIO()
+    pq.write_table(read(encoded(random_examples(1000, 300, 5, 5), 5)), by_pyarrow, write_page_checksum=True)
+    (tmp_path / "shard").write_bytes(by_pyarrow.getvalue())
+    with pytest.raises(ShardError, match="center"):
+        read_rows(tmp_path / "shard", 0, 1000, 60, np.arange(3))
