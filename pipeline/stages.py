@@ -31,7 +31,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
-from pipeline.sink import RESULTS, TABLES, ShardSink, to_binary
+from pipeline.sink import RESULTS, TABLES, ShardSink, from_the_driver, to_binary
 from pipeline.subsample import CERTAIN
 from pipeline.tokens import tokenize
 from pipeline.vocab import Vocab, encode
@@ -69,7 +69,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         write(sequences, config, generation)
 
         manifest = collect(generation, config, source_state, vocab, seen)
-        manifest.check_files(output)
+        check_shared(manifest, output)
         manifest.save(output)
     except BaseException as error:
         if not is_current(output, generation):  # Ctrl-C may come just after the manifest
@@ -82,9 +82,28 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             raise InputError(
                 f"--input {unquote(unreadable[1])}: damaged, it breaks off before its end; give a whole copy"
             ) from None
+        refused = user_error(error)
+        if refused is not None:
+            raise refused from None
         raise
+    remove_unlisted(output, manifest)
     remove_other_generations(output, generation)
     return manifest
+
+
+def user_error(error: BaseException) -> InputError | None:
+    """The InputError that a worker raised, out of the text in which Spark brings it to the driver."""
+    found = re.search(r"^pipeline\.(?:errors\.Input|manifest\.Manifest)Error: (.*)$", str(error), re.MULTILINE)
+    return InputError(found[1]) if found else None
+
+
+def check_shared(manifest: Manifest, output: Path) -> None:
+    """The driver sees what the workers wrote."""
+    try:
+        manifest.check_files(output)
+    except ManifestError as error:
+        where = str(error).partition(";")[0]
+        raise InputError.unshared(output, f"the driver does not see what the workers wrote ({where})") from None
 
 
 def is_current(output: Path, generation: Path) -> bool:
@@ -179,7 +198,8 @@ def encoded(lines: DataFrame, config: PipelineConfig, vocab_path: Path) -> DataF
 @lru_cache(maxsize=1)
 def _vocab(path: Path) -> Vocab:
     """Read once a Python worker: a generation's folder has a name of its own."""
-    return Vocab.read(path)
+    with from_the_driver(path):
+        return Vocab.read(path)
 
 
 def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
@@ -212,7 +232,8 @@ def collect(
     for result in results:
         if result["versions"] != versions():
             raise ManifestError(
-                f"an executor has {result['versions']}, the driver {versions()}; install the same on all"
+                f"executor on {result['host']}: has {spelled(result['versions'])}, expected the driver's "
+                f"{spelled(versions())}; install the same on all machines"
             )
     counts = Counts(
         **seen,
@@ -235,6 +256,18 @@ def collect(
         versions=versions(),
         shards=tuple(shards),
     )
+
+
+def spelled(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def remove_unlisted(output: Path, manifest: Manifest) -> None:
+    """What attempts that lost or were killed left in the generation; nobody reads it, but it takes room."""
+    listed = {output / manifest.vocab_path, *(output / shard.path for shard in manifest.shards)}
+    for path in (output / manifest.generation).rglob("*"):
+        if path not in listed and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def remove_other_generations(output: Path, current: Path) -> None:
