@@ -67,7 +67,7 @@ def build_session(name: str) -> SparkSession:
 
 def ship_code(spark: SparkSession) -> None:
     """Executors on other machines run this very code, whatever they have installed: it is the first they look in."""
-    if not spark.sparkContext.master.startswith("local"):
+    if not str(spark.sparkContext.master).startswith("local"):
         spark.sparkContext.addPyFile(str(code_zip()))
 
 

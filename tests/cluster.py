@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from conftest import ROOT, Ended
 
 BIN = Path(sys.executable).parent
 START_S = 60
-JOB_S = 40
+JOB_S = 120
+POLL_S = 0.03
 QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss512k"  # a JVM that lives for seconds need not optimise
 NOT_OURS = re.compile(r"PYTHON(PATH|HOME|STARTUP)|PYSPARK_|SPARK_|HADOOP_|.*_proxy", re.IGNORECASE)
 
@@ -87,7 +88,7 @@ class Process:
             state = self.popen.poll()
             assert state is None, f"ended with {state} before {what}:\n{self.text()}"
             assert time.monotonic() < end, f"no {what} within {timeout_s} s:\n{self.text()}"
-            time.sleep(0.02)
+            time.sleep(POLL_S)
         return found
 
     def text(self) -> str:
@@ -171,6 +172,7 @@ class Cluster:
     executor_python: Path
     driver_python: Path
     workers: list[Process] = field(default_factory=list)
+    num_jobs: int = 0
 
     @classmethod
     def start(cls, folder: Path) -> "Cluster":
@@ -206,9 +208,10 @@ class Cluster:
     def state(self) -> dict[str, Any]:
         return get_json(f"{self.webui}/json/") or {}
 
-    def submit(self, output: Path, *arguments: object, job: Path, folder: str = "driver", **conf: str) -> Job:
-        """``spark-submit JOB ARGUMENTS --output OUTPUT`` on this cluster; ``conf`` has _ for each dot."""
-        folder = output.with_name(f"{output.name}-{folder}")
+    def submit(self, output: Path, *command: object, conf: Mapping[str, str]) -> Job:
+        """``spark-submit COMMAND --output OUTPUT`` on this cluster, with ``conf`` beside what a test needs anyway."""
+        self.num_jobs += 1
+        folder = output.parent / f"driver-{self.num_jobs}"
         (folder / "events").mkdir(parents=True)
         ui_port = free_port()
         settings = {
@@ -218,18 +221,18 @@ class Cluster:
             "spark.executor.memory": "512m",
             "spark.driver.extraJavaOptions": QUICK_JAVA,
             "spark.executor.extraJavaOptions": QUICK_JAVA,
+            "spark.ui.enabled": "false",
             "spark.ui.port": str(ui_port),
             "spark.ui.liveUpdate.period": "0",
             "spark.eventLog.enabled": "true",
             "spark.eventLog.dir": (folder / "events").as_uri(),
             "spark.eventLog.compress": "false",
-            **{name.replace("_", "."): value for name, value in conf.items()},
+            **conf,
         }
-        command = [str(BIN / "spark-submit"), "--master", f"spark://127.0.0.1:{self.port}"]
-        for name, value in settings.items():
-            command += ["--conf", f"{name}={value}"]
-        command += [str(job), *map(str, arguments), "--output", str(output)]
-        return Job(command, folder / "log", folder, output, f"http://127.0.0.1:{ui_port}", folder / "events")
+        flags = [flag for name, value in settings.items() for flag in ("--conf", f"{name}={value}")]
+        submit = [str(BIN / "spark-submit"), "--master", f"spark://127.0.0.1:{self.port}", *flags]
+        submit += [*map(str, command), "--output", str(output)]
+        return Job(submit, folder / "log", folder, output, f"http://127.0.0.1:{ui_port}", folder / "events")
 
     def executors(self) -> dict[str, int]:
         """Executor id -> pid of its JVM, of those that live."""

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cluster
 import pytest
+import session
 from cluster import Cluster, Job, kill, own_mounts
 from conftest import ROOT
 
@@ -22,15 +24,16 @@ from pipeline.manifest import Manifest
 
 JOB = ROOT / "jobs" / "prepare_ptb.py"
 FLAGS = ["--min-count", "5", "--sample", "0", "--num-shards", "4"]
-SHORT_RETRIES = {"spark_shuffle_io_maxRetries": "1", "spark_shuffle_io_retryWait": "200ms"}
-MANY_TASKS = {"spark_sql_files_maxPartitionBytes": "400000", "spark_sql_files_openCostInBytes": "0"}
+SHORT_RETRIES = {"spark.shuffle.io.maxRetries": "1", "spark.shuffle.io.retryWait": "200ms"}
+MANY_TASKS = {"spark.sql.files.maxPartitionBytes": "400000", "spark.sql.files.openCostInBytes": "0"}
+WATCHED = {"spark.ui.enabled": "true"}
 SPECULATION = {
-    "spark_speculation": "true",
-    "spark_speculation_interval": "100ms",
-    "spark_speculation_multiplier": "1.1",
-    "spark_speculation_quantile": "0.25",
+    "spark.speculation": "true",
+    "spark.speculation.interval": "100ms",
+    "spark.speculation.multiplier": "1.1",
+    "spark.speculation.quantile": "0.25",
 }
-ISOLATED = {"spark_executor_memory": "1200m"}
+ISOLATED = {"spark.executor.memory": "1200m"}
 """More than the ordinary workers have: such a job runs on none of them."""
 
 
@@ -73,8 +76,8 @@ def submit(spark_cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job
     """Submits a job that does not outlive its test."""
     jobs = []
 
-    def start(text: Path, name: str = "out", **conf: str) -> Job:
-        jobs.append(spark_cluster.submit(tmp_path / name, "--input", text, *FLAGS, job=JOB, **conf))
+    def start(text: Path, name: str = "out", conf: Mapping[str, str] | None = None) -> Job:
+        jobs.append(spark_cluster.submit(tmp_path / name, JOB, "--input", text, *FLAGS, conf=conf or {}))
         return jobs[-1]
 
     yield start
@@ -115,6 +118,16 @@ def first_writers(spark_cluster: Cluster, job: Job) -> dict[str, list[int]]:
     return job.until(writing, "executor that writes")
 
 
+def test_what_is_shipped_is_the_whole_package_and_nothing_else() -> None:
+    path = session.code_zip()
+    with zipfile.ZipFile(path) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    sources = [*(ROOT / "pipeline").glob("*.py"), ROOT / "pipeline" / "demo_words.txt"]
+    assert found == {f"pipeline/{source.name}": source.read_bytes() for source in sources}
+    session.code_zip.cache_clear()
+    assert session.code_zip().read_bytes() == path.read_bytes()
+
+
 def test_executors_do_not_have_this_project(spark_cluster: Cluster, tmp_path: Path) -> None:
     def imports(name: str) -> str:
         command = [str(spark_cluster.executor_python), "-c", f"import {name}"]
@@ -127,7 +140,7 @@ def test_executors_do_not_have_this_project(spark_cluster: Cluster, tmp_path: Pa
 def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
-    job = submit(long_text, **SHORT_RETRIES, **MANY_TASKS)
+    job = submit(long_text, conf=SHORT_RETRIES | MANY_TASKS | WATCHED)
 
     def has_map_output() -> str | None:
         generation = job.generation()
@@ -161,15 +174,22 @@ def test_speculative_attempts_change_no_byte_and_leave_no_file(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
     """A worker that stands still in mid-write is overtaken."""
-    job = submit(long_text, **SPECULATION)
-    _, slow = first_writers(spark_cluster, job).popitem()
-    for pid in slow:
+    job = submit(long_text, conf=SPECULATION)
+
+    def stopped_in_mid_write() -> int | None:
+        executor, (pid, *_) = first_writers(spark_cluster, job).popitem()
         kill(pid, signal.SIGSTOP)
+        generation = job.generation()
+        if generation and pid in spark_cluster.writing(generation).get(executor, []):
+            return pid
+        kill(pid, signal.SIGCONT)  # it was just done
+        return None
+
+    slow = job.until(stopped_in_mid_write, "worker that stands still in mid-write")
     try:
         ended = job.ended()
     finally:
-        for pid in slow:
-            kill(pid, signal.SIGCONT)
+        kill(slow, signal.SIGCONT)
     assert ended.code == 0, ended.stdout
     speculative = [end for end in events(job, "TaskEnd") if end["Task Info"]["Speculative"]]
     assert [end for end in speculative if end["Task End Reason"]["Reason"] == "Success"]
@@ -179,11 +199,17 @@ def test_speculative_attempts_change_no_byte_and_leave_no_file(
 def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succeeds(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
+    """Whoever has nothing of this project gives it with --py-files, as the second time here."""
     killed = submit(long_text)
     first_writers(spark_cluster, killed)
     killed.end()
     assert [path.name[:4] for path in killed.output.iterdir()] == ["gen-"]
-    again = spark_cluster.submit(killed.output, "--input", long_text, *FLAGS, job=JOB, folder="again")
+
+    mine = {
+        "spark.submit.pyFiles": str(session.code_zip()),
+        "spark.pyspark.driver.python": str(spark_cluster.executor_python),
+    }
+    again = submit(long_text, conf=mine)
     assert again.ended().code == 0, again.text()
     assert digests(again.output) == on_one_core
 
@@ -217,7 +243,7 @@ def test_an_output_that_machines_do_not_share_is_refused(
     worker = spark_cluster.add_worker("127.0.0.1", memory="1500m", before=before)
     try:
         spark_cluster.wait()
-        job = submit(short_text, "data/out", **ISOLATED)
+        job = submit(short_text, "data/out", conf=ISOLATED)
         refused(job, f"--output {job.output}", says.format(host=os.uname().nodename), "s3://")
     finally:
         worker.end(gracefully=True)
@@ -236,7 +262,7 @@ def test_executors_with_another_numpy_are_refused(
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
     )
     python = cluster.program(tmp_path / "strange-python", f"-S {shim}", sysconfig.get_path("purelib"))
-    job = submit(short_text, spark_pyspark_python=str(python))
+    job = submit(short_text, conf={"spark.pyspark.python": str(python)})
     refused(job, os.uname().nodename, "99", "expected the driver's numpy")
 
 
