@@ -67,8 +67,12 @@ def build_session(name: str) -> SparkSession:
 
 def ship_code(spark: SparkSession) -> None:
     """Executors on other machines run this very code, whatever they have installed: it is the first they look in."""
-    if not str(spark.sparkContext.master).startswith("local"):
-        spark.sparkContext.addPyFile(str(code_zip()))
+    context = spark.sparkContext
+    if not str(context.master).startswith("local"):
+        context.addPyFile(str(code_zip()))
+        # What numba compiles of a zip it keeps here and not in NUMBA_CACHE_DIR, and fails where that cannot be written,
+        # as many an executor's home cannot. The folder an executor stands in can.
+        context.environment.setdefault("XDG_CACHE_HOME", "cache")
 
 
 @cache

@@ -145,13 +145,13 @@ class Job(Process):
     def generation(self) -> Path | None:
         return next(self.output.glob("gen-*"), None)
 
-    def stages(self) -> list[dict[str, Any]]:
-        """What the driver's REST API says of every stage, with a summary of each executor."""
-        applications = get_json(f"{self.ui}/api/v1/applications") or []
+    def active_stages(self) -> list[dict[str, Any]]:
+        """What the driver's REST API says of the stages that run, with a summary of each executor."""
+        applications = f"{self.ui}/api/v1/applications"
         return [
             stage
-            for application in applications
-            for stage in get_json(f"{self.ui}/api/v1/applications/{application['id']}/stages?details=true") or []
+            for application in get_json(applications) or []
+            for stage in get_json(f"{applications}/{application['id']}/stages?status=active&details=true") or []
         ]
 
     def logged(self) -> list[dict[str, Any]]:
@@ -265,9 +265,9 @@ class Cluster:
 
 
 def program(path: Path, options: str, python_path: str) -> Path:
-    """A Python that looks in ``python_path`` too, before what else Spark has it look in."""
+    """A Python that looks in ``python_path`` too, before what else Spark has it look in, and has no home."""
     path.write_text(
-        f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
+        f'#!/bin/sh\nexport HOME=/dev/null PYTHONPATH={shlex.quote(python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
         f'exec {shlex.quote(sys.executable)} {options} "$@"\n'
     )
     path.chmod(0o755)

@@ -142,18 +142,22 @@ def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
 ) -> None:
     job = submit(long_text, conf=SHORT_RETRIES | MANY_TASKS | WATCHED)
 
-    def has_map_output() -> str | None:
-        generation = job.generation()
-        if generation is None or not (generation / "tables.npz").exists():
-            return None
-        for stage in job.stages():
-            if stage["status"] == "ACTIVE" and stage["shuffleWriteBytes"]:
-                done = stage.get("executorSummary", {})
-                return next((executor for executor in done if done[executor]["succeededTasks"]), None)
+    def other_with_map_output() -> str | None:
+        for stage in job.active_stages():
+            done = stage.get("executorSummary", {}) if stage["shuffleWriteBytes"] else {}
+            for executor in done:
+                if executor != held and done[executor]["succeededTasks"]:
+                    return executor
         return None
 
-    in_shuffle = job.until(has_map_output, "executor with map output")
-    kill(spark_cluster.executors()[in_shuffle], signal.SIGKILL)
+    job.until(lambda: list(job.output.glob("gen-*/tables.npz")), "vocabulary")
+    held, held_pid = spark_cluster.executors().popitem()
+    kill(held_pid, signal.SIGSTOP)  # the stage cannot end before we have looked at it
+    try:
+        in_shuffle = job.until(other_with_map_output, "executor with map output")
+        kill(spark_cluster.executors()[in_shuffle], signal.SIGKILL)
+    finally:
+        kill(held_pid, signal.SIGCONT)
     in_write = next(iter(first_writers(spark_cluster, job)))
     kill(spark_cluster.executors()[in_write], signal.SIGKILL)
 
