@@ -1,12 +1,18 @@
 """What the jobs share: flags, a quiet Spark session, the summary, and exit codes."""
 
 import argparse
+import atexit
 import logging
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
 from pyspark.sql import SparkSession
@@ -60,7 +66,42 @@ def build_session(name: str) -> SparkSession:
     spark = builder.getOrCreate()
     # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
     spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
+    ship_code(spark)
     return spark
+
+
+def ship_code(spark: SparkSession) -> None:
+    """Executors on other machines run this very code, whatever they have installed: it is the first they look in."""
+    context = spark.sparkContext
+    if not str(context.master).startswith("local"):
+        context.addPyFile(str(code_zip()))
+        # What numba compiles of a zip it keeps here and not in NUMBA_CACHE_DIR, and fails where that cannot be written,
+        # as many an executor's home cannot. The folder an executor stands in can.
+        context.environment.setdefault("XDG_CACHE_HOME", "cache")
+
+
+@cache
+def code_zip() -> Path:
+    """The ``pipeline`` package as a zip, gone when the driver ends: equal code gives equal bytes.
+
+    It may itself come from one (--py-files).
+    """
+    handle, name = tempfile.mkstemp(prefix="shardvec-", suffix=".zip")
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for path, content in sorted(_contents(files("pipeline"), "pipeline")):
+            archive.writestr(zipfile.ZipInfo(path), content, zipfile.ZIP_DEFLATED)  # ZipInfo has a date of its own
+    return Path(name)
+
+
+def _contents(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file of a package but caches."""
+    for entry in folder.iterdir():
+        path = f"{prefix}/{entry.name}"
+        if entry.is_dir() and entry.name != "__pycache__":
+            yield from _contents(entry, path)
+        elif entry.is_file():
+            yield path, entry.read_bytes()
 
 
 def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: bool) -> None:

@@ -13,6 +13,14 @@ class InputError(ValueError):
         """The error of a setting that was given on the command line."""
         return cls(f"--{name.replace('_', '-')}: found {found}, expected {expected}")
 
+    @classmethod
+    def unshared(cls, output: object, found: str) -> "InputError":
+        """The error of machines that do not see each other's files in the output."""
+        return cls(
+            f"--output {output}: {found}; the output must be on storage that all machines share "
+            f"(a shared folder, or s3://...)"
+        )
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, without abbreviations, that raises InputError where it would print the whole usage and exit."""

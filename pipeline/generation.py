@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
-from pyarrow import fs as pafs
-
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
@@ -121,6 +119,5 @@ def _clean(output: Location, ours: Location, before: str | None, is_alone: bool)
 
 def _is_abandoned(generation: Location) -> bool:
     """Whether nothing has been written there for so long that its run must be dead."""
-    everything = generation.filesystem.get_file_info(pafs.FileSelector(generation.path, recursive=True))
-    times = [info.mtime for info in everything if info.type == pafs.FileType.File and info.mtime is not None]
+    times = [info.mtime for info in generation.files() if info.mtime is not None]
     return bool(times) and max(times) < datetime.now(UTC) - ABANDONED_AFTER

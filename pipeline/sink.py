@@ -6,8 +6,9 @@ the same bytes, it does not matter which one comes last.
 """
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ from pyspark.sql.datasource import DataSource, DataSourceArrowWriter, WriterComm
 from pyspark.sql.types import StructType
 
 from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
+from pipeline.errors import InputError
 from pipeline.generation import writing
 from pipeline.manifest import ShardInfo
 from pipeline.randomness import U64, Purpose, fold, stream
@@ -40,6 +42,7 @@ class TaskResult(WriterCommitMessage):
     subsampled: int
     pairs: int
     versions: dict[str, str]
+    host: str
 
 
 class ShardSink(DataSource):
@@ -98,7 +101,8 @@ def write_shards(
                 file.append(examples)
         infos = [file.close() for file in (*trains, heldout)]
     pairs = sum(file.num_pairs for file in (*trains, heldout))
-    return TaskResult(tuple(info for info in infos if info is not None), subsampled, pairs, versions())
+    shards = tuple(info for info in infos if info is not None)
+    return TaskResult(shards, subsampled, pairs, versions(), socket.gethostname())
 
 
 def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
@@ -110,7 +114,19 @@ def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
 @lru_cache(maxsize=1)
 def _tables(generation: str) -> Tables:
     """Read once a Python worker: a generation's folder has a name of its own."""
-    return Tables.from_bytes((Location.of(generation) / TABLES).read_bytes())
+    with from_the_driver(Location.of(generation)) as folder:
+        return Tables.from_bytes((folder / TABLES).read_bytes())
+
+
+@contextmanager
+def from_the_driver(generation: Location) -> Iterator[Location]:
+    """What the driver wrote into a generation and a worker does not find is the user's to mend."""
+    try:
+        yield generation
+    except FileNotFoundError:
+        output = str(generation).rpartition("/")[0]
+        found = f"worker {socket.gethostname()} does not see what the driver wrote there"
+        raise InputError.unshared(output, found) from None
 
 
 def slice_tokens(config: PipelineConfig) -> int:

@@ -28,27 +28,17 @@ from pipeline.lookup import WordIndex
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
-from pipeline.sink import RESULTS, TABLES, ShardSink, to_binary
+from pipeline.sink import RESULTS, TABLES, ShardSink, from_the_driver, to_binary
 from pipeline.spark_errors import user_error
 from pipeline.storage import Location
 from pipeline.subsample import CERTAIN
-from pipeline.tokens import Tokenized, tokenized
+from pipeline.tokens import tokenized
+from pipeline.totals import MAX_PARTIAL_COUNTS, Totals
 from pipeline.vocab import Vocab, encode
 
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16
 VOCAB = "vocab.parquet"
-MAX_PARTIAL_COUNTS = 1 << 19
-"""Distinct words a counting task holds before it hands its counts on."""
-
-SEEN = {
-    "lines": "num_lines",
-    "nulls": "num_nulls",
-    "invalid_utf8_lines": "num_invalid_utf8",
-    "too_short": "num_too_short",
-    "long_tokens": "num_long_tokens",
-}
-"""Counts of the manifest, and what they are sums of."""
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +70,11 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             write(sequences, config, generation)
 
             manifest = collect(generation, config, source_state, vocab, seen)
-            manifest.check_files(output)
+            check_shared(manifest, output)
             check_unchanged(output, before)
             with writing(output):
                 manifest.save(output)
+            remove_unlisted(output, manifest)
             return manifest
         except InputError:
             raise
@@ -119,43 +110,6 @@ def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int
     seen = dict(zip(others["name"], others["count"], strict=True))
     vocab = Vocab.from_counts(words["name"], words["count"], seen.get("tokens", 0), config.max_vocab)
     return vocab, seen
-
-
-class Totals:
-    """The counts of a task so far: words as (values, counts) arrays, and what else was ``seen``."""
-
-    def __init__(self) -> None:
-        self.seen = dict.fromkeys([*SEEN, "sequences", "tokens"], 0)
-        self.num_pending = 0
-        self._words: list[pa.StructArray] = []
-
-    def add(self, found: Tokenized) -> None:
-        for name, attribute in SEEN.items():
-            self.seen[name] += getattr(found, attribute)
-        self.seen["sequences"] += int((found.lengths >= 2).sum())
-        self.seen["tokens"] += len(found.words)
-        self._words.append(found.words.value_counts())
-        self.num_pending += len(self._words[-1])
-        if self.num_pending > 2 * MAX_PARTIAL_COUNTS:
-            self._merge()
-
-    def batch(self) -> pa.RecordBatch:
-        """(is_word, name, count) of all of it."""
-        self._merge()
-        words = self._words[0]
-        is_word = pa.array([True] * len(words) + [False] * len(self.seen))
-        names = pa.concat_arrays([words.field(0), pa.array(self.seen, pa.string())])
-        counts = pa.concat_arrays([words.field(1), pa.array(self.seen.values(), pa.int64())])
-        return pa.RecordBatch.from_arrays([is_word, names, counts], ["is_word", "name", "count"])
-
-    def _merge(self) -> None:
-        names = pa.chunked_array([words.field(0) for words in self._words], pa.string())
-        counts = pa.chunked_array([words.field(1) for words in self._words], pa.int64())
-        table = pa.table({"name": names, "count": counts})
-        sums = table.group_by("name", use_threads=False).aggregate([("count", "sum")])
-        columns = [sums[name].combine_chunks() for name in ("name", "count_sum")]
-        self._words = [pa.StructArray.from_arrays(columns, ["values", "counts"])]
-        self.num_pending = sums.num_rows
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
@@ -198,7 +152,8 @@ def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> Da
 @lru_cache(maxsize=1)
 def _word_index(generation: str) -> WordIndex:
     """Made once a Python worker: a generation's folder has a name of its own."""
-    return WordIndex(Vocab.read(Location.of(generation) / VOCAB).words)
+    with from_the_driver(Location.of(generation)) as folder:
+        return WordIndex(Vocab.read(folder / VOCAB).words)
 
 
 def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
@@ -231,7 +186,8 @@ def collect(
     for result in results:
         if result["versions"] != versions():
             raise ManifestError(
-                f"an executor has {result['versions']}, the driver {versions()}; install the same on all"
+                f"executor on {result['host']}: has {spelled(result['versions'])}, expected the driver's "
+                f"{spelled(versions())}; install the same on all machines"
             )
     counts = Counts(
         **seen,
@@ -254,3 +210,25 @@ def collect(
         versions=versions(),
         shards=tuple(shards),
     )
+
+
+def spelled(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def check_shared(manifest: Manifest, output: Location) -> None:
+    """The driver sees what the workers wrote."""
+    try:
+        manifest.check_files(output)
+    except ManifestError as error:
+        where = str(error).partition(";")[0]
+        raise InputError.unshared(output, f"the driver does not see what the workers wrote ({where})") from None
+
+
+def remove_unlisted(output: Location, manifest: Manifest) -> None:
+    """What attempts that lost or were killed left in the generation; nobody reads it, but it takes room."""
+    generation = output / manifest.generation
+    listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
+    for entry in generation.files():
+        if entry.path not in listed:
+            generation.filesystem.delete_file(entry.path)

@@ -84,6 +84,11 @@ class Location:
         """What lies right inside this folder; nothing when there is none."""
         return list(self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)))
 
+    def files(self) -> list[pafs.FileInfo]:
+        """All files in this folder and in those below."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        return [info for info in found if info.type == pafs.FileType.File]
+
     def make_folder(self) -> None:
         """Makes a local folder; an object store has none."""
         if self.local is not None:
