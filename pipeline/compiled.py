@@ -9,6 +9,7 @@ process compiles for itself.
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -47,12 +48,14 @@ class _Cache(FunctionCache):
             return super().load_overload(*args)  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever a damaged pickle raises
             log.debug("compiling, since the cache cannot be read: %r", error)
+            with suppress(OSError):
+                self.flush()  # type: ignore[no-untyped-call]  # saving reads the index too
             return None
 
     def save_overload(self, *args: Any) -> None:
         try:
             super().save_overload(*args)  # type: ignore[no-untyped-call]
-        except OSError as error:
+        except Exception as error:  # a disk that is full, or a pickle damaged since
             log.debug("compiled code is not kept: %r", error)
 
 
