@@ -27,16 +27,20 @@ def dictionary(ids_NL: Int32, num_real_N: Int32) -> tuple[Int32, Int32]:
     return np.flatnonzero(present_V).astype(np.int32), place_V
 
 
-def packed(ids_NL: Int32, num_real_N: Int32, place_V: Int32, size: int) -> bytes:
-    """Indices into a dictionary of ``size`` entries, all in one bit-packed run, padding as index 0.
+def packed(prefix: bytes, ids_NL: Int32, num_real_N: Int32, place_V: Int32, size: int) -> memoryview:
+    """``prefix``, then indices into a dictionary of ``size`` entries in one bit-packed run, padding as index 0.
 
     One run, since what runs of zeros would save LZ4 saves as well, and readers unpack a long run fastest.
     """
     bits = max(1, (size - 1).bit_length())
     num_groups = -(-ids_NL.size // 8)
-    words = np.zeros(num_groups * bits // 8 + 2, dtype="<u8")
-    _pack(ids_NL, num_real_N, place_V, bits, words)
-    return bytes([bits]) + varint(num_groups << 1 | 1) + words.view(np.uint8)[: num_groups * bits].tobytes()
+    prefix += bytes([bits]) + varint(num_groups << 1 | 1)
+    words = np.zeros(len(prefix) // 8 + num_groups * bits // 8 + 3, dtype="<u8")
+    first = -(-len(prefix) // 8)  # the run begins with a word of its own, so the prefix ends with one
+    _pack(ids_NL, num_real_N, place_V, bits, words[first:])
+    page = words.view(np.uint8)[first * 8 - len(prefix) : first * 8 + num_groups * bits]
+    page[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+    return page.data
 
 
 def flags(num_ones_N: Int32, length: int) -> bytes:

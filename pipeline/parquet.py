@@ -138,7 +138,9 @@ class _Chunk:
         return [*fields, i64(11, start)] if self.dictionary_size else fields
 
 
-def _chunk(path: tuple[str, ...], codec: int, num_values: int, values: bytes, ids: Int32 | None = None) -> _Chunk:
+def _chunk(
+    path: tuple[str, ...], codec: int, num_values: int, values: bytes | memoryview, ids: Int32 | None = None
+) -> _Chunk:
     """A chunk of one data page; its values are indices into ``ids`` where these are given, plain where not."""
     dictionary_page, dictionary_extra = b"", 0
     if ids is not None:
@@ -154,7 +156,7 @@ def _chunk(path: tuple[str, ...], codec: int, num_values: int, values: bytes, id
     return _Chunk(path, codec, num_values, content, len(dictionary_page), plain_size)
 
 
-def _page(kind: int, kind_header: thrift.Field, body: bytes, codec: int) -> tuple[bytes, int]:
+def _page(kind: int, kind_header: thrift.Field, body: bytes | memoryview, codec: int) -> tuple[bytes, int]:
     """PageHeader and body; and how many bytes compression saved."""
     stored = pa.compress(body, codec="lz4_raw", asbytes=True) if codec == _LZ4_RAW else body
     crc = zlib.crc32(stored)
@@ -171,9 +173,9 @@ def _ids(name: str, ids_NL: Int32, num_real_N: Int32) -> _Chunk:
     path = name, "list", "element"
     ids, place_V = dictionary(ids_NL, num_real_N)
     if ids.size > MAX_DICTIONARY:
-        body = levels(*ids_NL.shape) + ids_NL.astype("<i4", copy=False).tobytes()
-        return _chunk(path, _LZ4_RAW, ids_NL.size, body)
-    body = levels(*ids_NL.shape) + packed(ids_NL, num_real_N, place_V, ids.size)
+        plain = levels(*ids_NL.shape) + ids_NL.astype("<i4", copy=False).tobytes()
+        return _chunk(path, _LZ4_RAW, ids_NL.size, plain)
+    body = packed(levels(*ids_NL.shape), ids_NL, num_real_N, place_V, ids.size)
     return _chunk(path, _LZ4_RAW, ids_NL.size, body, ids)
 
 
@@ -184,7 +186,7 @@ def _flags(name: str, num_ones_N: Int32, length: int) -> _Chunk:
 
 def _counts(name: str, counts_N: Int32) -> _Chunk:
     counts = np.arange(counts_N.max() + 1, dtype=np.int32)
-    body = packed(counts_N[:, None], np.ones_like(counts_N), counts, counts.size)
+    body = packed(b"", counts_N[:, None], np.ones_like(counts_N), counts, counts.size)
     return _chunk((name,), _UNCOMPRESSED, counts_N.size, body, counts)
 
 
