@@ -24,7 +24,7 @@ from conftest import ROOT, Ended
 
 BIN = Path(sys.executable).parent
 START_S = 60
-JOB_S = 120
+JOB_S = 240
 POLL_S = 0.03
 QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss512k"  # a JVM that lives for seconds need not optimise
 NOT_OURS = re.compile(r"PYTHON(PATH|HOME|STARTUP)|PYSPARK_|SPARK_|HADOOP_|.*_proxy", re.IGNORECASE)
@@ -254,10 +254,11 @@ class Cluster:
                     found.setdefault(executor, []).append(pid)
         return found
 
-    def text(self) -> str:
-        """All logs, for a failure."""
-        logs = [*self.folder.glob("*/log"), *self.folder.glob("worker-*/work/*/*/stderr")]
-        return "".join(f"==> {log}\n{log.read_text(errors='replace')[-5000:]}\n" for log in logs)
+    def latest_logs(self) -> str:
+        """The ends of what master, workers and the latest executors logged."""
+        executors = sorted(self.folder.glob("worker-*/work/*/*/stderr"), key=lambda log: log.stat().st_mtime)
+        logs = [*self.folder.glob("*/log"), *executors[-4:]]
+        return "".join(f"==> {log}\n{log.read_text(errors='replace')[-3000:]}\n" for log in logs)
 
     def end(self) -> None:
         for process in (*self.workers, self.master):

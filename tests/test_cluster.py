@@ -19,8 +19,12 @@ import session
 from cluster import Cluster, Job, kill, own_mounts
 from conftest import ROOT
 
+from pipeline.config import PipelineConfig
 from pipeline.demo import demo_lines
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest
+from pipeline.sink import write_shards
+from pipeline.stages import user_error
 
 JOB = ROOT / "jobs" / "prepare.py"
 FLAGS = ["--min-count", "5", "--sample", "0", "--num-shards", "4"]
@@ -83,13 +87,15 @@ def submit(spark_cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job
     yield start
     for job in jobs:
         job.end()
+    print(spark_cluster.latest_logs())  # pytest shows it when the test has failed
 
 
 @pytest.fixture(scope="module")
 def on_one_core(long_text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The digests of ``long_text``'s shards, made by ``local[1]``."""
     output = tmp_path_factory.mktemp("local") / "out"
-    command = [str(cluster.BIN / "spark-submit"), "--master", "local[1]", str(JOB), *FLAGS, "--input", str(long_text)]
+    submit = [str(cluster.BIN / "spark-submit"), "--master", "local[1]", "--driver-java-options", cluster.QUICK_JAVA]
+    command = [*submit, str(JOB), *FLAGS, "--input", str(long_text)]
     environment = cluster.environment() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--output", str(output)], env=environment, capture_output=True, text=True, timeout=cluster.JOB_S
@@ -122,8 +128,9 @@ def test_what_is_shipped_is_the_whole_package_and_nothing_else() -> None:
     path = session.code_zip()
     with zipfile.ZipFile(path) as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
-    sources = [*(ROOT / "pipeline").glob("*.py"), ROOT / "pipeline" / "demo_words.txt"]
-    assert found == {f"pipeline/{source.name}": source.read_bytes() for source in sources}
+    sources = [path for path in (ROOT / "pipeline").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert found == {source.relative_to(ROOT).as_posix(): source.read_bytes() for source in sources}
+    assert {"pipeline/sink.py", "pipeline/demo_words.txt"} <= found.keys()
     session.code_zip.cache_clear()
     assert session.code_zip().read_bytes() == path.read_bytes()
 
@@ -144,7 +151,7 @@ def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
 
     def other_with_map_output() -> str | None:
         for stage in job.active_stages():
-            done = stage.get("executorSummary", {}) if stage["shuffleWriteBytes"] else {}
+            done: dict[str, Any] = stage.get("executorSummary", {}) if stage["shuffleWriteBytes"] else {}
             for executor in done:
                 if executor != held and done[executor]["succeededTasks"]:
                     return executor
@@ -268,6 +275,18 @@ def test_executors_with_another_numpy_are_refused(
     python = cluster.program(tmp_path / "strange-python", f"-S {shim}", sysconfig.get_path("purelib"))
     job = submit(short_text, conf={"spark.pyspark.python": str(python)})
     refused(job, os.uname().nodename, "99", "expected the driver's numpy")
+
+
+def test_a_worker_that_does_not_find_what_the_driver_wrote_names_output_and_host(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^--output {tmp_path}: worker {os.uname().nodename} does not see"):
+        write_shards(tmp_path / "gen-0", PipelineConfig(), 0, "0", iter(()))
+
+
+def test_only_a_workers_input_error_is_the_users() -> None:
+    trace = "Job aborted\nTraceback (most recent call last):\n  File x\n{}\n\n\tat org.apache.spark.api.python"
+    error = user_error(RuntimeError(trace.format("pipeline.errors.InputError: --output /x: found, do this")))
+    assert str(error) == "--output /x: found, do this"
+    assert user_error(RuntimeError(trace.format("ValueError: a bug"))) is None
 
 
 def refused(job: Job, *words: str) -> None:
