@@ -1,8 +1,10 @@
 """Where sequences come from: text, Parquet or JSON lines, from wherever Spark can read; the built-in demo."""
 
 import glob
+import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipeline.storage import Location, is_uri
 
 FORMATS = ("text", "parquet", "json")
 SNIFF_BYTES = 1 << 16
-JSON_SAMPLE_LINES = 10_000
+JSON_SAMPLE_LINES = 1000
 
 _CORRUPT = "__corrupt_line"
 _GLOB_CHARACTERS = re.compile(r"[][*?{}\\]")
@@ -66,8 +68,7 @@ class Corpus:
             rows = spark.read.parquet(*paths)
             kind = self._kind(rows.schema)
         else:
-            sample = spark.read.text(paths).limit(JSON_SAMPLE_LINES).select("value")
-            kind = self._kind(spark.read.json(sample).schema)
+            kind = self._kind_of_json(spark.read.text(paths).limit(JSON_SAMPLE_LINES).toArrow()["value"].to_pylist())
             fields = [T.StructField(str(self.column), kind), T.StructField(_CORRUPT, T.StringType())]
             rows = spark.read.schema(T.StructType(fields)).json(paths, columnNameOfCorruptRecord=_CORRUPT)
         value = F.col(f"`{str(self.column).replace('`', '``')}`")
@@ -75,6 +76,25 @@ class Corpus:
             value = F.when(F.col(_CORRUPT).isNull(), value)
         is_array = isinstance(kind, T.ArrayType)
         return rows.select(value.cast("array<string>" if is_array else "binary").alias("value"))
+
+    def _kind_of_json(self, lines: list[str]) -> T.DataType:
+        """The column's type by the first lines: Spark's own look would read everything, and call a mixture strings."""
+        names: set[str] = set()
+        kinds: set[T.DataType] = set()
+        for line in lines:
+            with suppress(ValueError):
+                row = json.loads(line)
+                names |= row.keys() if isinstance(row, dict) else set()
+                value = row.get(self.column) if isinstance(row, dict) else None
+                if value is not None and value != []:
+                    kinds.add(_json_kind(value))
+        if len(kinds) > 1:
+            found = " and ".join(sorted(kind.simpleString() for kind in kinds))
+            raise InputError(f"--column {self.column}: is {found} in {self.description}, expected one kind")
+        fields = [T.StructField(name, T.NullType()) for name in sorted(names - {self.column})]
+        if self.column in names:
+            fields.append(T.StructField(str(self.column), kinds.pop() if kinds else T.NullType()))
+        return self._kind(T.StructType(fields))
 
     def _kind(self, schema: T.StructType) -> T.DataType:
         """The column's type, if it is one that holds sequences."""
@@ -131,6 +151,16 @@ def write_copy(path: Path, content: bytes) -> None:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); name a copy of the text with --input"
         ) from None
+
+
+def _json_kind(value: object) -> T.DataType:
+    if isinstance(value, list):
+        kinds = {_json_kind(element) for element in value if element is not None} or {T.StringType()}
+        element = T.StringType() if kinds <= {T.StringType(), T.LongType()} else T.DoubleType()
+        return T.ArrayType(element)
+    if isinstance(value, str):
+        return T.StringType()
+    return T.LongType() if isinstance(value, int) and not isinstance(value, bool) else T.DoubleType()
 
 
 def _local_files(given: str, format: str) -> list[Path]:

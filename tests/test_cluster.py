@@ -22,9 +22,11 @@ from conftest import ROOT
 from pipeline.config import PipelineConfig
 from pipeline.demo import demo_lines
 from pipeline.errors import InputError
+from pipeline.generation import LOCK
 from pipeline.manifest import Manifest
 from pipeline.sink import write_shards
-from pipeline.stages import user_error
+from pipeline.spark_errors import user_error
+from pipeline.storage import Location
 
 JOB = ROOT / "jobs" / "prepare.py"
 FLAGS = ["--min-count", "5", "--sample", "0", "--num-shards", "4"]
@@ -214,7 +216,7 @@ def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succ
     killed = submit(long_text)
     first_writers(spark_cluster, killed)
     killed.end()
-    assert [path.name[:4] for path in killed.output.iterdir()] == ["gen-"]
+    assert sorted(path.name[:4] for path in killed.output.iterdir() if path.name != LOCK) == ["gen-"]
 
     mine = {
         "spark.submit.pyFiles": str(session.code_zip()),
@@ -279,14 +281,14 @@ def test_executors_with_another_numpy_are_refused(
 
 def test_a_worker_that_does_not_find_what_the_driver_wrote_names_output_and_host(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^--output {tmp_path}: worker {os.uname().nodename} does not see"):
-        write_shards(tmp_path / "gen-0", PipelineConfig(), 0, "0", iter(()))
+        write_shards(Location.of(tmp_path) / "gen-0", PipelineConfig(), 0, "0", iter(()))
 
 
 def test_only_a_workers_input_error_is_the_users() -> None:
     trace = "Job aborted\nTraceback (most recent call last):\n  File x\n{}\n\n\tat org.apache.spark.api.python"
-    error = user_error(RuntimeError(trace.format("pipeline.errors.InputError: --output /x: found, do this")))
+    error = user_error(RuntimeError(trace.format("pipeline.errors.InputError: --output /x: found, do this")), "in.txt")
     assert str(error) == "--output /x: found, do this"
-    assert user_error(RuntimeError(trace.format("ValueError: a bug"))) is None
+    assert user_error(RuntimeError(trace.format("ValueError: a bug")), "in.txt") is None
 
 
 def refused(job: Job, *words: str) -> None:

@@ -234,11 +234,19 @@ def test_nulls_are_skipped_counted_and_said(job: Command, tmp_path: Path) -> Non
 def test_json_lines_that_are_none_are_skipped_and_counted(job: Command, tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", SEQUENCES)
     with (tmp_path / "x.json").open("a") as file:
-        file.write('{"items": ["1", "2"\nnot json at all\n{"other": 3}\n{"items": "a string"}\n')
+        file.write('{"items": ["1", "2"\nnot json at all\n{"other": 3}\n' + '{"items": []}\n' * 700)
+        file.write('{"items": "a string where arrays were"}\n')
     flags = ["--format", "json", "--column", "items"]
     job("--input", tmp_path / "x.json", "--output", tmp_path / "out", *flags, *SMALL)
     counts = Manifest.load(tmp_path / "out").counts
-    assert (counts.lines, counts.nulls) == (404, 4)
+    assert (counts.lines, counts.nulls) == (1104, 4)
+
+
+def test_json_of_mixed_kinds_is_refused(job: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", [*SEQUENCES, *LINES])
+    flags = ["--format", "json", "--column", "items"]
+    ended = job("--input", tmp_path / "x.json", "--output", tmp_path / "out", *flags, *SMALL)
+    ended.assert_refused("--column", "items", "array<string> and string")
 
 
 def test_a_damaged_parquet_file_is_named(job: Command, tmp_path: Path) -> None:

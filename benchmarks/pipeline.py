@@ -1,0 +1,404 @@
+"""What prepare costs: tokens a second of the whole job, of its parts a core, peak memory, bytes; the book beside it.
+
+    python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3
+    python benchmarks/pipeline.py --corpus ptb wiki17 wiki70 line30 oneline vocab1m --repeats 3 --report report.md
+
+Every run is a process of its own, with Spark's default memory, `local[*]`; its clock runs from the first look at the
+corpus to the manifest, so without the start of the session, but with the JVM cold. Peaks are VmHWM, read when the
+dataset is there: of the driver's Python, of the JVM (driver and executor in one here), of the largest Python worker.
+
+    ptb      Penn Treebank, 0.9 M tokens, as it is
+    wiki17   wiki100 (17 M tokens) in lines of 1,000 tokens
+    wiki70   the same four times and a bit: each copy starts elsewhere, so its lines are others, and has new words
+    line30   wiki17 with 30 % of its tokens in one line
+    oneline  wiki100 as it is: one line of 100 MB, gzip
+    vocab1m  24 M tokens of a vocabulary of 1,000,000
+
+The book is Dive into Deep Learning (d2l), section 15.3: its preparation is written anew here, in plain Python lists as
+there, with numpy nowhere. It holds all examples in memory, so of large corpora it gets the first 2 M tokens.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK_TOKENS = 2_000_000
+LINE = 1000
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.one:
+        print(json.dumps(one_run(*arguments.one)))
+        return
+    folder = Path(tempfile.mkdtemp(dir=arguments.scratch))
+    rows, parts = [], []
+    for name in arguments.corpus:
+        path = CORPORA[name](arguments.data, folder)
+        runs, book = [], []
+        for _ in range(arguments.repeats):
+            runs.append(ours(path, folder / "out"))
+            if name in ("ptb", "wiki17"):  # in turn, so that both meet the same machine
+                book.append(book_rate(path))
+        rows.append(row(name, runs, book))
+        print(rows[-1], flush=True)
+        if name in ("ptb", "wiki17"):
+            parts.append(part_rates(name, folder / "out", path))
+            print(parts[-1], flush=True)
+        if path.parent == folder:
+            path.unlink()
+    report = "\n".join([*heading(), "", *HEADER, *rows, "", *PART_HEADER, *parts, ""])
+    print(report)
+    if arguments.report:
+        arguments.report.write_text(report, encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measures prepare, with the book's own preparation beside it.")
+    data = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=data, help="a folder with ptb/ and wiki/ (default: %(default)s)")
+    parser.add_argument("--corpus", nargs="+", choices=tuple(CORPORA), default=["ptb", "wiki17"])
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each; medians are reported")
+    parser.add_argument("--scratch", type=Path, default=None, help="where corpora and datasets go, and go again")
+    parser.add_argument("--report", type=Path, default=None, help="a Markdown file for the output")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# Corpora
+
+
+def tokens_of_wiki(data: Path) -> list[bytes]:
+    with gzip.open(data / "wiki" / "wiki100.txt.gz") as file:
+        return file.read().split()
+
+
+def write_lines(path: Path, tokens: list[bytes], mode: str = "wb") -> Path:
+    with path.open(mode) as file:
+        for start in range(0, len(tokens), LINE):
+            file.write(b" ".join(tokens[start : start + LINE]) + b"\n")
+    return path
+
+
+def wiki70(data: Path, folder: Path) -> Path:
+    tokens = tokens_of_wiki(data)
+    path, left = folder / "wiki70.txt", 70_000_000
+    path.touch()
+    for copy in range(5):
+        part = (tokens[137 * copy :] + tokens[: 137 * copy])[:left]
+        if copy:
+            part[::50] = [word + b"%d" % copy for word in part[::50]]
+        write_lines(path, part, "ab")
+        left -= len(part)
+    return path
+
+
+def line30(data: Path, folder: Path) -> Path:
+    tokens = tokens_of_wiki(data)
+    first, long = len(tokens) // 3, len(tokens) * 3 // 10
+    path = write_lines(folder / "line30.txt", tokens[:first])
+    with path.open("ab") as file:
+        file.write(b" ".join(tokens[first : first + long]) + b"\n")
+    return write_lines(path, tokens[first + long :], "ab")
+
+
+def vocab1m(_: Path, folder: Path) -> Path:
+    """Every word 10 times, and 14 M tokens more by Zipf's law."""
+    rng = np.random.default_rng(0)
+    zipf = np.minimum((1_000_000 ** rng.random(14_000_000)).astype(np.int64), 999_999)
+    words = np.concatenate([np.tile(np.arange(1_000_000), 10), zipf])
+    rng.shuffle(words)
+    return write_lines(folder / "vocab1m.txt", [b"w%d" % word for word in words])
+
+
+CORPORA: dict[str, Callable[[Path, Path], Path]] = {
+    "ptb": lambda data, _: data / "ptb" / "ptb.train.txt",
+    "wiki17": lambda data, folder: write_lines(folder / "wiki17.txt", tokens_of_wiki(data)),
+    "wiki70": wiki70,
+    "line30": line30,
+    "oneline": lambda data, _: data / "wiki" / "wiki100.txt.gz",
+    "vocab1m": vocab1m,
+}
+
+
+# Ours
+
+
+def ours(path: Path, output: Path) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", str(path), str(output)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def one_run(path: str, output: str) -> dict[str, float]:
+    sys.path.insert(0, str(ROOT / "jobs"))
+    from session import build_session
+
+    from pipeline.config import PipelineConfig
+    from pipeline.corpus import text
+    from pipeline.stages import prepare
+
+    spark = build_session("benchmark")
+    before = cpu_seconds()
+    started = time.perf_counter()
+    manifest = prepare(spark, text(Path(path)), PipelineConfig(), output)
+    seconds = time.perf_counter() - started
+    processes = descendants()
+    found = {
+        "seconds": seconds,
+        "cpu": cpu_seconds() - before,
+        "tokens": manifest.counts.tokens,
+        "examples": manifest.counts.examples,
+        "vocab": manifest.vocab_size,
+        "bytes_a_row": sum(shard.bytes for shard in manifest.shards) / manifest.counts.examples,
+        "driver_mb": peak_mb(os.getpid()),
+        "jvm_mb": max(peak_mb(pid) for pid, command in processes if command.startswith("java")),
+        "worker_mb": max(peak_mb(pid) for pid, command in processes if command.startswith("python")),
+    }
+    spark.stop()
+    return found
+
+
+def descendants() -> list[tuple[int, str]]:
+    """(pid, name) of every process below this one."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = stat.read_text().split(" (", 1)
+        except OSError:
+            continue
+        name, fields = rest.rsplit(") ", 1)
+        children.setdefault(int(fields.split()[1]), []).append((int(pid), name))
+    found, todo = [], [os.getpid()]
+    while todo:
+        for pid, name in children.get(todo.pop(), []):
+            found.append((pid, name))
+            todo.append(pid)
+    return found
+
+
+def peak_mb(pid: int) -> float:
+    """The largest resident set a process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and all below it that are still there or were waited for."""
+    ticks = 0
+    for pid in [os.getpid(), *(pid for pid, _ in descendants())]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def part_rates(name: str, output: Path, path: Path) -> str:
+    """Rates of one core for tokenising with counting, encoding, sampling and writing, outside Spark."""
+    import pyarrow as pa
+
+    from pipeline.config import PipelineConfig
+    from pipeline.lookup import WordIndex
+    from pipeline.manifest import Manifest
+    from pipeline.sampling import Slice, Tables, sample
+    from pipeline.shards import ShardFile
+    from pipeline.storage import Location
+    from pipeline.tokens import tokenized
+    from pipeline.totals import Totals
+    from pipeline.vocab import Vocab, encode
+
+    pa.set_cpu_count(1)
+    config = PipelineConfig()
+    vocab = Vocab.read(output / Manifest.load(output).vocab_path)
+    with path.open("rb") as file:
+        lines = pa.array(file.read(12_000_000).splitlines()[:-1], pa.binary())
+    index, tables = WordIndex(vocab.words), Tables.build(vocab.counts_V, config)
+
+    def counting() -> int:
+        totals = Totals()
+        for found in tokenized(lines, config):
+            totals.add(found)
+        totals.batch()
+        return totals.seen["tokens"]
+
+    encodings = []
+
+    def encoding() -> int:
+        encodings[:] = [(found, encode(found.words, found.lengths, index)) for found in tokenized(lines, config)]
+        return sum(len(found.words) for found, _ in encodings)
+
+    examples = []
+
+    def sampling() -> int:
+        examples[:] = [
+            sample(Slice(e.ids, e.lengths, e.keys, np.zeros(e.lengths.size, np.int64)), tables, config, 0)
+            for _, e in encodings
+        ]
+        return sum(found.center_N.size for found in examples)
+
+    def writing() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            shard = ShardFile(Location.of(folder), "train", 0, 0, "benchmark", config)
+            for found in examples:
+                shard.append(found)
+            shard.close()
+        return shard.num_rows
+
+    rates = [f"{best_rate(part) / 1e6:.2f}" for part in (counting, encoding, sampling, writing)]
+    return "| " + " | ".join([name, *rates]) + " |"
+
+
+def best_rate(part: Callable[[], int]) -> float:
+    """Things a second of processor time: the median of five runs, after one that compiles."""
+    part()
+    rates = []
+    for _ in range(5):
+        started = time.process_time()
+        rates.append(part() / (time.process_time() - started))
+    return statistics.median(rates)
+
+
+# The book's
+
+
+def book_rate(path: Path) -> float:
+    """Tokens a second of the book's preparation: from raw text to padded rows in memory."""
+    started = time.perf_counter()
+    with path.open() as file:
+        sentences = list(first_tokens(line.split() for line in file))
+    num_tokens = sum(map(len, sentences))
+    counts = Counter(word for sentence in sentences for word in sentence)
+    words = ["<unk>", *(word for word, count in counts.most_common() if count >= 10 and word != "<unk>")]
+    ids = {word: number for number, word in enumerate(words)}
+    known = [[word for word in sentence if word in ids and word != "<unk>"] for sentence in sentences]
+    total = sum(map(len, known))
+    kept = [
+        [ids[word] for word in sentence if random.random() < math.sqrt(1e-4 / counts[word] * total)]
+        for sentence in known
+    ]
+    centers, contexts = [], []
+    for sentence in kept:
+        if len(sentence) < 2:
+            continue
+        for at, center in enumerate(sentence):
+            radius = random.randint(1, 5)
+            around = [*range(max(0, at - radius), at), *range(at + 1, min(len(sentence), at + 1 + radius))]
+            centers.append(center)
+            contexts.append([sentence[place] for place in around])
+    noise = Draws([counts[word] ** 0.75 for word in words[1:]])
+    rows = []
+    for center, around in zip(centers, contexts, strict=True):
+        negatives: list[int] = []
+        while len(negatives) < 5 * len(around):
+            drawn = noise.draw()
+            if drawn not in around:
+                negatives.append(drawn)
+        real = around + negatives
+        padding = [0] * (60 - len(real))
+        rows.append((center, real + padding, [1] * len(real) + padding, [1] * len(around) + [0] * (60 - len(around))))
+    return num_tokens / (time.perf_counter() - started)
+
+
+class Draws:
+    """Ids from 1 by weight, drawn 10,000 at a time."""
+
+    def __init__(self, weights: list[float]):
+        self._ids, self._weights = range(1, len(weights) + 1), weights
+        self._drawn: list[int] = []
+
+    def draw(self) -> int:
+        if not self._drawn:
+            self._drawn = random.choices(self._ids, self._weights, k=10_000)
+        return self._drawn.pop()
+
+
+def first_tokens(sentences: Iterator[list[str]]) -> Iterator[list[str]]:
+    left = BOOK_TOKENS
+    for sentence in sentences:
+        if left <= 0:
+            return
+        yield sentence
+        left -= len(sentence)
+
+
+# The report
+
+HEADER = [
+    "| corpus | tokens | V | seconds | tokens/s | CPU us a token | the book's tokens/s | ratio "
+    "| worker MB | JVM MB | driver's Python MB | bytes a row |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+]
+PART_HEADER = [
+    "One core, outside Spark, million a second of processor time, medians of 5:",
+    "",
+    "| corpus | tokenise and count, tokens | tokenise and encode, tokens | sample, examples | write, rows |",
+    "|---|---|---|---|---|",
+]
+
+
+def row(name: str, runs: list[dict[str, float]], book: list[float]) -> str:
+    def median(key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    rate = statistics.median(run["tokens"] / run["seconds"] for run in runs)
+    beside = statistics.median(book) if book else 0
+    cells = [
+        name,
+        f"{median('tokens'):,.0f}",
+        f"{median('vocab'):,.0f}",
+        f"{median('seconds'):.1f}",
+        f"{rate:,.0f}",
+        f"{1e6 * statistics.median(run['cpu'] / run['tokens'] for run in runs):.2f}",
+        f"{beside:,.0f}" if beside else "",
+        f"{rate / beside:.1f}" if beside else "",
+        *(f"{max(run[key] for run in runs):.0f}" for key in ("worker_mb", "jvm_mb", "driver_mb")),
+        f"{median('bytes_a_row'):.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def heading() -> list[str]:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    import pyarrow
+    import pyspark
+
+    shown = [argument for argument in sys.argv[1:] if not Path(argument).is_absolute()]
+    return [
+        "# Pipeline",
+        "",
+        f"- Command: `python benchmarks/pipeline.py {shlex.join(shown)}`",
+        f"- Hardware: {os.cpu_count()} cores, {model}",
+        f"- Software: commit {commit}, Python {platform.python_version()}, pyspark {pyspark.__version__}, "
+        f"pyarrow {pyarrow.__version__}, numpy {np.__version__}",
+        f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "- Seconds, rates and bytes are medians over the runs, peaks the largest of them.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
