@@ -92,9 +92,20 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
 
 
 def user_error(error: BaseException) -> InputError | None:
-    """The InputError that a worker raised, out of the text in which Spark brings it to the driver."""
-    found = re.search(r"^pipeline\.(?:errors\.Input|manifest\.Manifest)Error: (.*)$", str(error), re.MULTILINE)
-    return InputError(found[1]) if found else None
+    """What the user can mend, out of the text in which Spark brings a worker's error to the driver."""
+    text = str(error)
+    found = re.search(r"^pipeline\.(?:errors\.Input|manifest\.Manifest)Error: (.*)$", text, re.MULTILINE)
+    if found:
+        return InputError(found[1])
+    unseen = re.search(
+        r"FAILED_READ_FILE\.FILE_NOT_EXIST\S* .*? reading file (?:file:/*(?=/))?(.*?)\. File does not", text
+    )
+    if unseen:
+        return InputError(
+            f"--input {unquote(unseen[1])}: a worker does not see it; the input must be on storage that all machines "
+            f"share, and stay while it is read"
+        )
+    return None
 
 
 def check_shared(manifest: Manifest, output: Path) -> None:

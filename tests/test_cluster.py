@@ -292,6 +292,13 @@ def test_a_driver_that_does_not_find_what_workers_wrote_names_output_and_file(tm
         check_shared(manifest, tmp_path)
 
 
+def test_an_input_that_a_worker_does_not_see_is_the_users_to_mend() -> None:
+    """Spark 4.3's words."""
+    found = "Encountered error while reading file file:///data/in%20/s.txt. File does not exist. It is possible that"
+    error = user_error(RuntimeError(f"Job aborted\nCaused by: [FAILED_READ_FILE.FILE_NOT_EXIST] {found}\n\tat x"))
+    assert str(error).startswith("--input /data/in /s.txt: a worker does not see it; ")
+
+
 def test_only_a_workers_input_error_is_the_users() -> None:
     trace = "Job aborted\nTraceback (most recent call last):\n  File x\n{}\n\n\tat org.apache.spark.api.python"
     error = user_error(RuntimeError(trace.format("pipeline.errors.InputError: --output /x: found, do this")))
