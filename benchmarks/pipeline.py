@@ -185,12 +185,12 @@ def descendants() -> list[tuple[int, str]]:
     children: dict[int, list[tuple[int, str]]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            pid, rest = stat.read_text().split(" (", 1)
-        except OSError:
+            name, fields = stat.read_text().partition(" (")[2].rsplit(") ", 1)
+        except OSError:  # it has ended
             continue
-        name, fields = rest.rsplit(") ", 1)
-        children.setdefault(int(fields.split()[1]), []).append((int(pid), name))
-    found, todo = [], [os.getpid()]
+        children.setdefault(int(fields.split()[1]), []).append((int(stat.parent.name), name))
+    found: list[tuple[int, str]] = []
+    todo = [os.getpid()]
     while todo:
         for pid, name in children.get(todo.pop(), []):
             found.append((pid, name))
@@ -220,12 +220,12 @@ def part_rates(name: str, output: Path, path: Path) -> str:
     from pipeline.config import PipelineConfig
     from pipeline.lookup import WordIndex
     from pipeline.manifest import Manifest
-    from pipeline.sampling import Slice, Tables, sample
+    from pipeline.sampling import Examples, Slice, Tables, sample
     from pipeline.shards import ShardFile
     from pipeline.storage import Location
-    from pipeline.tokens import tokenized
+    from pipeline.tokens import Tokenized, tokenized
     from pipeline.totals import Totals
-    from pipeline.vocab import Vocab, encode
+    from pipeline.vocab import Encoded, Vocab, encode
 
     pa.set_cpu_count(1)
     config = PipelineConfig()
@@ -241,13 +241,13 @@ def part_rates(name: str, output: Path, path: Path) -> str:
         totals.batch()
         return totals.seen["tokens"]
 
-    encodings = []
+    encodings: list[tuple[Tokenized, Encoded]] = []
 
     def encoding() -> int:
         encodings[:] = [(found, encode(found.words, found.lengths, index)) for found in tokenized(lines, config)]
         return sum(len(found.words) for found, _ in encodings)
 
-    examples = []
+    examples: list[Examples] = []
 
     def sampling() -> int:
         examples[:] = [

@@ -29,7 +29,7 @@ def user_error(error: BaseException, given: str) -> InputError | None:
 
 def _of_file(kind: str, path: str) -> str:
     if kind == "FILE_NOT_EXIST":
-        return f"--input {path}: not found on the machine that was to read it; expected it on storage that all share"
+        return f"--input {path}: a worker does not see it; it must lie on storage that all machines share, and stay"
     if "COLUMN_DATA_TYPE" in kind:
         return f"--input {path}: its column has another type than in the other files; prepare it by itself"
     return f"--input {path}: damaged, or not of this format; it breaks off or cannot be decoded; give a whole copy"

@@ -18,6 +18,7 @@ import pytest
 import session
 from cluster import Cluster, Job, kill, own_mounts
 from conftest import ROOT
+from tiny import write_tiny_dataset
 
 from pipeline.config import PipelineConfig
 from pipeline.demo import demo_lines
@@ -26,6 +27,7 @@ from pipeline.generation import LOCK
 from pipeline.manifest import Manifest
 from pipeline.sink import write_shards
 from pipeline.spark_errors import user_error
+from pipeline.stages import check_shared
 from pipeline.storage import Location
 
 JOB = ROOT / "jobs" / "prepare.py"
@@ -230,14 +232,15 @@ def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succ
 @pytest.mark.parametrize(
     ("mounts", "says"),
     [
-        ("mount -t tmpfs none {0}", "worker {host} does not see what the driver wrote there"),
-        (
+        pytest.param("mount -t tmpfs none {0}", "worker {host} does not see what the driver wrote there", id="to read"),
+        pytest.param(
             "mount -t tmpfs none {1} && mkdir {1}/upper {1}/work && "
             "mount -t overlay -o lowerdir={0},upperdir={1}/upper,workdir={1}/work none {0}",
             "the driver does not see what the workers wrote",
+            id="to write",
+            marks=pytest.mark.long,
         ),
     ],
-    ids=["to read", "to write"],
 )
 def test_an_output_that_machines_do_not_share_is_refused(
     spark_cluster: Cluster, submit: Callable[..., Job], short_text: Path, tmp_path: Path, mounts: str, says: str
@@ -282,6 +285,23 @@ def test_executors_with_another_numpy_are_refused(
 def test_a_worker_that_does_not_find_what_the_driver_wrote_names_output_and_host(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^--output {tmp_path}: worker {os.uname().nodename} does not see"):
         write_shards(Location.of(tmp_path) / "gen-0", PipelineConfig(), 0, "0", iter(()))
+
+
+def test_a_driver_that_does_not_find_what_workers_wrote_names_output_and_file(tmp_path: Path) -> None:
+    manifest = write_tiny_dataset(tmp_path)
+    check_shared(manifest, Location.of(tmp_path))
+    (tmp_path / manifest.shards[0].path).unlink()
+    with pytest.raises(InputError, match=f"^--output {tmp_path}: the driver does not see .*{manifest.shards[0].path}"):
+        check_shared(manifest, Location.of(tmp_path))
+
+
+def test_an_input_that_a_worker_does_not_see_is_the_users_to_mend() -> None:
+    """Spark 4.3's words."""
+    found = "Encountered error while reading file file:///data/in%20/s.txt. File does not exist. It is possible that"
+    error = user_error(
+        RuntimeError(f"Job aborted\nCaused by: [FAILED_READ_FILE.FILE_NOT_EXIST] {found}\n\tat x"), "in.txt"
+    )
+    assert str(error).startswith("--input /data/in /s.txt: a worker does not see it; ")
 
 
 def test_only_a_workers_input_error_is_the_users() -> None:
