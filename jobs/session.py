@@ -66,6 +66,7 @@ def build_session(name: str) -> SparkSession:
     spark = builder.getOrCreate()
     # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
     spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
+    spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", "8m")
     ship_code(spark)
     return spark
 

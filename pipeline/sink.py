@@ -1,48 +1,29 @@
-"""The Spark sink: samples the sequences of every partition and writes them as its shards.
+"""The Spark sink: a Python data source with an Arrow writer, so Spark's own protocol decides which attempt counts.
 
-It is a Spark Python data source with an Arrow writer, so Spark's own commit protocol decides which attempt of a task
-counts. An attempt writes under its own name and renames when its file is whole; since every attempt of a task writes
-the same bytes, it does not matter which one comes last.
+An attempt writes under its own name and renames when its file is whole; since every attempt of a task writes the same
+bytes, it does not matter which one comes last. The work itself is pipeline/task.py's, imported where it is done: Spark
+imports this file in processes that only plan or commit, and would wait there for numba and pandas.
 """
 
 import json
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.sql.datasource import DataSource, DataSourceArrowWriter, WriterCommitMessage
 from pyspark.sql.types import StructType
 
-from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
-from pipeline.errors import InputError
-from pipeline.generation import writing
-from pipeline.manifest import ShardInfo
-from pipeline.randomness import U64, Purpose, fold, stream
-from pipeline.sampling import Slice, Tables, sample
-from pipeline.shards import ShardFile, versions
-from pipeline.storage import Location
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-TABLES = "tables.npz"
 RESULTS = "results.json"
-SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
-"""Places of rows, 4 bytes each, that a task fills at once, unless one sequence alone needs more."""
 
 
 @dataclass(frozen=True)
 class TaskResult(WriterCommitMessage):
     """What one task wrote, as Spark carries it to the driver."""
 
-    shards: tuple[ShardInfo, ...]
-    subsampled: int
-    pairs: int
-    versions: dict[str, str]
-    host: str
+    found: dict[str, Any]
 
 
 class ShardSink(DataSource):
@@ -64,125 +45,26 @@ class _Writer(DataSourceArrowWriter):
     def __init__(self, generation: str, config: str):
         self.generation, self.config = generation, config
 
-    def write(self, iterator: Iterator[pa.RecordBatch]) -> TaskResult:
+    def write(self, iterator: "Iterator[pa.RecordBatch]") -> TaskResult:
+        from pyspark import TaskContext
+
+        from pipeline.config import PipelineConfig
+        from pipeline.storage import Location
+        from pipeline.task import slice_tokens, slices, write_shards
+
         context = TaskContext.get()
         assert context is not None, "Spark calls this inside a task"
         config = PipelineConfig(**json.loads(self.config))
+        attempt = f"{context.taskAttemptId()}"
         pieces = slices(iterator, slice_tokens(config))
-        generation = Location.of(self.generation)
-        return write_shards(generation, config, context.partitionId(), f"{context.taskAttemptId()}", pieces)
+        return TaskResult(write_shards(Location.of(self.generation), config, context.partitionId(), attempt, pieces))
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
-        results = [asdict(message) for message in messages if isinstance(message, TaskResult)]
+        from pipeline.storage import Location
+
+        results = [message.found for message in messages if isinstance(message, TaskResult)]
         (Location.of(self.generation) / RESULTS).put(json.dumps(results).encode())
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
         """Nothing: ``prepare`` removes the whole generation when writing fails."""
-
-
-def write_shards(
-    generation: Location, config: PipelineConfig, number: int, attempt: str, pieces: Iterator[Slice]
-) -> TaskResult:
-    """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split."""
-    tables = _tables(str(generation))
-    subsampled = 0
-    with writing(generation), ExitStack() as stack:
-        trains = [ShardFile(generation, "train", epoch, number, attempt, config) for epoch in range(config.epochs)]
-        heldout = ShardFile(generation, "heldout", 0, number, attempt, config)
-        for file in (*trains, heldout):
-            stack.callback(file.discard)
-        for piece in pieces:
-            held = is_held_out(piece.keys, config.holdout)
-            train_part, heldout_part = piece.where(~held), piece.where(held)
-            for file, part in (*((train, train_part) for train in trains), (heldout, heldout_part)):
-                examples = sample(part, tables, config, file.epoch)
-                subsampled += examples.num_subsampled
-                file.append(examples)
-        infos = [file.close() for file in (*trains, heldout)]
-    pairs = sum(file.num_pairs for file in (*trains, heldout))
-    shards = tuple(info for info in infos if info is not None)
-    return TaskResult(shards, subsampled, pairs, versions(), socket.gethostname())
-
-
-def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
-    """A share ``holdout`` of the sequences, by key alone: the same ones under every seed and vocabulary."""
-    threshold = round(holdout * 2**32)
-    return fold(stream(0, Purpose.HOLDOUT), keys) >> np.uint64(32) < np.uint64(threshold)
-
-
-@lru_cache(maxsize=1)
-def _tables(generation: str) -> Tables:
-    """Read once a Python worker: a generation's folder has a name of its own."""
-    with from_the_driver(Location.of(generation)) as folder:
-        return Tables.from_bytes((folder / TABLES).read_bytes())
-
-
-@contextmanager
-def from_the_driver(generation: Location) -> Iterator[Location]:
-    """What the driver wrote into a generation and a worker does not find is the user's to mend."""
-    try:
-        yield generation
-    except FileNotFoundError:
-        output = str(generation).rpartition("/")[0]
-        found = f"worker {socket.gethostname()} does not see what the driver wrote there"
-        raise InputError.unshared(output, found) from None
-
-
-def slice_tokens(config: PipelineConfig) -> int:
-    """Tokens to sample at once, so that their rows are SLICE_VALUES at most."""
-    return min(MAX_SEQUENCE_TOKENS, SLICE_VALUES // config.max_len)
-
-
-def slices(batches: Iterator[pa.RecordBatch], max_tokens: int) -> Iterator[Slice]:
-    """Rows (key, ids) sorted by both, as slices of at most ``max_tokens`` tokens, or of one sequence; equal rows are
-    numbered."""
-    last: tuple[int, bytes] | None = None
-    last_repeat = 0
-    for batch in batches:
-        keys, sequences = batch.column(0).to_numpy(), batch.column(1)
-        if keys.size == 0:
-            continue
-        equal = _equals_the_one_before(keys, sequences, last)
-        row = np.arange(keys.size)
-        first_of_its_kind = np.maximum.accumulate(np.where(equal, -1 - last_repeat, row))
-        repeats = row - first_of_its_kind
-        last, last_repeat = (int(keys[-1]), sequences[-1].as_py()), int(repeats[-1])
-        yield from _cut(keys.astype(np.uint64), sequences, repeats, max_tokens)
-
-
-def _equals_the_one_before(
-    keys: npt.NDArray[np.int64], sequences: pa.BinaryArray, last: tuple[int, bytes] | None
-) -> npt.NDArray[np.bool_]:
-    """Bytes are compared only where keys are equal, which is rare."""
-    equal = np.zeros(keys.size, dtype=bool)
-    equal[0] = last == (int(keys[0]), sequences[0].as_py())
-    for row in np.flatnonzero(keys[1:] == keys[:-1]) + 1:
-        equal[row] = sequences[row].equals(sequences[row - 1])
-    return equal
-
-
-def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64], max_tokens: int) -> Iterator[Slice]:
-    ids, lengths = from_binary(sequences)
-    ends = np.cumsum(lengths)
-    row, token = 0, 0
-    while row < lengths.size:
-        stop = max(row + 1, int(np.searchsorted(ends, token + max_tokens, side="right")))
-        yield Slice(ids[token : ends[stop - 1]], lengths[row:stop], keys[row:stop], repeats[row:stop])
-        row, token = stop, int(ends[stop - 1])
-
-
-def to_binary(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.BinaryArray:
-    """Sequences of ids, laid end to end, as one little-endian binary value each: what the shuffle moves."""
-    offsets = np.concatenate([[0], np.cumsum(lengths * 4)]).astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(ids, dtype="<i4"))]
-    return pa.Array.from_buffers(pa.binary(), lengths.size, buffers)
-
-
-def from_binary(sequences: pa.BinaryArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The ids, laid end to end without a copy, and the lengths; undoes ``to_binary``."""
-    _, offsets_buffer, data = sequences.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[sequences.offset : sequences.offset + len(sequences) + 1]
-    tokens = offsets.astype(np.int64) // 4
-    ids = np.frombuffer(data, dtype="<i4")[tokens[0] : tokens[-1]] if data is not None else np.zeros(0, dtype=np.int32)
-    return ids, np.diff(tokens)

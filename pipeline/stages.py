@@ -28,10 +28,11 @@ from pipeline.lookup import WordIndex
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
-from pipeline.sink import RESULTS, TABLES, ShardSink, from_the_driver, to_binary
+from pipeline.sink import RESULTS, ShardSink
 from pipeline.spark_errors import user_error
 from pipeline.storage import Location
 from pipeline.subsample import CERTAIN
+from pipeline.task import TABLES, from_the_driver, to_binary
 from pipeline.tokens import tokenized
 from pipeline.totals import MAX_PARTIAL_COUNTS, Totals
 from pipeline.vocab import Vocab, encode

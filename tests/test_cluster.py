@@ -25,10 +25,10 @@ from pipeline.demo import demo_lines
 from pipeline.errors import InputError
 from pipeline.generation import LOCK
 from pipeline.manifest import Manifest
-from pipeline.sink import write_shards
 from pipeline.spark_errors import user_error
 from pipeline.stages import check_shared
 from pipeline.storage import Location
+from pipeline.task import write_shards
 
 JOB = ROOT / "jobs" / "prepare.py"
 FLAGS = ["--min-count", "5", "--sample", "0", "--num-shards", "4"]

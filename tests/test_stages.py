@@ -21,8 +21,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import U64
 from pipeline.sampling import Slice, Tables
-from pipeline.sink import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
 from pipeline.stages import default_num_shards, prepare
+from pipeline.task import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
 from pipeline.vocab import Vocab
 
 TINY = [
