@@ -11,7 +11,7 @@ from session import add_sampling_flags, config_from, run, run_prepare
 
 from pipeline.config import TOKENIZERS
 from pipeline.corpus import FORMATS, corpus
-from pipeline.errors import InputError, Parser, uri
+from pipeline.errors import Parser, uri
 
 
 def parse() -> argparse.Namespace:
@@ -40,8 +40,6 @@ def main() -> None:
     if arguments.lowercase is None:
         arguments.lowercase = arguments.tokenizer == "words"
     config = config_from(arguments)
-    if "" in arguments.input:
-        raise InputError("--input: found an empty name")
     run_prepare(
         corpus(arguments.input, arguments.format, arguments.column), config, arguments.output, arguments.overwrite
     )

@@ -23,6 +23,7 @@ from pipeline.randomness import U64
 from pipeline.sampling import Slice, Tables
 from pipeline.stages import default_num_shards, prepare
 from pipeline.task import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
+from pipeline.tokens import CHUNK_BYTES
 from pipeline.vocab import Vocab
 
 TINY = [
@@ -265,6 +266,22 @@ def test_a_gzipped_corpus_and_odd_file_names_read_the_same(
     (folder / "x [1] y?.txt.gz").write_bytes(gzip.compress(content))
     manifest = prepare(spark, text(folder), replace(CONFIG, epochs=2), tmp_path / "out")
     assert digests(manifest) == digests(tiny[1])
+
+
+def test_one_line_in_a_file_that_cannot_be_split_is_the_dataset_of_its_pieces(
+    spark: SparkSession, demo_lines: list[str], tmp_path: Path
+) -> None:
+    """A line of several stretches, with two that are none beside it."""
+    words = [word for line in demo_lines for word in line.split()] * 8
+    assert len(" ".join(words)) > 2 * CHUNK_BYTES
+    pieces = [" ".join(words[start : start + 1000]) for start in range(0, len(words), 1000)]
+    config = PipelineConfig(min_count=5, num_shards=4)
+    expected = prepare(spark, corpus_of(tmp_path / "pieces", ["a b c", *pieces, "d e"]), config, tmp_path / "1")
+    (tmp_path / "line.gz").write_bytes(gzip.compress(f"a b c\n{' '.join(words)}\nd e\n".encode()))
+    manifest = prepare(spark, text(tmp_path / "line.gz"), config, tmp_path / "2")
+    assert manifest.dataset_id == expected.dataset_id
+    assert manifest.counts.lines == 3
+    assert len(manifest.shards) == 4
 
 
 def test_a_run_that_fails_leaves_the_old_dataset_and_nothing_else(
