@@ -272,7 +272,7 @@ def test_one_line_in_a_file_that_cannot_be_split_is_the_dataset_of_its_pieces(
     spark: SparkSession, demo_lines: list[str], tmp_path: Path
 ) -> None:
     """A line of several stretches, with two that are none beside it."""
-    words = [word for line in demo_lines for word in line.split()] * 8
+    words = [word for line in demo_lines for word in line.split()] * 10
     assert len(" ".join(words)) > 2 * CHUNK_BYTES
     pieces = [" ".join(words[start : start + 1000]) for start in range(0, len(words), 1000)]
     config = PipelineConfig(min_count=5, num_shards=4)
