@@ -168,14 +168,14 @@ def run(main: Callable[[], None]) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
     try:
         main()
-    except InputError as error:
+    except BaseException as error:
+        if _is_interrupt(error):
+            print("interrupted; what was there before is unchanged", file=sys.stderr)
+            sys.exit(130)
+        if not isinstance(error, InputError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BaseException as error:
-        if not _is_interrupt(error):
-            raise
-        print("interrupted; what was there before is unchanged", file=sys.stderr)
-        sys.exit(130)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

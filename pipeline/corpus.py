@@ -56,14 +56,14 @@ class Corpus:
         return tuple(sorted(found, key=lambda entry: str(entry.get("path", ""))))
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """(value): binary, a line without its end, or array<string>, a sequence. Either may be null.
+        """(value): string or binary, a line without its end, or array<string>, a sequence. Each may be null.
 
-        Lines are bytes, because they need not be valid UTF-8. Raises InputError when the column is not there, or is of
-        neither kind.
+        A string need not be valid UTF-8: Spark passes its bytes on as they are. Raises InputError when the column is
+        not there, or is of neither kind.
         """
         paths = [path if is_uri(path) else f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, path)}" for path in self.paths]
         if self.format == "text":
-            return spark.read.text(paths).select(F.col("value").cast("binary").alias("value"))
+            return spark.read.text(paths).select("value")
         if self.format == "parquet":
             rows = spark.read.parquet(*paths)
             kind = self._kind(rows.schema)
@@ -75,7 +75,7 @@ class Corpus:
         if self.format == "json":  # of a line that breaks off, Spark would give what it has
             value = F.when(F.col(_CORRUPT).isNull(), value)
         is_array = isinstance(kind, T.ArrayType)
-        return rows.select(value.cast("array<string>" if is_array else "binary").alias("value"))
+        return rows.select((value.cast("array<string>") if is_array else value).alias("value"))
 
     def _kind_of_json(self, lines: list[str]) -> T.DataType:
         """The column's type by the first lines: Spark's own look would read everything, and call a mixture strings."""

@@ -3,6 +3,8 @@
 import re
 from urllib.parse import unquote
 
+from py4j.protocol import Py4JNetworkError
+
 from pipeline.errors import InputError
 
 _OURS = re.compile(r"^pipeline\.errors\.InputError: (.*)$|^pipeline\.manifest\.ManifestError: (.*)$", re.MULTILINE)
@@ -16,6 +18,8 @@ def user_error(error: BaseException, given: str) -> InputError | None:
 
     Spark carries what a Python worker raised as text, so an InputError of ours is found again by its name there.
     """
+    if isinstance(error, Py4JNetworkError | ConnectionError):
+        return InputError(f"Spark's Java ended before its time. {_MEMORY}")
     text = str(error)
     if ours := _OURS.search(text):
         return InputError(ours[1] or ours[2])
@@ -39,6 +43,10 @@ def _plain(uri: str) -> str:
     return unquote(re.sub(r"^file:/+", "/", uri))
 
 
+_MEMORY = (
+    "If its memory is too small: a line is held there as a whole; give more with spark-submit --driver-memory 4g, on a "
+    "cluster --executor-memory, or break the longest lines"
+)
 _SIGNS = (
     (r"PATH_NOT_FOUND\] Path does not exist: (.*?)\. SQLSTATE", "--input {found}: not found; name what is there"),
     (
@@ -58,8 +66,7 @@ _SIGNS = (
     (r"AccessControlException: ([^\n]*)", "--input {given}: may not be read ({found})"),
     (
         r"OutOfMemoryError: (Java heap space|Requested array size[^\n]*|GC overhead[^\n]*)",
-        "Java's memory is too small ({found}): a line is held as a whole; give more with --driver-memory, on a "
-        "cluster with --executor-memory, or break the longest lines",
+        "{found}. " + _MEMORY,
     ),
     (
         r"(No space left on device)",

@@ -46,7 +46,7 @@ class Tokenized:
 
 
 def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
-    """The sequences of lines (binary) or of token lists (list of strings), none over ``config.max_sentence_length``.
+    """The sequences of lines (string or binary) or of token lists (list of strings), cut as ``config`` says.
 
     Comes in chunks of a few MB, however many or long the lines are. Bytes that are not UTF-8 are decoded with U+FFFD
     in their place, and their lines counted; nulls are skipped and counted.
@@ -58,7 +58,7 @@ def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
     if pa.types.is_list(values.type):
         yield from _from_lists(values, config)
     else:
-        yield from _from_lines(values, config)
+        yield from _from_lines(values.cast(pa.binary()), config)  # no copy; a string may be no UTF-8
 
 
 def _from_lines(lines: pa.BinaryArray, config: PipelineConfig) -> Iterator[Tokenized]:
