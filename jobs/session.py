@@ -25,8 +25,9 @@ from pipeline.manifest import Manifest
 from pipeline.stages import prepare
 from pipeline.storage import Location, is_uri
 
-DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK)
 PROBE = ".probe"
+DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK, PROBE)
+BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
@@ -66,7 +67,8 @@ def build_session(name: str) -> SparkSession:
     spark = builder.getOrCreate()
     # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
     spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
-    spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", "8m")
+    if not spark.sparkContext.getConf().contains(BATCH_BYTES):
+        spark.conf.set(BATCH_BYTES, "8m")  # of 64: Python begins while Java still reads, and both hold less
     ship_code(spark)
     return spark
 
