@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from pipeline.storage import Location
 
 PREFIX = "gen-"
 LOCK = ".prepare.lock"
+REMOVALS = 50
 ABANDONED_AFTER = timedelta(days=1)
 """An object store holds no locks: there, a generation without a manifest is taken for a dead run's after this long."""
 
@@ -114,7 +116,17 @@ def _clean(output: Location, ours: Location, before: str | None, is_alone: bool)
             if not _NAME.fullmatch(name) or name == kept:
                 continue
             if is_alone or name in (before, os.path.basename(ours.path)) or _is_abandoned(output / name):
-                (output / name).remove()
+                _remove(output / name)
+
+
+def _remove(generation: Location) -> None:
+    """Removes it for good: tasks of a job that failed may write on for a moment, and what they add is in the way."""
+    for _ in range(REMOVALS):
+        with suppress(OSError):
+            generation.remove()
+        if not generation.exists():
+            return
+        time.sleep(0.1)
 
 
 def _is_abandoned(generation: Location) -> bool:

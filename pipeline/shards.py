@@ -83,9 +83,18 @@ class ShardFile:
         """Removes what an attempt that failed has left; harmless after ``close``."""
         self._beside.unlink(missing_ok=True)
 
+    def _make_folder(self) -> None:
+        """Inside a generation that is there: one that the driver has removed is not made again by a task left over."""
+        folder = self._beside.parent
+        if self._final.local is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        for missing in (folder.parent, folder):
+            missing.mkdir(exist_ok=True)
+
     def _write_row_group(self) -> None:
         if self._writer is None:
-            self._beside.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             self._file = _HashingFile(self._beside)
             self._writer = ExampleWriter(self._file, self._negatives)
         pieces = self._pending

@@ -1,12 +1,15 @@
 """What tests share: how a command ended, one Spark session, and the folder with real data."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3
+import session
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +31,25 @@ class Ended:
 
 
 Command = Callable[..., Ended]
+
+
+def run_here(
+    main: Callable[[], None],
+    arguments: tuple[object, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Ended:
+    """Runs the main of a job in this process, as the job itself would."""
+    monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])
+    capsys.readouterr()
+    code: Any = 0
+    try:
+        session.run(main)
+    except SystemExit as end:
+        code = end.code or 0
+    except KeyboardInterrupt:
+        code = -2  # not caught: Python would print a traceback
+    return Ended(code, *capsys.readouterr())
 
 
 @pytest.fixture(scope="session")

@@ -200,6 +200,7 @@ def test_a_flipped_byte_in_any_page_is_caught() -> None:
 def test_pieces_of_any_size_give_the_same_bytes(tmp_path: Path) -> None:
     examples = random_examples(40_000, 6719, 5, 5)
     file = encoded(examples, 5)
+    (tmp_path / "generation").mkdir()
     for number, size in enumerate([40_000, 16_384, 16_385, 1000, 37]):
         shard = ShardFile(Location.of(tmp_path) / "generation", "train", 0, number, "attempt", PipelineConfig())
         for start, stop in itertools.pairwise([*range(0, 40_000, size), 40_000]):

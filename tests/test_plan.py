@@ -79,6 +79,7 @@ def test_another_epoch_or_seed_is_another_order_and_the_same_one_is_the_same() -
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder, config = tmp_path_factory.mktemp("dataset"), PipelineConfig(window=1, negatives=1)
     infos, first = [], 1
+    (folder / "gen-0").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
         for number, size in enumerate(SIZES):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import session
-from conftest import ROOT, Command, Ended
+from conftest import ROOT, Command, Ended, run_here
 from pyspark.sql import SparkSession
 
 from pipeline.manifest import Manifest
@@ -31,14 +31,7 @@ def job(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """Runs jobs/prepare.py in this process, with the session that all tests share."""
 
     def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            session.run(prepare.main)
-        except SystemExit as end:
-            code = end.code or 0
-        return Ended(code, *capsys.readouterr())
+        return run_here(prepare.main, arguments, monkeypatch, capsys)
 
     monkeypatch.setattr(session, "build_session", lambda _: spark)
     monkeypatch.setattr(spark, "stop", lambda: None)

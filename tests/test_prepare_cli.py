@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import prepare_ptb
 import pytest
 import session
-from conftest import ROOT, Command, Ended
+from conftest import ROOT, Command, Ended, run_here
 from pyspark.sql import SparkSession
 from tiny import write_tiny_dataset
 
@@ -51,16 +50,7 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         raise AssertionError("this is too late for the error")
 
     def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prepare_ptb.py", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            session.run(prepare_ptb.main)
-        except SystemExit as end:
-            code = end.code or 0
-        except KeyboardInterrupt:
-            code = -2  # not caught: Python would print a traceback
-        return Ended(code, *capsys.readouterr())
+        return run_here(prepare_ptb.main, arguments, monkeypatch, capsys)
 
     monkeypatch.setattr(session, "build_session", must_not_run)
     return run
@@ -481,7 +471,7 @@ def test_the_file_that_is_named_is_read_and_no_other(spark: SparkSession, tmp_pa
     for number, (name, lure) in enumerate(NAMES.items()):
         (folder / name).write_text(f"right {number}\n")
         (folder / lure).write_text(f"wrong {number}\n")
-    found = {name: [bytes(row.value) for row in text(folder / name).read(spark).collect()] for name in NAMES}
+    found = {name: [row.value.encode() for row in text(folder / name).read(spark).collect()] for name in NAMES}
     assert found == {name: [f"right {number}\n".strip().encode()] for number, name in enumerate(NAMES)}
     assert text(folder).read(spark).count() == 2 * len(NAMES)
 

@@ -20,8 +20,10 @@ from pipeline.corpus import Corpus, text
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import U64
-from pipeline.sampling import Slice, Tables
+from pipeline.sampling import Examples, Slice, Tables
+from pipeline.shards import ShardFile
 from pipeline.stages import default_num_shards, prepare
+from pipeline.storage import Location
 from pipeline.task import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
 from pipeline.tokens import CHUNK_BYTES
 from pipeline.vocab import Vocab
@@ -302,6 +304,14 @@ def test_a_run_that_fails_leaves_the_old_dataset_and_nothing_else(
         prepare(spark, corpus, CONFIG, output)
     assert sorted(path.relative_to(output) for path in output.rglob("*")) == before
     assert Manifest.load(output) == tiny[1]
+
+
+def test_a_task_left_over_does_not_make_a_removed_generation_again(tmp_path: Path) -> None:
+    file = ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, "1", CONFIG)
+    file.append(Examples(np.ones(1, np.int32), np.ones((1, 16), np.int32), np.ones(1, np.int16), 0))
+    with pytest.raises(FileNotFoundError):
+        file.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting_replaces_the_generation(spark: SparkSession, tiny: tuple[Path, Manifest], tmp_path: Path) -> None:
