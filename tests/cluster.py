@@ -256,7 +256,7 @@ class Cluster:
 
     def latest_logs(self) -> str:
         """The ends of what master, workers and the latest executors logged."""
-        executors = sorted(self.folder.glob("worker-*/work/*/*/stderr"), key=lambda log: log.stat().st_mtime)
+        executors = sorted(self.folder.glob("worker-*/*/*/*/stderr"), key=lambda log: log.stat().st_mtime)
         logs = [*self.folder.glob("*/log"), *executors[-4:]]
         return "".join(f"==> {log}\n{log.read_text(errors='replace')[-3000:]}\n" for log in logs)
 
