@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import InputError
-from pipeline.manifest import Manifest, ManifestError
+from pipeline.manifest import FILE_NAME, Manifest, ManifestError
 from pipeline.storage import Location
 
 PREFIX = "gen-"
@@ -109,8 +109,10 @@ def _locked(output: Location) -> Iterator[bool]:
 
 def _clean(output: Location, ours: Location, before: str | None, is_alone: bool) -> None:
     """Removes every generation but the manifest's; where others may be at work, only those surely nobody's."""
-    kept = current(output)
     with suppress(OSError):  # the next run tries again
+        kept = current(output)
+        if kept is None and (output / FILE_NAME).exists():
+            return  # it cannot be read, perhaps for a moment only, and may name any of them
         for entry in output.entries():
             name = entry.base_name
             if not _NAME.fullmatch(name) or name == kept:

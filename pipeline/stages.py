@@ -10,6 +10,7 @@ depends on (seed, epoch, purpose, key of the sequence, how many equal ones came 
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -230,6 +231,7 @@ def remove_unlisted(output: Location, manifest: Manifest) -> None:
     """What attempts that lost or were killed left in the generation; nobody reads it, but it takes room."""
     generation = output / manifest.generation
     listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
-    for entry in generation.files():
-        if entry.path not in listed:
-            generation.filesystem.delete_file(entry.path)
+    with suppress(OSError):  # the dataset is whole by now
+        for entry in generation.files():
+            if entry.path not in listed:
+                generation.filesystem.delete_file(entry.path)

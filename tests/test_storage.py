@@ -187,6 +187,18 @@ def test_two_runs_on_one_folder_do_not_mix_and_a_dead_ones_lock_is_none(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [made.generation, "manifest.json"]
 
 
+def test_what_a_manifest_that_cannot_be_read_may_name_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "gen-0123456789ab").mkdir()
+    (tmp_path / "manifest.json").write_text("{")
+    with new_generation(Location.of(tmp_path)):
+        pass
+    assert (tmp_path / "gen-0123456789ab").is_dir()
+    (tmp_path / "manifest.json").unlink()
+    with new_generation(Location.of(tmp_path)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 # The commands, on S3
 
 
