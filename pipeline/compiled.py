@@ -22,17 +22,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
+FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
+"""What lets float loops use vectors: sums in another order and fused products, but NaN and infinity stay what they are.
 
-def compiled(function: F) -> F:
+The same machine code gives the same bits every time; another kind of processor may round otherwise.
+"""
+
+
+def compiled(function: F, fast_math: bool = False) -> F:
     """The function in machine code, made at its first call. Integers do not overflow but wrap; indices are unchecked.
 
-    Mixing int64 and uint64 makes float64, so uint64 must be named throughout.
+    Mixing int64 and uint64 makes float64, so uint64 must be named throughout. A float divided by 0 is infinite.
     """
     # numba looks at one source file alone when it decides whether its cache is stale, not at what is called or imported
     # from others, and lets two kinds of processor overwrite each other's files. Named by all of that, no file is ever
     # anything else than what its name says, whoever reads or writes it at the same time.
-    function.__qualname__ = f"{function.__qualname__}_{_everything_that_decides_the_code()}"
-    dispatcher: Any = numba.njit(function, nogil=True)
+    package = function.__module__.rpartition(".")[0] or __package__
+    function.__qualname__ = f"{function.__qualname__}_{_everything_that_decides_the_code(package)}"
+    # "numpy": with Python's error model a division may raise, and a loop that may end early uses no vectors.
+    options: dict[str, Any] = {"fastmath": FAST_MATH} if fast_math else {}
+    dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy", **options)
     try:
         dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # numba found no folder
@@ -60,11 +69,12 @@ class _Cache(FunctionCache):
 
 
 @cache
-def _everything_that_decides_the_code() -> str:
-    """A digest of this package's sources, of numba's version and of the processor."""
+def _everything_that_decides_the_code(package: str) -> str:
+    """A digest of the sources of the function's package and of this one, of numba's version and of the processor."""
     cpu = llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()
     sha = hashlib.sha256(repr((numba.__version__, cpu)).encode())
-    for file in sorted(files(__package__).iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            sha.update(file.read_bytes())
+    for folder in sorted({package, __package__}):
+        for file in sorted(files(folder).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                sha.update(file.read_bytes())
     return sha.hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Threads that run compiled code side by side, and meet inside it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.compiled import compiled
+from training.kernels.vector import observe, publish, sleep_us
+
+Counters = npt.NDArray[np.int64]
+
+_APART = 16  # int64s between two counters: processors fetch cache lines, of 64 bytes, in pairs
+_PATIENCE = 300_000  # looks, some 100 us: longer than threads of one speed differ, shorter than a turn of the scheduler
+
+
+class Team:
+    """``size`` threads, the caller's among them. ``run(work)`` calls ``work(member)`` in each and waits for all."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix="kernel")
+
+    def run(self, work: Callable[[int], None]) -> None:
+        others = [self._pool.submit(work, member) for member in range(1, self.size)]
+        work(0)
+        for other in others:
+            other.result()
+
+    def counters(self) -> Counters:
+        """What ``meet`` counts with; of one ``run`` at a time."""
+        return np.zeros(self.size * _APART, dtype=np.int64)
+
+
+@cache
+def team_of(size: int) -> Team:
+    """The process's one team of this size."""
+    return Team(size)
+
+
+@compiled
+def meet(counters: Counters, member: int, size: int) -> None:
+    """Returns when all members have called it as often, and sees what they wrote before. Allocates and raises nothing.
+
+    Members look at each other's counters without pause, since they arrive within microseconds; after that they sleep in
+    turns, for something else wants the core that one of them should have.
+    """
+    turn = observe(counters, member * _APART) + 1
+    publish(counters, member * _APART, turn)
+    for other in range(size):
+        looks = 0
+        while observe(counters, other * _APART) < turn:
+            looks += 1
+            if looks > _PATIENCE:
+                sleep_us(np.uint32(20))

@@ -1,0 +1,169 @@
+"""What numba cannot say in Python: 16 floats at a time, four rows at a time, and a barrier between threads.
+
+Arrays are given with element offsets, and unchecked. ``num_chunks`` counts chunks of 16 columns. A loop in Python over
+the columns is as right and half as fast: its sums leave the registers, and each row loads the center anew. On machines
+with narrower vectors LLVM splits the chunks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+CHUNK = 16
+"""Columns of a chunk: one cache line of float32, and one AVX-512 register."""
+
+TOGETHER = 4
+"""Rows that ``dot_4`` and its like take at once; enough sums to hide the latency of an addition."""
+
+_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_FLOAT, CHUNK)
+
+Codegen = Callable[[Any, ir.IRBuilder, Any, Sequence[Any]], Any]
+
+
+def _dot(num_rows: int) -> Any:
+    def dot(typing: Any, rows: Any, offsets: Any, other: Any, offset: Any, num_chunks: Any) -> tuple[Any, Codegen]:
+        """Dot products of ``rows[offsets]`` with ``other[offset]``, as a tuple."""
+        signature = types.UniTuple(types.float32, num_rows)(rows, offsets, other, offset, num_chunks)
+
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+            kinds = signature.args
+            ours = _pointers(context, builder, kinds[0], values[0], cgutils.unpack_tuple(builder, values[1]))
+            (theirs,) = _pointers(context, builder, kinds[2], values[2], [values[3]])
+            zero = ir.Constant(_VECTOR, [0.0] * CHUNK)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in ours]
+            with cgutils.for_range(builder, values[4]) as loop:
+                at = builder.mul(loop.index, ir.Constant(_INT64, CHUNK))
+                factor = _load(builder, theirs, at)
+                for row, total in zip(ours, sums, strict=True):
+                    builder.store(_fma(builder, _load(builder, row, at), factor, builder.load(total)), total)
+            return context.make_tuple(builder, signature.return_type, [_sum(builder, total) for total in sums])
+
+        return signature, codegen
+
+    return intrinsic(dot)
+
+
+def _scatter(num_rows: int, in_place: bool) -> Any:
+    def scatter(
+        typing: Any,
+        rows: Any,
+        offsets: Any,
+        moved: Any,
+        other: Any,
+        offset: Any,
+        total: Any,
+        total_offset: Any,
+        slopes: Any,
+        steps: Any,
+        num_chunks: Any,
+    ) -> tuple[Any, Codegen]:
+        """For each row in turn: ``total[total_offset] += slope * row``, then ``moved[its offset] += step * other``.
+
+        ``in_place``: ``moved`` is ``rows``, so the next equal row finds it changed.
+        """
+        signature = types.void(
+            rows, offsets, moved, other, offset, total, total_offset, slopes, steps, num_chunks
+        )
+
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+            kinds = signature.args
+            places = cgutils.unpack_tuple(builder, values[1])
+            read = _pointers(context, builder, kinds[0], values[0], places)
+            written = read if in_place else _pointers(context, builder, kinds[2], values[2], places)
+            (theirs,) = _pointers(context, builder, kinds[3], values[3], [values[4]])
+            (sums,) = _pointers(context, builder, kinds[5], values[5], [values[6]])
+            slope = [_splat(builder, value) for value in cgutils.unpack_tuple(builder, values[7])]
+            step = [_splat(builder, value) for value in cgutils.unpack_tuple(builder, values[8])]
+            with cgutils.for_range(builder, values[9]) as loop:
+                at = builder.mul(loop.index, ir.Constant(_INT64, CHUNK))
+                factor, summed = _load(builder, theirs, at), _load(builder, sums, at)
+                for index in range(num_rows):
+                    row = _load(builder, read[index], at)
+                    summed = _fma(builder, slope[index], row, summed)
+                    moving = row if in_place else _load(builder, written[index], at)
+                    _store(builder, _fma(builder, step[index], factor, moving), written[index], at)
+                _store(builder, summed, sums, at)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(scatter)
+
+
+dot_1, dot_4 = _dot(1), _dot(TOGETHER)
+scatter_1, scatter_4 = _scatter(1, in_place=False), _scatter(TOGETHER, in_place=False)
+move_1, move_4 = _scatter(1, in_place=True), _scatter(TOGETHER, in_place=True)
+
+
+@intrinsic
+def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
+    """2 to a whole float32 power from -126 to 127, by its bits."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        biased = builder.add(builder.fptosi(values[0], _INT32), ir.Constant(_INT32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_INT32, 23)), _FLOAT)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
+def publish(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
+    """``counters[index] = value``, after all that this thread wrote before."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
+        builder.store_atomic(values[2], place, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(counters, index, value), codegen
+
+
+@intrinsic
+def observe(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
+    """``counters[index]`` as it is now; what its writer wrote before it can be read after."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(counters, index), codegen
+
+
+sleep_us = types.ExternalFunction("usleep", types.int32(types.uint32))
+"""The C library's usleep(microseconds)."""
+
+
+def _pointers(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offsets: Sequence[Any]) -> list[Any]:
+    data = context.make_array(kind)(context, builder, array).data
+    return [builder.gep(data, [offset]) for offset in offsets]
+
+
+def _load(builder: ir.IRBuilder, row: Any, at: Any) -> Any:
+    return builder.load(builder.bitcast(builder.gep(row, [at]), _VECTOR.as_pointer()), align=4)
+
+
+def _store(builder: ir.IRBuilder, value: Any, row: Any, at: Any) -> None:
+    builder.store(value, builder.bitcast(builder.gep(row, [at]), _VECTOR.as_pointer()), align=4)
+
+
+def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    fmuladd = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{CHUNK}f32")
+    return builder.call(fmuladd, [a, b, c])
+
+
+def _sum(builder: ir.IRBuilder, total: Any) -> Any:
+    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{CHUNK}f32")
+    return builder.call(reduce, [ir.Constant(_FLOAT, 0.0), builder.load(total)], fastmath=("reassoc",))
+
+
+def _splat(builder: ir.IRBuilder, value: Any) -> Any:
+    nothing = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT32, CHUNK), [0] * CHUNK))
