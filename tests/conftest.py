@@ -52,6 +52,23 @@ def run_here(
     return Ended(code, *capsys.readouterr())
 
 
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``main(*arguments)`` as from a command line, in this process."""
+
+    def run(main: Callable[[], None], *arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """A quiet local session of two cores."""
@@ -66,8 +83,12 @@ def spark() -> Iterator[SparkSession]:
 @pytest.fixture(scope="session")
 def ptb_file() -> Path:
     """Penn Treebank's training text, which is not ours to ship: figures need it, laws do not."""
-    folder = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data"))
-    path = folder / "ptb" / "ptb.train.txt"
+    return data_file("ptb/ptb.train.txt", "the PTB figures")
+
+
+def data_file(name: str, purpose: str) -> Path:
+    """A file that is not ours to ship; what needs it is skipped where it is not there."""
+    path = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data")) / name
     if not path.is_file():
-        pytest.skip(f"no {path}: set SHARDVEC_DATA to a folder that holds ptb/ptb.train.txt to check the PTB figures")
+        pytest.skip(f"no {path}: set SHARDVEC_DATA to a folder that holds {name} to check {purpose}")
     return path

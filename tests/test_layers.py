@@ -43,7 +43,10 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
 @pytest.mark.parametrize(
     ("blocked", "modules"),
     [
-        ("pyspark", ["training.train", "training.neighbors", "training.vectors", "training.stream"]),
+        (
+            "pyspark",
+            ["training.train", "training.stream", "training.neighbors", "training.evaluate", "training.export"],
+        ),
         ("torch", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
     ],
 )

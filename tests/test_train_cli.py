@@ -33,30 +33,13 @@ TORCHRUN = str(ROOT / "tools" / "torchrun.py")
 QUICK = ("--dim", "4", "--epochs", "1", "--device", "cpu")
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Runs ``main(*arguments)`` as from a command line, in this process."""
-
-    def run(main: Callable[[], None], *arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Ended(code, *capsys.readouterr())
-
-    return run
-
-
 @pytest.fixture(autouse=True)
 def threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
 
 @pytest.fixture
-def training(call: Callable[..., Ended]) -> Command:
+def training(call: Command) -> Command:
     return lambda *arguments: call(train.main, *QUICK, *arguments)
 
 
@@ -482,9 +465,7 @@ def test_nproc_other_than_what_torchrun_made_is_said_once(pristine: Path, tmp_pa
         ("w1 --topk -1", "--topk found -1"),
     ],
 )
-def test_a_word_or_number_that_cannot_be_is_named(
-    call: Callable[..., Ended], run: Path, arguments: str, words: str
-) -> None:
+def test_a_word_or_number_that_cannot_be_is_named(call: Command, run: Path, arguments: str, words: str) -> None:
     ended = call(neighbors.main, run, *arguments.split())
     ended.assert_refused(*words.split())
     assert ended.stdout == ""
@@ -492,7 +473,7 @@ def test_a_word_or_number_that_cannot_be_is_named(
 
 @pytest.mark.parametrize("arguments", ["", "w1 --topk few", "w1 --kind x"])
 def test_neighbors_refuses_what_it_does_not_understand_in_one_line_too(
-    call: Callable[..., Ended], run: Path, arguments: str
+    call: Command, run: Path, arguments: str
 ) -> None:
     call(neighbors.main, run, *arguments.split()).assert_refused()
 
@@ -520,13 +501,13 @@ def test_neighbors_refuses_what_it_does_not_understand_in_one_line_too(
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(
-    call: Callable[..., Ended], run: Path, damage: Callable[[Path], None], words: str
+    call: Command, run: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     damage(run)
     call(neighbors.main, run, "w1").assert_refused(str(run), *words.split())
 
 
-def test_more_neighbours_than_there_are_words_are_all_of_them(call: Callable[..., Ended], run: Path) -> None:
+def test_more_neighbours_than_there_are_words_are_all_of_them(call: Command, run: Path) -> None:
     ended = call(neighbors.main, run, "w1", "--topk", 1_000_000)
     assert ended.code == 0
     assert len(ended.stdout.splitlines()) == 59

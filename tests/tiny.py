@@ -1,11 +1,13 @@
-"""Tiny datasets for tests of the trainer, made in milliseconds and without Spark."""
+"""Tiny datasets and runs for tests of the trainer and its readers, made in milliseconds and without Spark."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from safetensors.numpy import save_file
 
 from pipeline.config import PipelineConfig
 from pipeline.lookup import WordIndex
@@ -14,6 +16,14 @@ from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
 from pipeline.storage import Location
 from pipeline.vocab import Vocab, encode
+
+
+def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]) -> None:
+    """Writes a finished run's FOLDER, as far as those who read its vectors look; counts fall from V to 1."""
+    folder.mkdir(parents=True)
+    save_file({"center": center_VD, "context": np.zeros_like(center_VD)}, folder / "vectors.safetensors")
+    Vocab(pa.array(words), np.arange(len(words), 0, -1)).write(folder / "vocab.parquet")
+    (folder / "summary.json").write_text("{}")
 
 
 def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 60, **config: Any) -> Manifest:

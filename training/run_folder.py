@@ -5,9 +5,11 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +48,7 @@ def claim(config: TrainConfig, manifest: Manifest) -> Path:
         for name in OWN_FILES:
             (folder / name).unlink(missing_ok=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
-        _whole(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
+        _write(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
     return folder
@@ -57,8 +59,8 @@ def finish(
 ) -> None:
     """Writes vectors and plot, and summary.json last: a run with a summary is a finished one."""
     tables = {"center": model.center.weight, "context": model.context.weight}
-    _whole(folder / VECTORS, save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()}))
-    _whole(folder / "loss.png", report.plot())
+    _write(folder / VECTORS, save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()}))
+    _write(folder / "loss.png", report.plot())
     summary = {
         **totals,
         "epochs": report.epochs,
@@ -81,17 +83,24 @@ def finish(
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    _whole(path, f"{json.dumps(record, indent=1)}\n".encode())
+    _write(path, f"{json.dumps(record, indent=1)}\n".encode())
 
 
-def _whole(path: Path, content: bytes) -> None:
-    """Writes beside, then renames."""
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in, beside ``path``; it is there under that name when all is written, and else not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        with beside.open("wb") as file:
+            yield file
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole(path) as file:
+        file.write(content)
 
 
 def _commit() -> str | None:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import InputError
 from training.run_folder import SUMMARY, VECTORS, VOCAB
@@ -32,11 +31,14 @@ class Vectors:
             raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
         try:
             words = pq.read_table(run / VOCAB, columns=["word"])["word"].to_pylist()
-            center_VD = load_file(run / VECTORS)["center"]
-        except (OSError, pa.ArrowException, SafetensorError, KeyError) as error:
+            with safe_open(run / VECTORS, framework="numpy") as file:  # the context table stays on the disk
+                center_VD = file.get_tensor("center")
+        except (OSError, pa.ArrowException, SafetensorError) as error:
             raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
         if len(words) != len(center_VD):
             raise InputError(f"{run}: {len(center_VD)} vectors for {len(words)} words; train again")
+        if not np.isfinite((center_VD.min(), center_VD.max())).all():
+            raise InputError(f"{run}: {VECTORS} holds values that are no numbers; train again")
         return cls(words, center_VD)
 
     def most_similar(self, word: str, topk: int = 10) -> list[tuple[str, float]]:
