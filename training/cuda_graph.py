@@ -1,0 +1,73 @@
+"""A whole training step as one CUDA graph, so that its dozen small kernels cost one launch.
+
+Written after the section "CUDA Graphs" of PyTorch's notes on CUDA semantics. Not yet run on a GPU.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Step = Callable[..., Tensor]
+"""Trains on the tensors of a batch, forwards, backwards and optimizer, and returns its losses."""
+
+WARM_UPS = 3  # as in PyTorch's notes; Triton compiles and libraries get their workspaces meanwhile
+
+
+class Graphed:
+    """``step``, captured once with copies of ``example`` and replayed for every batch of tensors of the same shapes.
+
+    ``step`` must not wait for the GPU, must do the same things whatever is in the batch, and use no collectives: one
+    process, without DistributedDataParallel. It calls ``optimizer.zero_grad()`` first, so that gradients get memory of
+    the graph's own. torch's Adam must be made with ``capturable=True``. A number is read once, when captured: what
+    changes from step to step, as a learning rate does, must be a tensor on the device, and is then changed in place.
+
+    ``tensors`` are all that ``step`` changes, the optimizer's state apart; making a Graphed leaves both as they were.
+    """
+
+    def __init__(
+        self, step: Step, example: Sequence[Tensor], tensors: Sequence[Tensor], optimizer: Optimizer | None = None
+    ):
+        self._batch = [tensor.clone() for tensor in example]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            warm_up(step, self._batch, tensors, optimizer)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may read shards and pin memory meanwhile: only this one's mistakes are to end a capture.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._losses = step(*self._batch)
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The step's losses: the next call overwrites them."""
+        for captured, given in zip(self._batch, batch, strict=True):
+            captured.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._losses
+
+
+def warm_up(step: Step, batch: Sequence[Tensor], tensors: Sequence[Tensor], optimizer: Optimizer | None = None) -> None:
+    """Takes ``WARM_UPS`` steps and takes them back, in place: a graph will read and write these very tensors.
+
+    State that the steps made, as Adam's first does, stays and is set to zero: made while capturing, it would be made
+    anew by every replay.
+    """
+    before = {id(tensor): tensor.detach().clone() for tensor in _changing(tensors, optimizer)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+        for _ in range(WARM_UPS):
+            step(*batch)
+    with torch.no_grad():
+        for tensor in _changing(tensors, optimizer):
+            if id(tensor) in before:
+                tensor.copy_(before[id(tensor)])
+            else:
+                tensor.zero_()
+
+
+def _changing(tensors: Sequence[Tensor], optimizer: Optimizer | None) -> list[Tensor]:
+    states = optimizer.state.values() if optimizer else ()
+    return [*tensors, *(value for state in states for value in state.values() if isinstance(value, Tensor))]
