@@ -49,6 +49,11 @@ def compiled(function: F, fast_math: bool = False) -> F:
     return dispatcher  # type: ignore[no-any-return]
 
 
+def compiled_fast(function: F) -> F:
+    """``compiled``, and float loops may use vectors, see ``FAST_MATH``."""
+    return compiled(function, fast_math=True)
+
+
 class _Cache(FunctionCache):
     """numba's cache of one function. A damaged file or a full disk costs a compilation, where numba would raise."""
 

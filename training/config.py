@@ -9,9 +9,18 @@ from typing import Any
 
 from pipeline.errors import InputError, Parser, path
 
-OPTIMIZERS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
-"""Optimizers, and the learning rate each has when none is given."""
+SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
+"""Optimizers of ``--sync-every 1``, and the learning rate each has when none is given; the first is the default."""
 
+IN_PLACE = {"sgd": 0.025, "rowwise_adagrad": 0.05}
+"""The same for ``--sync-every N``."""
+
+GLOBAL_BATCH = 512, 65_536
+"""Usual rows of a step, synchronous and in place."""
+
+DEVICES = ("auto", "cpu", "cuda")
+KERNELS = ("auto", "reference", "cpu", "cuda")
+CACHES = ("auto", "device", "none")
 
 LIMITS = {
     "epochs": 100_000,
@@ -36,19 +45,21 @@ class TrainConfig:
 
     epochs: int = 5
 
-    global_batch: int = 512
-    """Rows of a step over all ranks; divisible by ``lanes``."""
+    global_batch: int = None  # type: ignore[assignment]
+    """Rows of a step over all ranks; divisible by ``lanes``. None becomes the usual one, ``GLOBAL_BATCH``."""
 
-    optimizer: str = "adam"
+    optimizer: str = None  # type: ignore[assignment]
+    """None becomes the usual one: the first of ``SYNCHRONOUS``, or of ``IN_PLACE``."""
 
-    lr: float | None = None
-    """Learning rate; None: the optimizer's usual one, ``OPTIMIZERS``."""
+    lr: float = None  # type: ignore[assignment]
+    """Learning rate; None becomes the optimizer's usual one. In place it falls linearly to almost 0."""
 
     dim: int = 100
     """D, length of a vector."""
 
     sync_every: int = 1
-    """Gradients are averaged over the ranks every step; nothing else is possible yet."""
+    """1: gradients are averaged over the ranks every step. N: each rank trains its own tables in place, and they are
+    averaged every N steps."""
 
     seed: int = 0
     """Of the initial tables and of the order of rows."""
@@ -58,6 +69,13 @@ class TrainConfig:
 
     device: str = "auto"
     """auto, cpu or cuda; auto takes cuda where there is one."""
+
+    kernel: str = "auto"
+    """reference, cpu or cuda, see training/kernels; auto takes the one of the device."""
+
+    cache: str = "auto"
+    """device: a GPU keeps the rows of each sampled epoch from its first use on; none: they are copied every time;
+    auto: they are kept where they fit into half of its free memory and are read more than once."""
 
     threads: int | None = None
     """CPU threads a rank; None: cores / ranks on this machine."""
@@ -69,25 +87,45 @@ class TrainConfig:
     """Replace a finished run."""
 
     def __post_init__(self) -> None:
+        if self.sync_every < 1:
+            raise InputError.flag("sync_every", self.sync_every, "1 or more")
+        optimizers = IN_PLACE if self.in_place else SYNCHRONOUS
+        if self.optimizer is None:
+            self._become("optimizer", next(iter(optimizers)))
+        if self.optimizer not in optimizers:
+            mode = f"--sync-every {self.sync_every}"
+            other = "1" if self.in_place else "N above 1"
+            possible = f"{' or '.join(optimizers)} with {mode}"
+            if self.optimizer in {**SYNCHRONOUS, **IN_PLACE}:
+                possible += f", or --sync-every {other}"
+            raise InputError.flag("optimizer", self.optimizer, possible)
+        if self.lr is None:
+            self._become("lr", optimizers[self.optimizer])
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError.flag("lr", self.lr, "a number above 0")
+        if self.global_batch is None:
+            usual = GLOBAL_BATCH[self.in_place]
+            self._become("global_batch", max(1, usual // max(1, self.lanes)) * self.lanes)
         for name in LIMITS:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:
                 raise InputError.flag(name, found, f"1 to {LIMITS[name]:,}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError.flag("optimizer", self.optimizer, " or ".join(OPTIMIZERS))
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError.flag("lr", self.lr, "a number above 0")
-        if self.sync_every != 1:
-            raise InputError.flag("sync_every", self.sync_every, "1 (gradients averaged every step)")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError.flag("device", self.device, "auto, cpu or cuda")
+        for name, possible_values in (("device", DEVICES), ("kernel", KERNELS), ("cache", CACHES)):
+            if getattr(self, name) not in possible_values:
+                raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
+        for device, kernel in (("cpu", "cuda"), ("cuda", "cpu")):
+            if (self.device, self.kernel) == (device, kernel):
+                raise InputError.flag("kernel", kernel, f"reference or auto with --device {device}")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
 
     @property
-    def learning_rate(self) -> float:
-        return OPTIMIZERS[self.optimizer] if self.lr is None else self.lr
+    def in_place(self) -> bool:
+        return self.sync_every > 1
+
+    def _become(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""
@@ -106,7 +144,10 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     """The checked config of a command line, and --nproc. Raises InputError."""
     parser = Parser("training/train.py", "Trains skip-gram word vectors on a dataset that prepare wrote.")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    usual_rates = ", ".join(f"{name} {rate:g}" for name, rate in OPTIMIZERS.items())
+    usual_rates = "; ".join(
+        ", ".join(f"{name} {rate:g}" for name, rate in optimizers.items()) for optimizers in (SYNCHRONOUS, IN_PLACE)
+    )
+    usual_batches = "{:,}; {:,}".format(*GLOBAL_BATCH)
 
     def flag(group: argparse._ArgumentGroup, name: str, kind: Callable[[str], Any], text: str, **options: Any) -> None:
         """A flag with the field's own default; one that may be absent shows none."""
@@ -121,15 +162,17 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
-    flag(group, "global_batch", int, "examples a step, over all processes")
-    flag(group, "optimizer", str, "from torch.optim", choices=tuple(OPTIMIZERS))
-    flag(group, "lr", float, f"learning rate (default: {usual_rates})")
-    flag(group, "sync_every", int, "steps between two averagings; 1: gradients, every step")
+    flag(group, "sync_every", int, "steps between two averagings; 1: of gradients, N: of tables trained in place")
+    flag(group, "optimizer", str, f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)")
+    flag(group, "lr", float, f"learning rate (default: {usual_rates} in place, where it falls linearly)")
+    flag(group, "global_batch", int, f"examples a step, over all processes (default: {usual_batches} in place)")
     flag(group, "seed", int, "of the initial tables and the order of rows")
     group = parser.add_argument_group("processes")
     flag(group, "nproc", int, "processes on this machine (default: as many as torchrun made)")
     flag(group, "lanes", int, "equal ranges of an epoch; the number of processes divides it")
-    flag(group, "device", str, "auto takes cuda where there is one", choices=("auto", "cpu", "cuda"))
+    flag(group, "device", str, "auto takes cuda where there is one", choices=DEVICES)
+    flag(group, "kernel", str, "what computes a step; auto takes the device's own", choices=KERNELS)
+    flag(group, "cache", str, "whether a GPU keeps rows from their first use on", choices=CACHES)
     flag(group, "threads", int, "CPU threads a process (default: cores / processes on this machine)")
     flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
     given = vars(parser.parse_args(argv))

@@ -124,7 +124,8 @@ class KeptRows:
 
     def look_up(self, row_B: Tensor) -> Batch:
         """The batch of these rows. A CUDA graph that begins with it needs nothing copied but ``row_B``."""
-        return Batch(*(tensor.index_select(0, row_B) for tensor in self._rows.tensors()))
+        center_B, targets_BL, num_contexts_B = (tensor.index_select(0, row_B) for tensor in self._rows.tensors())
+        return Batch(center_B, targets_BL, num_contexts_B)
 
     def _keep(self, piece: Piece) -> None:
         if (piece.shard, piece.row_group) in self._kept:

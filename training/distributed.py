@@ -52,6 +52,18 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def exchange(self, packed: torch.Tensor, counts: tuple[int, int]) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
+        """Everybody's ``packed``, a matrix whose number of rows is the sum of ``counts``, in the order of the ranks."""
+        everybodys = torch.empty(self.world_size, 2, dtype=torch.int64)
+        dist.all_gather_into_tensor(everybodys, torch.tensor(counts))
+        most = int(everybodys.sum(1).max())
+        padded = packed.new_empty(most, packed.shape[1])
+        padded[: len(packed)] = packed
+        gathered = packed.new_empty(self.world_size * most, packed.shape[1])
+        dist.all_gather_into_tensor(gathered, padded)
+        for rank, (first, second) in enumerate(everybodys.tolist()):
+            yield gathered[rank * most : rank * most + first + second], (first, second)
+
 
 def launched() -> World:
     """The world that a launcher described in the environment; a world of one without a launcher."""

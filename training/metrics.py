@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ class Moment:
     wait_s: float
     """Mean over the ranks."""
     clock_s: float
+    finite: bool
+    """Whether the loss and every rank's tables are."""
 
     def since(self, earlier: "Moment") -> Stretch:
         examples, seconds = self.examples - earlier.examples, self.clock_s - earlier.clock_s
@@ -64,12 +67,13 @@ class Meter:
         self._loss_and_examples[1] += (num_contexts_B > 0).sum()
         self._wait_s += wait_s
 
-    def moment(self, world: World) -> Moment:
+    def moment(self, world: World, tables_finite: bool = True) -> Moment:
         """The sums over all ranks. A collective call: every rank makes it at the same step."""
-        wait_s = self._loss_and_examples.new_tensor([self._wait_s])
-        sums = world.sum(torch.cat([self._loss_and_examples, wait_s]))
-        loss, examples, waited = sums.tolist()
-        return Moment(loss, int(examples), waited / world.world_size, time.perf_counter() - self._started)
+        own = self._loss_and_examples.new_tensor([self._wait_s, not tables_finite])
+        sums = world.sum(torch.cat([self._loss_and_examples, own]))
+        loss, examples, waited, broken = sums.tolist()
+        clock_s = time.perf_counter() - self._started
+        return Moment(loss, int(examples), waited / world.world_size, clock_s, math.isfinite(loss) and not broken)
 
 
 class Report:

@@ -40,15 +40,21 @@ class SigmoidBCELoss(nn.Module):
 class SkipGram(nn.Module):
     """The two tables of vectors, ``center`` (v) and ``context`` (u), each (V, D) float32; row 0 stays zero."""
 
-    def __init__(self, vocab_size: int, dim: int, seed: int = 0):
-        """Xavier-uniform tables, the same on every device for a seed."""
+    def __init__(self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False):
+        """Tables that are the same on every device for a seed: Xavier-uniform, as in the book. For training in place as
+        in word2vec.c: centers uniform in ±0.5/D, contexts 0.
+        """
         super().__init__()
         self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
         self.context = nn.Embedding(vocab_size, dim, padding_idx=0)
         generator = torch.Generator().manual_seed(seed % 2**63)
         with torch.no_grad():
+            if in_place:
+                nn.init.uniform_(self.center.weight, -0.5 / dim, 0.5 / dim, generator=generator)
+                nn.init.zeros_(self.context.weight)
             for table in (self.center, self.context):
-                nn.init.xavier_uniform_(table.weight, generator=generator)
+                if not in_place:
+                    nn.init.xavier_uniform_(table.weight, generator=generator)
                 table.weight[0] = 0
 
     def forward(self, center_B1: Tensor, targets_BL: Tensor) -> Tensor:

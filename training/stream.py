@@ -26,9 +26,18 @@ class Batch:
     center_B: Tensor
     contexts_negatives_BL: Tensor
     num_contexts_B: Tensor
+    num_steps: int = 1
+    """Steps whose rows these are, end to end."""
+
+    @classmethod
+    def empty(cls, num_rows: int, max_len: int) -> "Batch":
+        """Rows without a context."""
+        ids, counts = torch.zeros(num_rows, 1 + max_len, dtype=torch.int32), torch.zeros(num_rows, dtype=torch.int16)
+        return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
+        return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.center_B, self.contexts_negatives_BL, self.num_contexts_B
@@ -41,21 +50,28 @@ class ArrowStream:
         self.dataset, self.shards, self.plan = dataset, shards, plan
         self.max_len = manifest.max_len
 
-    def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
+    def batches(self, rank: int, world_size: int, at_once: int = 1, done: int = 0) -> Iterator[Batch]:
         """Every step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
+
+        ``at_once`` steps come in one batch, unless the epoch ends before; the first of them may hold fewer, so that
+        all end where the steps of the run, ``done`` before this epoch, are a multiple of ``at_once``.
 
         Raises ManifestError, with the file's name, when a shard is not what the manifest says or fails its checksums.
         """
         lanes = [_Lane(self, pieces) for pieces in self.plan.of_rank(rank, world_size)]
         per_lane = self.plan.rows_per_step
-        for _ in range(self.plan.num_steps):
-            center = np.zeros(len(lanes) * per_lane, dtype=np.int32)
+        step = 0
+        while step < self.plan.num_steps:
+            num_steps = min(at_once - (done + step) % at_once, self.plan.num_steps - step)
+            step += num_steps
+            center = np.zeros(num_steps * len(lanes) * per_lane, dtype=np.int32)
             targets = np.zeros((center.size, self.max_len), dtype=np.int32)
             num_contexts = np.zeros(center.size, dtype=np.int16)
-            for index, lane in enumerate(lanes):
+            for index in range(num_steps * len(lanes)):
                 place = slice(index * per_lane, (index + 1) * per_lane)
-                lane.fill(center[place], targets[place], num_contexts[place])
-            yield Batch(*map(torch.from_numpy, (center, targets, num_contexts)))
+                lanes[index % len(lanes)].fill(center[place], targets[place], num_contexts[place])
+            center_B, targets_BL, num_contexts_B = map(torch.from_numpy, (center, targets, num_contexts))
+            yield Batch(center_B, targets_BL, num_contexts_B, num_steps)
 
     def read(self, piece: Piece) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]:
         """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,)."""

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,8 +23,6 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
@@ -41,11 +39,12 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
-from training.kernels import reference
 from training.metrics import Meter, Moment, Report
-from training.model import RowLosses, SkipGram
+from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
+from training.schedule import linear_decay
+from training.steps import Step, make_step
 from training.stream import ArrowStream, Batch
 
 
@@ -97,62 +96,80 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
 
 def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> None:
     """The run, from tables to files, in the order in which it happens."""
-    # The model: tables that are equal on every rank, and stay so.
-    model = SkipGram(manifest.vocab_size, config.dim, config.seed).to(device)
-    row_losses: nn.Module = RowLosses(model, reference.row_losses, manifest.config.negatives)
-    if world.world_size > 1:
-        row_losses = DistributedDataParallel(row_losses, gradient_as_bucket_view=True)
-    optimizer = make_optimizer(config, model)
+    # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
+    model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
+    all_steps = total_steps(config, manifest)
+    step = make_step(config, model, manifest.config.negatives, all_steps, world)
 
     # The run's folder, which is rank 0's.
     report = None
     if world.is_first:
         folder = claim(config, manifest)
         print(opening_lines(config, manifest, world, device), flush=True)
-        report = Report(folder, total_steps(config, manifest), config.epochs)
+        report = Report(folder, all_steps, config.epochs)
+    compile_s = warm_up(step, config, manifest, device)
+    if world.is_first and compile_s > 2:
+        print(f"compiled for this machine in {compile_s:.0f} s, once", flush=True)
 
     # Training.
     meter = Meter(device)
     begin = last_line = now = meter.moment(world)
-    step = 0
+    done = examples = 0
     for epoch in range(config.epochs):
         epoch_begin = now
-        stream = ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
-        for batch, wait_s in timed(stream.batches(world.rank, world.world_size)):
-            batch = batch.to(device)
-            optimizer.zero_grad()
-            losses_B = row_losses(*batch.tensors())
-            # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.
-            (losses_B.sum() * world.world_size).backward()
-            optimizer.step()
-            meter.add(losses_B.detach(), batch.num_contexts_B, wait_s)
-            step += 1
-            if step % config.log_every == 0:
-                now = check_finite(meter.moment(world), step, config)
+        for batch, wait_s in timed(batches_of(config, manifest, epoch, world, step.at_once, done)):
+            lr = rate(config, manifest, examples)
+            losses_B = step(batch.to(device), lr)
+            meter.add(losses_B, batch.num_contexts_B, wait_s)
+            done += batch.num_steps
+            examples += batch.num_steps * config.global_batch
+            if done % config.log_every == 0:
+                now = check_finite(meter.moment(world, step.is_finite()), done, config)
                 if report:
-                    report.step(epoch, step, now.since(last_line), config.learning_rate)
+                    report.step(epoch, done, now.since(last_line), lr)
                 last_line = now
-        now = check_finite(meter.moment(world), step, config)
+        step.end_epoch()
+        now = check_finite(meter.moment(world, step.is_finite()), done, config)
+        examples = now.examples
         if report:
-            report.epoch(epoch, step, now.since(epoch_begin), now.since(begin).loss)
+            report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
 
     # The run's files, and the book's last line.
     if report:
         report.close()
+        step.settle()
         run = now.since(begin)
-        totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": step}
+        totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": done}
         finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})
         print(f"loss {run.loss:.3f}, {run.tokens_per_s:.1f} tokens/sec on {device}")
 
 
-def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimizer:
-    """The optimizer of ``config`` over both tables, dense, in torch's fused form."""
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-        "adagrad": torch.optim.Adagrad,
-    }
-    return kinds[config.optimizer](model.parameters(), lr=config.learning_rate, fused=True)
+def batches_of(
+    config: TrainConfig, manifest: Manifest, epoch: int, world: World, at_once: int, done: int
+) -> Iterator[Batch]:
+    """A rank's batches of an epoch. One of several steps never goes beyond a step that writes a line."""
+    stream = ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
+    return stream.batches(world.rank, world.world_size, math.gcd(at_once, config.log_every), done)
+
+
+def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
+    """The learning rate: falls in place, by the examples that all ranks have seen; else stays."""
+    if not config.in_place:
+        return config.lr
+    num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
+    return linear_decay(config.lr, examples_seen, num_examples)
+
+
+def warm_up(step: Step, config: TrainConfig, manifest: Manifest, device: torch.device) -> float:
+    """Lets a kernel compile, by a step on two empty words; the seconds it took."""
+    started = time.perf_counter()
+    world = World(0, 1, 0, 1)
+    model = SkipGram(2, config.dim, in_place=config.in_place).to(device)
+    tiny = make_step(config, model, manifest.config.negatives, 1, world)
+    tiny(Batch.empty(1, manifest.max_len).to(device), 0.0)
+    tiny.is_finite()
+    tiny.settle()
+    return time.perf_counter() - started
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
@@ -171,11 +188,10 @@ def total_steps(config: TrainConfig, manifest: Manifest) -> int:
 
 
 def check_finite(moment: Moment, step: int, config: TrainConfig) -> Moment:
-    """``moment``, the same on every rank. Raises InputError when training has diverged."""
-    if not math.isfinite(moment.loss):
-        raise InputError(
-            f"--lr {config.learning_rate:g}: found a loss of {moment.loss} by step {step}, expected a number; lower it"
-        )
+    """``moment``, the same on every rank. Raises InputError when training has diverged, before anything is saved."""
+    if not moment.finite:
+        found = "vectors that are no numbers" if math.isfinite(moment.loss) else f"a loss of {moment.loss}"
+        raise InputError(f"--lr {config.lr:g}: found {found} by step {step}, expected numbers; lower it")
     return moment
 
 
@@ -193,13 +209,18 @@ def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device:
     """What is about to happen, with the arithmetic of derived numbers."""
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
     per_rank = config.global_batch // world.world_size
+    in_step = (
+        f"in place, averaged every {config.sync_every} steps ({config.sync_every * per_rank:,} rows a rank)"
+        if config.in_place
+        else "gradients averaged every step"
+    )
     return "\n".join(
         [
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
             f"vocabulary of {manifest.vocab_size:,}",
-            f"global batch {config.global_batch} = {world.world_size} rank(s) x {per_rank} rows, "
-            f"{config.epochs} epochs, {total_steps(config, manifest):,} steps",
-            f"{config.optimizer}, lr {config.learning_rate:g}, dim {config.dim}, on {device}, "
+            f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
+            f"{config.epochs} epochs, {total_steps(config, manifest):,} steps, {in_step}",
+            f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, "
             f"{torch.get_num_threads()} thread(s) a rank",
         ]
     )

@@ -45,6 +45,7 @@ def update(
     negatives: int,
     lr: float,
     accumulators: tuple[Tensor, Tensor] | None = None,
+    rows_at_once: int = 1,
 ) -> Tensor:
     """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` on the way.
 
@@ -52,29 +53,61 @@ def update(
     them, contexts first, the center once (word2vec.c's ``neu1e``). SGD without ``accumulators`` (center (V,), context
     (V,)); with them row-wise Adagrad (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): a table's row steps by
     lr / sqrt(accumulator) after the mean square of the gradient was added, which is done for every target in turn.
+
+    ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
+    move after all of their contexts.
     """
     losses_B = torch.zeros(len(center_B), device=center_VD.device)
-    for row, (center, num_contexts) in enumerate(zip(center_B.tolist(), num_contexts_B.tolist(), strict=True)):
-        if num_contexts == 0:
-            continue
-        targets_T = contexts_negatives_BL[row, : num_contexts * (1 + negatives)].long()
-        label_T = (torch.arange(len(targets_T), device=targets_T.device) < num_contexts).float()
-        v_D, u_TD = center_VD[center].clone(), context_VD[targets_T]
-        scores_T = u_TD @ v_D
-        losses_B[row] = F.binary_cross_entropy_with_logits(scores_T, label_T)
-        slope_T = scores_T.sigmoid() - label_T
-        context_gradients_TD, center_gradient_D = slope_T[:, None] * v_D, slope_T @ u_TD
-        if accumulators is None:
-            context_VD.index_add_(0, targets_T, context_gradients_TD, alpha=-lr)
-            center_VD[center] -= lr * center_gradient_D
-        else:
-            center_V, context_V = accumulators
-            for target, gradient_D in zip(targets_T.tolist(), context_gradients_TD, strict=True):
-                _adagrad(context_VD[target], context_V[target], gradient_D, lr)
-            _adagrad(center_VD[center], center_V[center], center_gradient_D, lr)
+    centers, counts = center_B.tolist(), num_contexts_B.tolist()
+    for first in range(0, len(centers), rows_at_once):
+        rows = [row for row in range(first, min(first + rows_at_once, len(centers))) if counts[row]]
+        targets, slopes, vectors, gradients = {}, {}, {}, {}
+        for row in rows:
+            targets[row] = contexts_negatives_BL[row, : counts[row] * (1 + negatives)].long()
+            label_T = (torch.arange(len(targets[row]), device=targets[row].device) < counts[row]).float()
+            vectors[row] = center_VD[centers[row]].clone()
+            scores_T = context_VD[targets[row]] @ vectors[row]
+            losses_B[row] = F.binary_cross_entropy_with_logits(scores_T, label_T)
+            slopes[row] = scores_T.sigmoid() - label_T
+        for row in rows:
+            gradients[row] = slopes[row] @ context_VD[targets[row]]
+            context_gradients_TD = slopes[row][:, None] * vectors[row]
+            if accumulators is None:
+                context_VD.index_add_(0, targets[row], context_gradients_TD, alpha=-lr)
+            else:
+                for target, gradient_D in zip(targets[row].tolist(), context_gradients_TD, strict=True):
+                    _adagrad(context_VD[target], accumulators[1][target], gradient_D, lr)
+        for row in rows:
+            if accumulators is None:
+                center_VD[centers[row]] -= lr * gradients[row]
+            else:
+                _adagrad(center_VD[centers[row]], accumulators[0][centers[row]], gradients[row], lr)
     return losses_B
 
 
 def _adagrad(row_D: Tensor, accumulator: Tensor, gradient_D: Tensor, lr: float) -> None:
     accumulator += gradient_D.square().mean()
     row_D -= lr / (accumulator.sqrt() + ADAGRAD_EPSILON) * gradient_D
+
+
+class InPlace:
+    """The tables under ``update``, with the methods that every kernel's ``InPlace`` has."""
+
+    def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
+        self.tables = (center_VD.detach(), context_VD.detach())
+        self.accumulators = tuple(torch.zeros_like(table_VD[:, 0]) for table_VD in self.tables) if adagrad else ()
+        self._negatives = negatives
+
+    def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
+        """Trains on a batch; the losses, shape (B,)."""
+        batch = center_B, contexts_negatives_BL, num_contexts_B
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators or None)  # type: ignore[arg-type]
+
+    def push(self) -> None:
+        """It works on the tables themselves."""
+
+    def pull(self) -> None:
+        """It works on the tables themselves."""
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(table_VD).all()) for table_VD in self.tables)

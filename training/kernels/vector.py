@@ -8,10 +8,15 @@ with narrower vectors LLVM splits the chunks.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
+import numba.core.cgutils
+import numba.extending
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+# numba has no types for mypy.
+types: Any = numba.types
+cgutils: Any = numba.core.cgutils
+intrinsic: Any = numba.extending.intrinsic
 
 CHUNK = 16
 """Columns of a chunk: one cache line of float32, and one AVX-512 register."""
@@ -21,6 +26,7 @@ TOGETHER = 4
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, CHUNK)
+_BYTES = ir.IntType(8).as_pointer()
 
 Codegen = Callable[[Any, ir.IRBuilder, Any, Sequence[Any]], Any]
 
@@ -62,19 +68,18 @@ def _scatter(num_rows: int, in_place: bool) -> Any:
         steps: Any,
         num_chunks: Any,
     ) -> tuple[Any, Codegen]:
-        """For each row in turn: ``total[total_offset] += slope * row``, then ``moved[its offset] += step * other``.
+        """For each offset in turn: total[total_offset] += slope·rows[offset], then rows[moved] += step·other[offset].
 
-        ``in_place``: ``moved`` is ``rows``, so the next equal row finds it changed.
+        ``in_place``: ``moved`` are the offsets, so the next equal one finds the row changed.
         """
-        signature = types.void(
-            rows, offsets, moved, other, offset, total, total_offset, slopes, steps, num_chunks
-        )
+        signature = types.void(rows, offsets, moved, other, offset, total, total_offset, slopes, steps, num_chunks)
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
             kinds = signature.args
-            places = cgutils.unpack_tuple(builder, values[1])
-            read = _pointers(context, builder, kinds[0], values[0], places)
-            written = read if in_place else _pointers(context, builder, kinds[2], values[2], places)
+            read, written = (
+                _pointers(context, builder, kinds[0], values[0], cgutils.unpack_tuple(builder, places))
+                for places in values[1:3]
+            )
             (theirs,) = _pointers(context, builder, kinds[3], values[3], [values[4]])
             (sums,) = _pointers(context, builder, kinds[5], values[5], [values[6]])
             slope = [_splat(builder, value) for value in cgutils.unpack_tuple(builder, values[7])]
@@ -100,7 +105,7 @@ scatter_1, scatter_4 = _scatter(1, in_place=False), _scatter(TOGETHER, in_place=
 move_1, move_4 = _scatter(1, in_place=True), _scatter(TOGETHER, in_place=True)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
     """2 to a whole float32 power from -126 to 127, by its bits."""
 
@@ -111,7 +116,35 @@ def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
     return types.float32(types.float32), codegen
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
+def first_guess(typing: Any, number: Any) -> tuple[Any, Codegen]:
+    """1 / sqrt(number) to 3.5 %, for a positive float32: halves its exponent (the constant is Lomont's, 2003)."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        halved = builder.lshr(builder.bitcast(values[0], _INT32), ir.Constant(_INT32, 1))
+        return builder.bitcast(builder.sub(ir.Constant(_INT32, 0x5F375A86), halved), _FLOAT)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing: Any, rows: Any, offset: Any, num_chunks: Any) -> tuple[Any, Codegen]:
+    """Asks for ``num_chunks`` cache lines from ``rows[offset]`` on, to be written soon."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        (row,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
+        kind = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        write, soon, data = (ir.Constant(_INT32, number) for number in (1, 2, 1))
+        with cgutils.for_range(builder, values[2]) as loop:
+            place = builder.gep(row, [builder.mul(loop.index, ir.Constant(_INT64, CHUNK))])
+            builder.call(ask, [builder.bitcast(place, _BYTES), write, soon, data])
+        return context.get_dummy_value()
+
+    return types.void(rows, offset, num_chunks), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def publish(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
     """``counters[index] = value``, after all that this thread wrote before."""
 
@@ -123,7 +156,7 @@ def publish(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Co
     return types.void(counters, index, value), codegen
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def observe(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
     """``counters[index]`` as it is now; what its writer wrote before it can be read after."""
 

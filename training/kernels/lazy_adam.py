@@ -1,0 +1,346 @@
+"""Adam whose step costs what the batch touches, not what the tables hold; on the CPU, in machine code.
+
+B rows of a batch, L = max_len targets a row, D dimensions, V words, T threads, C columns of a thread, R rows of a
+table that some example has touched.
+
+Adam (Kingma and Ba 2014, arXiv 1412.6980, Algorithm 1) moves every row of the tables at every step, because moments
+outlive the gradient that made them: the tables' traffic takes longer than everything else. But without a gradient a
+row's steps are known in advance. After its gradient of step s, its moments are m and v, and step s + j moves it by
+
+    lr_j · beta1^j·m / (sqrt(beta2^j·v) + eps')      lr_j = lr·sqrt(1 - beta2^(s+j)) / (1 - beta1^(s+j))
+
+which is m / sqrt(v) times a number that depends on s and j alone. So ``owed_S[s]`` sums up these numbers for the rows
+that step s was the last to touch, and such a row moves by owed_S[s]·m / sqrt(v + eps'^2) when it is next read. Nothing
+is left out, unlike in torch's SparseAdam; what differs from torch.optim.Adam is rounding, and eps, which is taken as of
+step s and inside of the root.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.compiled import compiled_fast
+from training.kernels.columns import (
+    Counts,
+    Floats,
+    Ids,
+    add_gradients,
+    add_up,
+    all_finite,
+    by_columns,
+    by_rows,
+    mean_losses,
+    num_chunks,
+    on_large_pages,
+    scores_of,
+    signs_of,
+    slopes_and_losses,
+    team_for,
+)
+from training.kernels.threads import Counters
+from training.kernels.vector import CHUNK, first_guess, prefetch
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
+ROWS_AT_ONCE = 128
+"""Rows whose scores lie in the cache until their gradients are taken."""
+
+_MEMORY = 512
+"""Steps after which what a row is owed changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
+_AGES = 1 << 15
+"""Ages that are told apart; beta2^32768 = 6e-15."""
+_AHEAD = 4
+"""Rows that are asked for before they are needed."""
+
+_WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
+
+
+class LazyAdam:
+    """Both tables under Adam: ``steps``, or ``gradients``, an exchange, and ``finish``.
+
+    It works on copies, which ``push`` writes into the tables.
+    """
+
+    def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, lr: float, num_steps: int):
+        """For at most ``num_steps`` steps."""
+        self.tables = (center_VD, context_VD)
+        self._negatives, self._dim, self._step = negatives, center_VD.shape[1], 0
+        self._team = team_for(self._dim)
+        self._counters = self._team.counters()
+        size, num_words = self._team.size, len(center_VD)
+        weights = [by_columns(table_VD, size) for table_VD in self.tables]
+        # (2, T, V, 4, C), of centers and of contexts: what belongs to a word lies side by side.
+        self._rows = on_large_pages(2, *weights[0].shape[:2], 4, weights[0].shape[2]).numpy()
+        for index, weights_TVC in enumerate(weights):
+            self._rows[index, :, :, _WEIGHT] = weights_TVC
+        self._last = np.zeros(
+            (size, 2, 2, num_words), dtype=np.int32
+        )  # step of a row's last gradient, and its age then
+        self._touched = np.zeros((size, 2, num_words + 1), dtype=np.int32)  # this step's rows,
+        self._num_touched = np.zeros((size, 2 * CHUNK), dtype=np.int64)  # and how many
+        self._owed = np.zeros((size, num_steps + 2), dtype=np.float32)
+        steps = np.arange(num_steps + 2, dtype=np.float64)
+        root = np.sqrt(-np.expm1(steps * np.log(BETA2)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._rate = (lr * root / -np.expm1(steps * np.log(BETA1))).astype(np.float32)
+        self._epsilon = ((EPSILON * root) ** 2).astype(np.float32)
+        ages = np.arange(_AGES, dtype=np.float64)
+        self._decay = np.stack([BETA1**ages, BETA2**ages, (BETA1 / BETA2**0.5) ** ages]).astype(np.float32)
+
+    def steps(
+        self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, num_steps: int = 1
+    ) -> Tensor:
+        """``num_steps`` steps, each with an equal share of the rows, end to end; the losses, shape (B,).
+
+        A step takes the gradient of the sum of its losses.
+        """
+        return self._run(center_B, contexts_negatives_BL, num_contexts_B, num_steps, finish=True)
+
+    def gradients(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> Tensor:
+        """Begins a step with some of its rows. Then ``take`` and ``add`` exchange gradients, and ``finish`` ends it."""
+        return self._run(center_B, contexts_negatives_BL, num_contexts_B, 1, finish=False)
+
+    def take(self) -> tuple[Tensor, tuple[int, int]]:
+        """The gradients of this step so far, which are 0 from now on: (R, 1 + D), a row's word in the bits of its first
+        number; and how many of them are centers and contexts, in this order.
+        """
+        num_centers, num_contexts = int(self._num_touched[0, 0]), int(self._num_touched[0, CHUNK])
+        packed = np.empty((num_centers + num_contexts, 1 + self._dim), dtype=np.float32)
+        _take(self._rows, self._touched[0], num_centers, num_contexts, packed)
+        return torch.from_numpy(packed), (num_centers, num_contexts)
+
+    def add(self, packed: Tensor, counts: tuple[int, int]) -> None:
+        """Adds what ``take`` gave, here or elsewhere. Where all add the same in one order, tables stay the same."""
+        arguments: list[Any] = [self._step, *counts, packed.numpy(), *self._state()]
+        self._team.run(lambda member: _add(member, *arguments))
+
+    def finish(self) -> None:
+        self._team.run(lambda member: _finish(self._step, self._owed[member], self._rate, self._decay))
+
+    def is_finite(self) -> bool:
+        return all(all_finite(self._rows[table, :, :, _WEIGHT]) for table in range(2))
+
+    def push(self) -> None:
+        """Writes the tables as they are after the last step."""
+        for index, table_VD in enumerate(self.tables):
+            rows = self._rows[index].copy()
+            _catch_up_all(rows, self._last[:, index], self._owed, self._epsilon, self._decay)
+            by_rows(torch.from_numpy(rows[:, :, _WEIGHT]), table_VD)
+
+    def _state(self) -> list[Any]:
+        return [
+            *(self._rows, self._last, self._touched, self._num_touched),
+            *(self._owed, self._epsilon, self._rate, self._decay),
+        ]
+
+    def _run(
+        self, center_B: Tensor, targets_BL: Tensor, num_contexts_B: Tensor, num_steps: int, finish: bool
+    ) -> Tensor:
+        size, most = self._team.size, ROWS_AT_ONCE * targets_BL.shape[1]
+        losses_B = torch.from_numpy(np.zeros(len(center_B), dtype=np.float32))
+        batch = [tensor.numpy() for tensor in (center_B, targets_BL, num_contexts_B, losses_B)]
+        buffers = [np.empty((size, count, most + CHUNK), dtype=np.float32) for count in (2, 3)]
+        settings: list[Any] = [self._counters, self._step, num_steps, finish, self._negatives, self._dim]
+        arguments = [*settings, *batch, *buffers, *self._state()]
+        self._team.run(lambda member: _steps(member, *arguments))
+        self._step += num_steps
+        return losses_B
+
+
+@compiled_fast
+def _steps(
+    member: int,
+    counters: Counters,
+    step: int,
+    num_steps: int,
+    finish: bool,
+    negatives: int,
+    dim: int,
+    center_B: Ids,
+    targets_BL: Ids,
+    num_contexts_B: Counts,
+    losses_B: Floats,
+    shares: Floats,
+    scratch: Floats,
+    rows: Floats,
+    last: Ids,
+    touched: Ids,
+    num_touched: npt.NDArray[np.int64],
+    owed: Floats,
+    epsilon_S: Floats,
+    rate_S: Floats,
+    decay: Floats,
+) -> None:
+    """One thread's columns: brings the batch's rows up to date, adds up their gradients, and notes what is owed."""
+    slopes_J, signs_J, losses_J = scratch[member, 0], scratch[member, 1], scratch[member, 2]
+    owed_S, num_words, width = owed[member], rows.shape[2], rows.shape[4]
+    center_VC, context_VC = rows[0, member].reshape(num_words, 4 * width), rows[1, member].reshape(num_words, 4 * width)
+    chunks = num_chunks(member, width, dim)
+    per_step = center_B.size // num_steps
+    turn = 0
+    for begin in range(0, per_step * num_steps, per_step):
+        step += 1
+        for table in range(2):
+            last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
+            count = 0
+            for row in range(begin, begin + per_step):
+                num_targets = num_contexts_B[row] * (1 + negatives)
+                if table == 0:
+                    count = _note(center_B[row : row + min(1, num_targets)], last_V, touched_R, count)
+                else:
+                    count = _note(targets_BL[row, :num_targets], last_V, touched_R, count)
+            _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed_S, epsilon_S, decay)
+            num_touched[member, table * CHUNK] = count
+
+        for first in range(begin, begin + per_step, ROWS_AT_ONCE):
+            end = min(first + ROWS_AT_ONCE, begin + per_step)
+            share_J = shares[member, turn & 1]
+            batch = (first, end, center_B, targets_BL, num_contexts_B, negatives)
+            count = scores_of(*batch, center_VC, context_VC, chunks, share_J)
+            turn = add_up(counters, member, shares, turn, count, slopes_J)
+            signs_of(first, end, num_contexts_B, negatives, signs_J)
+            slopes_and_losses(slopes_J, signs_J, count, losses_J)
+            if member == 0:
+                mean_losses(first, end, num_contexts_B, negatives, losses_J, losses_B)
+            at = 0
+            for row in range(first, end):
+                num_targets = num_contexts_B[row] * (1 + negatives)
+                for j in range(at, at + num_targets):
+                    slopes_J[j] /= np.float32(num_targets)
+                at += num_targets
+            add_gradients(*batch, center_VC, context_VC, chunks, slopes_J, _GRADIENT * width)
+        if finish:
+            _finish(step, owed_S, rate_S, decay)
+
+
+@compiled_fast
+def _finish(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
+    """Adds the step to what rows are owed: those of this step and of all before that still matter."""
+    for age in range(min(_MEMORY, step)):
+        owed_S[step - age] += rate_S[step] * decay[2, age]
+
+
+@compiled_fast
+def _take(rows: Floats, touched: Ids, num_centers: int, num_contexts: int, packed: Floats) -> None:
+    words = packed.view(np.int32)
+    num_threads, width = rows.shape[1], rows.shape[4]
+    for place in range(num_centers + num_contexts):
+        table = 0 if place < num_centers else 1
+        word = touched[table, place - table * num_centers]
+        words[place, 0] = word
+        for thread in range(num_threads):
+            gradient_C, packed_C = rows[table, thread, word, _GRADIENT], packed[place, 1 + thread * width :]
+            for column in range(min(width, packed_C.size)):
+                packed_C[column] = gradient_C[column]
+            gradient_C[:] = 0
+
+
+@compiled_fast
+def _add(
+    member: int,
+    step: int,
+    num_centers: int,
+    num_contexts: int,
+    packed: Floats,
+    rows: Floats,
+    last: Ids,
+    touched: Ids,
+    num_touched: npt.NDArray[np.int64],
+    owed: Floats,
+    epsilon_S: Floats,
+    rate_S: Floats,
+    decay: Floats,
+) -> None:
+    """Brings rows up to date that this step has not touched here, and adds the gradients; one thread's columns."""
+    words, width = packed.view(np.int32), rows.shape[4]
+    for table in range(2):
+        last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
+        first, end = (0, num_centers) if table == 0 else (num_centers, num_centers + num_contexts)
+        count = 0
+        for place in range(first, end):
+            if last_V[words[place, 0]] != step:
+                touched_R[count] = words[place, 0]
+                last_V[words[place, 0]] = ~last_V[words[place, 0]]
+                count += 1
+        _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed[member], epsilon_S, decay)
+        for place in range(first, end):
+            gradient_C = rows[table, member, words[place, 0], _GRADIENT]
+            packed_C = packed[place, 1 + member * width :]
+            for column in range(min(width, packed_C.size)):
+                gradient_C[column] += packed_C[column]
+
+
+@compiled_fast
+def _note(words: Ids, last_V: Ids, touched_R: Ids, count: int) -> int:
+    """Appends the words that are not noted yet, and marks them, by a negative step; returns how many there are now."""
+    for index in range(words.size):
+        word = words[index]
+        step = last_V[word]
+        touched_R[count] = word  # without a branch, since nobody can predict it
+        count += step >= 0
+        last_V[word] = min(step, ~step)
+    return count
+
+
+@compiled_fast
+def _catch_up(
+    touched_R: Ids,
+    count: int,
+    step: int,
+    rows_V4C: Floats,
+    last_V: Ids,
+    age_V: Ids,
+    owed_S: Floats,
+    epsilon_S: Floats,
+    decay: Floats,
+) -> None:
+    """Brings ``count`` rows up to date, and counts this step as their last."""
+    stride = 4 * rows_V4C.shape[2]
+    for index in range(count):
+        if index + _AHEAD < count:
+            prefetch(rows_V4C, touched_R[index + _AHEAD] * stride, stride // CHUNK)
+        word = touched_R[index]
+        before = ~last_V[word]
+        if before:
+            _bring_up(rows_V4C[word], age_V[word], owed_S[before], epsilon_S[before], decay)
+            age_V[word] = step - before
+        last_V[word] = step
+
+
+@compiled_fast
+def _bring_up(row_4C: Floats, age: int, owed: float, epsilon: float, decay: Floats) -> None:
+    """Puts the row's last gradient, ``age`` steps after the one before, into its moments, and takes the owed steps."""
+    keep1, keep2 = decay[0, min(age, _AGES - 1)], decay[1, min(age, _AGES - 1)]
+    fresh1, fresh2 = np.float32(1 - BETA1), np.float32(1 - BETA2)
+    weight_C, mean_C, square_C, gradient_C = row_4C[0], row_4C[1], row_4C[2], row_4C[3]
+    for c in range(row_4C.shape[1]):
+        gradient = gradient_C[c]
+        mean = keep1 * mean_C[c] + fresh1 * gradient
+        square = keep2 * square_C[c] + fresh2 * gradient * gradient
+        weight_C[c] -= owed * mean * inverse_root(square + epsilon)
+        mean_C[c] = mean
+        square_C[c] = square
+        gradient_C[c] = np.float32(0)
+
+
+@compiled_fast
+def inverse_root(number: Any) -> Any:
+    """1 / sqrt(number) of a positive number to 5e-6, by Newton's method: root and division are the slowest of all."""
+    half = np.float32(0.5) * number
+    root = first_guess(number)
+    root *= np.float32(1.5) - half * root * root
+    root *= np.float32(1.5) - half * root * root
+    return root
+
+
+@compiled_fast
+def _catch_up_all(rows_TV4C: Floats, last: Ids, owed: Floats, epsilon_S: Floats, decay: Floats) -> None:
+    for thread in range(rows_TV4C.shape[0]):
+        for word in range(rows_TV4C.shape[1]):
+            before = last[thread, 0, word]
+            if before:
+                _bring_up(
+                    rows_TV4C[thread, word], last[thread, 1, word], owed[thread, before], epsilon_S[before], decay
+                )

@@ -1,0 +1,172 @@
+"""What a step does, in each of the ways to stay in step; ``make_step`` chooses.
+
+B rows of a rank's batch.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.model_averaging.utils import average_parameters
+from torch.nn.parallel import DistributedDataParallel
+
+from training.config import TrainConfig
+from training.distributed import World
+from training.kernels import cpu, reference
+from training.kernels.lazy_adam import LazyAdam
+from training.model import RowLosses, SkipGram
+from training.stream import Batch
+
+
+class Step(Protocol):
+    """A rank's part of a step. Every rank makes the same calls."""
+
+    at_once: int
+    """Steps that a batch may hold."""
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        """Trains; the loss of each row, shape (B,)."""
+
+    def end_epoch(self) -> None:
+        """Brings the ranks' tables together where they have drifted apart."""
+
+    def settle(self) -> None:
+        """Writes the tables as they are now into the model."""
+
+    def is_finite(self) -> bool:
+        """Whether every number in the tables is one."""
+
+
+def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
+    """The step of ``config`` over ``model``, for a run of ``num_steps``."""
+    kernel = kernel_of(config, model.center.weight.device)
+    if config.in_place:
+        return InPlace(kernel, model, negatives, config, world)
+    if kernel is cpu and config.optimizer == "adam":
+        return TouchedRows(model, negatives, config.lr, num_steps, world)
+    return Gradients(kernel, model, negatives, config, world)
+
+
+def kernel_of(config: TrainConfig, device: torch.device) -> ModuleType:
+    """The module of training/kernels that ``config`` asks for; Triton is imported where it is needed alone."""
+    if config.kernel == "reference":
+        return reference
+    if device.type == "cpu":
+        return cpu
+    from training.kernels import cuda
+
+    return cuda
+
+
+class Gradients:
+    """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
+
+    at_once = 1
+
+    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
+        self._model, self._world_size = model, world.world_size
+        self._row_losses: nn.Module = RowLosses(model, kernel.row_losses, negatives)
+        if world.world_size > 1:
+            self._row_losses = DistributedDataParallel(self._row_losses, gradient_as_bucket_view=True)
+        self._optimizer = make_optimizer(config, model)
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        self._optimizer.zero_grad()
+        losses_B: Tensor = self._row_losses(*batch.tensors())
+        # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.
+        (losses_B.sum() * self._world_size).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return losses_B.detach()
+
+    def end_epoch(self) -> None:
+        """The ranks are in step."""
+
+    def settle(self) -> None:
+        """The optimizer works on the model."""
+
+    def is_finite(self) -> bool:
+        return finite(self._model)
+
+
+class TouchedRows:
+    """Adam in machine code, whose ranks exchange the gradients of the rows that they have touched."""
+
+    def __init__(self, model: SkipGram, negatives: int, lr: float, num_steps: int, world: World):
+        self._world = world
+        self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, lr, num_steps)
+        self.at_once = 10 if world.world_size == 1 else 1
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        if self._world.world_size == 1:
+            return self._adam.steps(*batch.tensors(), batch.num_steps)
+        losses_B = self._adam.gradients(*batch.tensors())
+        for packed, counts in self._world.exchange(*self._adam.take()):
+            self._adam.add(packed, counts)  # in the order of the ranks, also what is our own: so sums are equal
+        self._adam.finish()
+        return losses_B
+
+    def end_epoch(self) -> None:
+        """The ranks are in step."""
+
+    def settle(self) -> None:
+        self._adam.push()
+
+    def is_finite(self) -> bool:
+        return self._adam.is_finite()
+
+
+class InPlace:
+    """Every rank trains its own tables in place; they are averaged every ``sync_every`` steps."""
+
+    at_once = 1
+
+    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
+        self._model, self._world_size, self._every = model, world.world_size, config.sync_every
+        adagrad = config.optimizer == "rowwise_adagrad"
+        self._tables = kernel.InPlace(model.center.weight, model.context.weight, negatives, adagrad)
+        # An average of W copies goes as far as one of them, on a W-th of the examples.
+        self._factor = 1 if adagrad else world.world_size
+        self._since = 0
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        losses_B: Tensor = self._tables.update(*batch.tensors(), lr * self._factor)
+        self._since += 1
+        if self._since == self._every:
+            self._average()
+        return losses_B
+
+    def end_epoch(self) -> None:
+        if self._since:
+            self._average()
+
+    def settle(self) -> None:
+        self._tables.push()
+
+    def is_finite(self) -> bool:
+        return bool(self._tables.is_finite())
+
+    def _average(self) -> None:
+        self._since = 0
+        if self._world_size > 1:
+            self._tables.push()
+            everything = [*self._model.parameters(), *map(nn.Parameter, self._tables.accumulators)]
+            average_parameters(iter(everything), dist.GroupMember.WORLD)  # type: ignore[arg-type]
+            self._tables.pull()
+
+
+def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimizer:
+    """The optimizer of ``config`` over both tables, dense, in torch's fused form."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+    }
+    options: dict[str, Any] = {"lr": config.lr, "fused": True}
+    return kinds[config.optimizer](model.parameters(), **options)
+
+
+def finite(model: SkipGram) -> bool:
+    return all(bool(torch.isfinite(table.detach()).all()) for table in model.parameters())
