@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
 from training import train
-from training.config import OPTIMIZERS, TrainConfig
+from training.config import SYNCHRONOUS, TrainConfig
 
 TRAIN = str(ROOT / "training" / "train.py")
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
@@ -139,7 +139,7 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
     assert summary["dataset_id"] == manifest["dataset_id"]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", SYNCHRONOUS)
 def test_every_optimizer_learns_at_its_usual_rate(
     data: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +147,7 @@ def test_every_optimizer_learns_at_its_usual_rate(
     train.be_a_rank(config)
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] - 0.02
-    assert f"{optimizer}, lr {OPTIMIZERS[optimizer]:g}" in capsys.readouterr().out
+    assert f"{optimizer}, lr {SYNCHRONOUS[optimizer]:g}" in capsys.readouterr().out
 
 
 def test_interrupting_leaves_no_finished_run(data: Path, tmp_path: Path) -> None:

@@ -52,17 +52,12 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def exchange(self, packed: torch.Tensor, counts: tuple[int, int]) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
-        """Everybody's ``packed``, a matrix whose number of rows is the sum of ``counts``, in the order of the ranks."""
-        everybodys = torch.empty(self.world_size, 2, dtype=torch.int64)
-        dist.all_gather_into_tensor(everybodys, torch.tensor(counts))
-        most = int(everybodys.sum(1).max())
-        padded = packed.new_empty(most, packed.shape[1])
-        padded[: len(packed)] = packed
-        gathered = packed.new_empty(self.world_size * most, packed.shape[1])
-        dist.all_gather_into_tensor(gathered, padded)
-        for rank, (first, second) in enumerate(everybodys.tolist()):
-            yield gathered[rank * most : rank * most + first + second], (first, second)
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Everybody's ``values``, of one shape, as (W, ...)."""
+        everybodys = values.new_empty(self.world_size, *values.shape)
+        # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
+        dist.all_to_all(list(everybodys), [values] * self.world_size)
+        return everybodys
 
 
 def launched() -> World:

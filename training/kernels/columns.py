@@ -12,6 +12,7 @@ table is kept as T tables of C columns.
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from training.kernels.threads import Counters, Team, meet, team_of
 from training.kernels.vector import CHUNK, dot_1, dot_4, move_1, move_4, power_of_two, scatter_1, scatter_4
 
 Ids = npt.NDArray[np.int32]
-Counts = npt.NDArray[np.int16]
+Counts = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
 _F0, _F1 = np.float32(0), np.float32(1)

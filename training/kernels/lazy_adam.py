@@ -58,7 +58,7 @@ _WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
 
 
 class LazyAdam:
-    """Both tables under Adam: ``steps``, or ``gradients``, an exchange, and ``finish``.
+    """Both tables under Adam, by ``steps``; where a step's rows are spread over ranks, by ``slopes`` and ``apply``.
 
     It works on copies, which ``push`` writes into the tables.
     """
@@ -78,8 +78,7 @@ class LazyAdam:
         self._last = np.zeros(
             (size, 2, 2, num_words), dtype=np.int32
         )  # step of a row's last gradient, and its age then
-        self._touched = np.zeros((size, 2, num_words + 1), dtype=np.int32)  # this step's rows,
-        self._num_touched = np.zeros((size, 2 * CHUNK), dtype=np.int64)  # and how many
+        self._touched = np.zeros((size, 2, num_words + 1), dtype=np.int32)  # this step's rows
         self._owed = np.zeros((size, num_steps + 2), dtype=np.float32)
         steps = np.arange(num_steps + 2, dtype=np.float64)
         root = np.sqrt(-np.expm1(steps * np.log(BETA2)))
@@ -98,26 +97,21 @@ class LazyAdam:
         """
         return self._run(center_B, contexts_negatives_BL, num_contexts_B, num_steps, finish=True)
 
-    def gradients(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> Tensor:
-        """Begins a step with some of its rows. Then ``take`` and ``add`` exchange gradients, and ``finish`` ends it."""
-        return self._run(center_B, contexts_negatives_BL, num_contexts_B, 1, finish=False)
+    def slopes(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Begins a step with some of its rows: what ``apply`` needs of them, int32, 1-D, always of one length; losses.
 
-    def take(self) -> tuple[Tensor, tuple[int, int]]:
-        """The gradients of this step so far, which are 0 from now on: (R, 1 + D), a row's word in the bits of its first
-        number; and how many of them are centers and contexts, in this order.
+        What a row's gradient is made of is its words and the slopes of its scores, a hundredth of the gradient.
         """
-        num_centers, num_contexts = int(self._num_touched[0, 0]), int(self._num_touched[0, CHUNK])
-        packed = np.empty((num_centers + num_contexts, 1 + self._dim), dtype=np.float32)
-        _take(self._rows, self._touched[0], num_centers, num_contexts, packed)
-        return torch.from_numpy(packed), (num_centers, num_contexts)
+        losses_B = self._run(center_B, contexts_negatives_BL, num_contexts_B, 1, finish=False)
+        batch = (num_contexts_B.int(), center_B, contexts_negatives_BL.reshape(-1))
+        return torch.cat([*batch, torch.from_numpy(self._slopes.view(np.int32))]), losses_B
 
-    def add(self, packed: Tensor, counts: tuple[int, int]) -> None:
-        """Adds what ``take`` gave, here or elsewhere. Where all add the same in one order, tables stay the same."""
-        arguments: list[Any] = [self._step, *counts, packed.numpy(), *self._state()]
-        self._team.run(lambda member: _add(member, *arguments))
-
-    def finish(self) -> None:
-        self._team.run(lambda member: _finish(self._step, self._owed[member], self._rate, self._decay))
+    def apply(self, everybodys: Tensor, ranges: npt.NDArray[np.int64], max_len: int) -> None:
+        """Ends a step with all of its rows: what ``slopes`` gave in each rank (W, ...), in the order of ``ranges``,
+        (rank, first row, last row) each. Tables that were equal, and all get the same, stay equal to the bit.
+        """
+        arguments: list[Any] = [self._step, self._negatives, self._dim, max_len, ranges, everybodys.numpy()]
+        self._team.run(lambda member: _apply(member, *arguments, *self._state()))
 
     def is_finite(self) -> bool:
         return all(all_finite(self._rows[table, :, :, _WEIGHT]) for table in range(2))
@@ -131,7 +125,7 @@ class LazyAdam:
 
     def _state(self) -> list[Any]:
         return [
-            *(self._rows, self._last, self._touched, self._num_touched),
+            *(self._rows, self._last, self._touched),
             *(self._owed, self._epsilon, self._rate, self._decay),
         ]
 
@@ -142,8 +136,9 @@ class LazyAdam:
         losses_B = torch.from_numpy(np.zeros(len(center_B), dtype=np.float32))
         batch = [tensor.numpy() for tensor in (center_B, targets_BL, num_contexts_B, losses_B)]
         buffers = [np.empty((size, count, most + CHUNK), dtype=np.float32) for count in (2, 3)]
+        self._slopes = np.zeros(0 if finish else targets_BL.numel(), dtype=np.float32)
         settings: list[Any] = [self._counters, self._step, num_steps, finish, self._negatives, self._dim]
-        arguments = [*settings, *batch, *buffers, *self._state()]
+        arguments = [*settings, *batch, *buffers, self._slopes, *self._state()]
         self._team.run(lambda member: _steps(member, *arguments))
         self._step += num_steps
         return losses_B
@@ -164,36 +159,38 @@ def _steps(
     losses_B: Floats,
     shares: Floats,
     scratch: Floats,
+    all_slopes_J: Floats,
     rows: Floats,
     last: Ids,
     touched: Ids,
-    num_touched: npt.NDArray[np.int64],
     owed: Floats,
     epsilon_S: Floats,
     rate_S: Floats,
     decay: Floats,
 ) -> None:
-    """One thread's columns: brings the batch's rows up to date, adds up their gradients, and notes what is owed."""
+    """One thread's columns of whole steps; or, without ``finish``, up to the slopes, which are kept."""
     slopes_J, signs_J, losses_J = scratch[member, 0], scratch[member, 1], scratch[member, 2]
-    owed_S, num_words, width = owed[member], rows.shape[2], rows.shape[4]
+    num_words, width = rows.shape[2], rows.shape[4]
     center_VC, context_VC = rows[0, member].reshape(num_words, 4 * width), rows[1, member].reshape(num_words, 4 * width)
     chunks = num_chunks(member, width, dim)
     per_step = center_B.size // num_steps
-    turn = 0
+    turn = kept = 0
     for begin in range(0, per_step * num_steps, per_step):
         step += 1
-        for table in range(2):
-            last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
-            count = 0
-            for row in range(begin, begin + per_step):
-                num_targets = num_contexts_B[row] * (1 + negatives)
-                if table == 0:
-                    count = _note(center_B[row : row + min(1, num_targets)], last_V, touched_R, count)
-                else:
-                    count = _note(targets_BL[row, :num_targets], last_V, touched_R, count)
-            _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed_S, epsilon_S, decay)
-            num_touched[member, table * CHUNK] = count
-
+        _prepare(
+            member,
+            step,
+            negatives,
+            center_B[begin : begin + per_step],
+            targets_BL[begin : begin + per_step],
+            num_contexts_B[begin : begin + per_step],
+            rows,
+            last,
+            touched,
+            owed,
+            epsilon_S,
+            decay,
+        )
         for first in range(begin, begin + per_step, ROWS_AT_ONCE):
             end = min(first + ROWS_AT_ONCE, begin + per_step)
             share_J = shares[member, turn & 1]
@@ -210,77 +207,110 @@ def _steps(
                 for j in range(at, at + num_targets):
                     slopes_J[j] /= np.float32(num_targets)
                 at += num_targets
-            add_gradients(*batch, center_VC, context_VC, chunks, slopes_J, _GRADIENT * width)
+            if finish:
+                add_gradients(*batch, center_VC, context_VC, chunks, slopes_J, _GRADIENT * width)
+            elif member == 0:
+                all_slopes_J[kept : kept + count] = slopes_J[:count]
+            kept += count
         if finish:
-            _finish(step, owed_S, rate_S, decay)
+            _owe(step, owed[member], rate_S, decay)
 
 
 @compiled_fast
-def _finish(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
-    """Adds the step to what rows are owed: those of this step and of all before that still matter."""
-    for age in range(min(_MEMORY, step)):
-        owed_S[step - age] += rate_S[step] * decay[2, age]
-
-
-@compiled_fast
-def _take(rows: Floats, touched: Ids, num_centers: int, num_contexts: int, packed: Floats) -> None:
-    words = packed.view(np.int32)
-    num_threads, width = rows.shape[1], rows.shape[4]
-    for place in range(num_centers + num_contexts):
-        table = 0 if place < num_centers else 1
-        word = touched[table, place - table * num_centers]
-        words[place, 0] = word
-        for thread in range(num_threads):
-            gradient_C, packed_C = rows[table, thread, word, _GRADIENT], packed[place, 1 + thread * width :]
-            for column in range(min(width, packed_C.size)):
-                packed_C[column] = gradient_C[column]
-            gradient_C[:] = 0
-
-
-@compiled_fast
-def _add(
+def _apply(
     member: int,
     step: int,
-    num_centers: int,
-    num_contexts: int,
-    packed: Floats,
+    negatives: int,
+    dim: int,
+    max_len: int,
+    ranges: npt.NDArray[np.int64],
+    everybodys: Ids,
     rows: Floats,
     last: Ids,
     touched: Ids,
-    num_touched: npt.NDArray[np.int64],
     owed: Floats,
     epsilon_S: Floats,
     rate_S: Floats,
     decay: Floats,
 ) -> None:
-    """Brings rows up to date that this step has not touched here, and adds the gradients; one thread's columns."""
-    words, width = packed.view(np.int32), rows.shape[4]
-    for table in range(2):
-        last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
-        first, end = (0, num_centers) if table == 0 else (num_centers, num_centers + num_contexts)
-        count = 0
-        for place in range(first, end):
-            if last_V[words[place, 0]] != step:
-                touched_R[count] = words[place, 0]
-                last_V[words[place, 0]] = ~last_V[words[place, 0]]
-                count += 1
-        _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed[member], epsilon_S, decay)
-        for place in range(first, end):
-            gradient_C = rows[table, member, words[place, 0], _GRADIENT]
-            packed_C = packed[place, 1 + member * width :]
-            for column in range(min(width, packed_C.size)):
-                gradient_C[column] += packed_C[column]
+    """One thread's columns: the gradients of all ranks' rows, from their slopes."""
+    num_words, width = rows.shape[2], rows.shape[4]
+    center_VC, context_VC = rows[0, member].reshape(num_words, 4 * width), rows[1, member].reshape(num_words, 4 * width)
+    chunks = num_chunks(member, width, dim)
+    num_rows = everybodys.shape[1] // (2 + 2 * max_len)
+    for index in range(ranges.shape[0]):
+        rank, first, end = ranges[index]
+        num_contexts_B = everybodys[rank, :num_rows]
+        center_B = everybodys[rank, num_rows : 2 * num_rows]
+        targets_BL = everybodys[rank, 2 * num_rows : (2 + max_len) * num_rows].reshape(num_rows, max_len)
+        slopes_J = everybodys[rank, (2 + max_len) * num_rows :].view(np.float32)
+        at = 0
+        for row in range(first):
+            at += num_contexts_B[row] * (1 + negatives)
+        _prepare(
+            member,
+            step,
+            negatives,
+            center_B[first:end],
+            targets_BL[first:end],
+            num_contexts_B[first:end],
+            rows,
+            last,
+            touched,
+            owed,
+            epsilon_S,
+            decay,
+        )
+        batch = (first, end, center_B, targets_BL, num_contexts_B, negatives)
+        add_gradients(*batch, center_VC, context_VC, chunks, slopes_J[at:], _GRADIENT * width)
+    _owe(step, owed[member], rate_S, decay)
 
 
 @compiled_fast
-def _note(words: Ids, last_V: Ids, touched_R: Ids, count: int) -> int:
-    """Appends the words that are not noted yet, and marks them, by a negative step; returns how many there are now."""
+def _owe(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
+    """Adds the step to what rows are owed: those of this step, and of all before that still matter."""
+    for age in range(min(_MEMORY, step)):
+        owed_S[step - age] += rate_S[step] * decay[2, age]
+
+
+@compiled_fast
+def _prepare(
+    member: int,
+    step: int,
+    negatives: int,
+    center_B: Ids,
+    targets_BL: Ids,
+    num_contexts_B: Counts,
+    rows: Floats,
+    last: Ids,
+    touched: Ids,
+    owed: Floats,
+    epsilon_S: Floats,
+    decay: Floats,
+) -> None:
+    """Brings the rows up to date that a batch touches, and that the step has not touched yet; one thread's columns."""
+    for table in range(2):
+        last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
+        count = 0
+        for row in range(center_B.size):
+            num_targets = num_contexts_B[row] * (1 + negatives)
+            if table == 0:
+                count = _note(center_B[row : row + min(1, num_targets)], step, last_V, touched_R, count)
+            else:
+                count = _note(targets_BL[row, :num_targets], step, last_V, touched_R, count)
+        _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed[member], epsilon_S, decay)
+
+
+@compiled_fast
+def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int:
+    """Appends the words that the step has not touched yet, and marks them, by a negative step; returns how many."""
     for index in range(words.size):
         word = words[index]
-        step = last_V[word]
+        before = last_V[word]
+        fresh = (before >= 0) & (before < step)
         touched_R[count] = word  # without a branch, since nobody can predict it
-        count += step >= 0
-        last_V[word] = min(step, ~step)
+        count += fresh
+        last_V[word] = ~before if fresh else before
     return count
 
 
