@@ -70,6 +70,9 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; there is no report", file=sys.stderr)
+        sys.exit(130)
     print(report, end="")
     if arguments.report:
         arguments.report.write_text(report, encoding="utf-8")
@@ -250,33 +253,33 @@ def wiki_sections(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
     lines += ["", "## Wikipedia: from text to vectors", "", *end_to_end_table(runs, prepare_s), ""]
     lines.append(
         "Ours are whole processes, `spark-submit jobs/prepare.py` with the start of its session, and training/train.py "
-        f"(in-place-1); *once more* is training/train.py alone on the same dataset with {OTHER_RATE}, where gensim "
+        f"(in-place-1); *once more* is training/train.py alone on the same dataset with `{OTHER_RATE}`, where gensim "
         "would begin again."
     )
     return lines
 
 
 def explained(arguments: argparse.Namespace) -> list[str]:
-    """Markdown: what the names in the tables stand for."""
+    """Markdown: how it was measured, and what the names in the tables stand for."""
     threads = arguments.workers or os.cpu_count()
+    loops = {
+        "plain": f"the book's loop, eager PyTorch, Adam, batches of 512, {threads} threads, its padded rows in memory",
+        "gensim": f"skip-gram, {threads} workers, sentences in memory as lists, cut at 1,000 tokens as ours; dim 100, "
+        "window 5, 5 negatives, t = 1e-4. With more than one worker its result differs from run to run, whatever the "
+        "seed",
+    }
+    for name, (nproc, flags) in OURS.items():
+        loops[name] = f"`training/train.py {shlex.join((f'--nproc={nproc}', *flags))}`"
     ran = {*(arguments.loops if arguments.ptb else ()), *(SGD if arguments.wiki else ())}
     return [
         f"- Medians of {arguments.repeats} turn(s), turn and seed the same number. A ratio is the median of the turns' "
         "ratios. Each training is a process of its own.",
-        "- tokens/s: examples (centers that subsampling kept; gensim's effective words) a second of training, without "
-        "the start of the process, gensim's build_vocab, and reading the text. Ours reads its Parquet in that time.",
-        f"- *plain*: the book's loop, eager PyTorch, Adam, batches of 512, {threads} threads, its padded examples in "
-        "memory.",
-        f"- *gensim*: skip-gram, {threads} workers, sentences in memory as lists, cut at 1,000 tokens as ours; dim "
-        "100, window 5, 5 negatives, t = 1e-4. With more than one worker its result differs from run to run, whatever "
-        "the seed.",
-        *(
-            f"- *{name}*: `training/train.py {shlex.join((f'--nproc={nproc}', *flags))}`"
-            for name, (nproc, flags) in OURS.items()
-            if name in ran
-        ),
-        "- dot products/s: tokens/s times the mean number of targets of an example, (1 + K) a pair, in our dataset; "
+        "- Centers are those that subsampling kept (gensim: effective words), over all epochs; tokens/s are centers a "
+        "second of training, without the start of the process, gensim's build_vocab, and the reading of its text and "
+        "of the plain loop's examples. Ours reads its Parquet in that time.",
+        "- dot products/s: tokens/s times the mean number of targets of a center, (1 + K) a pair, in our dataset; "
         "gensim draws by the same law.",
+        *(f"- *{name}*: {text}." for name, text in loops.items() if name in ran),
     ]
 
 
