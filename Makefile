@@ -21,8 +21,8 @@ test: lint  ## check style and types, run the tests but for the long ones
 test-long: setup  ## run all tests: minutes
 	@$(IN_ENV) pytest
 
-bench: setup  ## measure against the textbook's own loop
-	@$(IN_ENV) python benchmarks/textbook.py
+bench: setup  ## measure training on PTB beside a plain loop and gensim (INPUT=... where the text is): minutes
+	@$(IN_ENV) python benchmarks/train.py --ptb "$(or $(INPUT),data/cache/ptb.train.txt)"
 
 lint: setup  ## check style and types
 	@$(IN_ENV) ruff check .

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.textbook import commit, cpu_model
+from benchmarks.provenance import provenance, table
 from pipeline.manifest import Manifest
 from pipeline.parquet import SCHEMA, ExampleWriter
 from pipeline.shards import ROW_GROUP_ROWS
@@ -48,12 +47,7 @@ def main() -> None:
     manifest = Manifest.load(arguments.data)
     examples = first_rows(arguments.data, manifest, arguments.rows)
 
-    command = f"--data {arguments.data} --rows {arguments.rows} --large {arguments.large} --repeats {arguments.repeats}"
-    print("# Encodings of a shard\n")
-    print(f"- Command: `python benchmarks/encodings.py {command}`")
-    print(f"- Hardware: {cpu_model()}, one thread")
-    print(f"- Software: commit {commit()}, pyarrow {pa.__version__}, numpy {np.__version__}")
-    print(f"- Date: {datetime.now().astimezone():%Y-%m-%d %H:%M %z}")
+    print("\n".join(["# Encodings of a shard", "", *provenance("pyarrow", "numpy", hardware="one thread")]))
     measure(examples, manifest, manifest.vocab_size, arguments.repeats)
     measure(with_vocabulary(examples, manifest, arguments.large), manifest, arguments.large, arguments.repeats)
     print(
@@ -83,20 +77,20 @@ def with_vocabulary(examples: pa.Table, manifest: Manifest, vocab_size: int) -> 
     return examples.set_column(1, SCHEMA.field(1), column)
 
 
-def by_pyarrow(table: pa.Table, negatives: int, **options: object) -> bytes:
+def by_pyarrow(examples: pa.Table, negatives: int, **options: object) -> bytes:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, SCHEMA, write_page_checksum=True, **options) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.write_table(examples, row_group_size=ROW_GROUP_ROWS)
     return buffer.getvalue()
 
 
-def by_us(table: pa.Table, negatives: int) -> bytes:
-    center, ids, num_contexts = (table[name].combine_chunks() for name in COLUMNS)
+def by_us(examples: pa.Table, negatives: int) -> bytes:
+    center, ids, num_contexts = (examples[name].combine_chunks() for name in COLUMNS)
     center_N, num_contexts_N = center.to_numpy(), num_contexts.to_numpy()
-    ids_NL = ids.flatten().to_numpy().reshape(table.num_rows, -1)
+    ids_NL = ids.flatten().to_numpy().reshape(examples.num_rows, -1)
     buffer = io.BytesIO()
     writer = ExampleWriter(buffer, negatives)
-    for start in range(0, table.num_rows, ROW_GROUP_ROWS):
+    for start in range(0, examples.num_rows, ROW_GROUP_ROWS):
         rows = slice(start, start + ROW_GROUP_ROWS)
         writer.write_row_group(center_N[rows], ids_NL[rows], num_contexts_N[rows])
     writer.close()
@@ -130,11 +124,12 @@ def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: in
                 sizes[name] = len(file) / examples.num_rows
 
     print(f"\n## {vocab_size:,} ids\n")
-    print("| encoding | trainer | pyarrow, its columns | pyarrow, all columns | writing | bytes a row |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for name, runs in speeds.items():
         rates = (examples.num_rows / statistics.median(column) / 1e6 for column in zip(*runs, strict=True))
-        print(f"| {name} | {' | '.join(f'{rate:.2f}' if rate else '' for rate in rates)} | {sizes[name]:.1f} |")
+        rows.append((name, *(f"{rate:.2f}" if rate else "" for rate in rates), f"{sizes[name]:.1f}"))
+    header = ("encoding", "trainer", "pyarrow, its columns", "pyarrow, all columns", "writing", "bytes a row")
+    print("\n".join(table(header, rows)))
 
 
 def timed_read(path: Path, columns: list[str] | None) -> float:

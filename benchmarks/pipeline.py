@@ -23,9 +23,7 @@ import gzip
 import json
 import math
 import os
-import platform
 import random
-import shlex
 import statistics
 import subprocess
 import sys
@@ -33,7 +31,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
@@ -41,7 +38,8 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.provenance import ROOT, provenance, table
+
 BOOK_TOKENS = 2_000_000
 LINE = 1000
 
@@ -51,6 +49,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(one_run(*arguments.one)))
         return
+    origin = provenance("pyspark", "pyarrow", "numpy")
     folder = Path(tempfile.mkdtemp(dir=arguments.scratch))
     rows, parts = [], []
     for name in arguments.corpus:
@@ -61,13 +60,19 @@ def main() -> None:
             if name in ("ptb", "wiki17"):  # in turn, so that both meet the same machine
                 book.append(book_rate(path))
         rows.append(row(name, runs, book))
-        print(rows[-1], flush=True)
+        print(*rows[-1], file=sys.stderr)
         if name in ("ptb", "wiki17"):
             parts.append(part_rates(name, folder / "out", path))
-            print(parts[-1], flush=True)
+            print(*parts[-1], file=sys.stderr)
         if path.parent == folder:
             path.unlink()
-    report = "\n".join([*heading(), "", *HEADER, *rows, "", *PART_HEADER, *parts, ""])
+    notes = [
+        "- Seconds, rates and bytes are medians over the runs, peaks the largest of them.",
+        *("", *table(HEADER, rows)),
+        *("", "One core, outside Spark, million a second of processor time, medians of 5:"),
+        *("", *table(PART_HEADER, parts)),
+    ]
+    report = "\n".join(["# Pipeline", "", *origin, *notes, ""])
     print(report)
     if arguments.report:
         arguments.report.write_text(report, encoding="utf-8")
@@ -213,7 +218,7 @@ def cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def part_rates(name: str, output: Path, path: Path) -> str:
+def part_rates(name: str, output: Path, path: Path) -> list[str]:
     """Rates of one core for tokenising with counting, encoding, sampling and writing, outside Spark."""
     import pyarrow as pa
 
@@ -265,7 +270,7 @@ def part_rates(name: str, output: Path, path: Path) -> str:
         return shard.num_rows
 
     rates = [f"{best_rate(part) / 1e6:.2f}" for part in (counting, encoding, sampling, writing)]
-    return "| " + " | ".join([name, *rates]) + " |"
+    return [name, *rates]
 
 
 def best_rate(part: Callable[[], int]) -> float:
@@ -343,26 +348,30 @@ def first_tokens(sentences: Iterator[list[str]]) -> Iterator[list[str]]:
 
 # The report
 
-HEADER = [
-    "| corpus | tokens | V | seconds | tokens/s | CPU us a token | the book's tokens/s | ratio "
-    "| worker MB | JVM MB | driver's Python MB | bytes a row |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
-]
-PART_HEADER = [
-    "One core, outside Spark, million a second of processor time, medians of 5:",
-    "",
-    "| corpus | tokenise and count, tokens | tokenise and encode, tokens | sample, examples | write, rows |",
-    "|---|---|---|---|---|",
-]
+HEADER = (
+    "corpus",
+    "tokens",
+    "V",
+    "seconds",
+    "tokens/s",
+    "CPU us a token",
+    "the book's tokens/s",
+    "ratio",
+    "worker MB",
+    "JVM MB",
+    "driver's Python MB",
+    "bytes a row",
+)
+PART_HEADER = ("corpus", "tokenise and count, tokens", "tokenise and encode, tokens", "sample, examples", "write, rows")
 
 
-def row(name: str, runs: list[dict[str, float]], book: list[float]) -> str:
+def row(name: str, runs: list[dict[str, float]], book: list[float]) -> list[str]:
     def median(key: str) -> float:
         return statistics.median(run[key] for run in runs)
 
     rate = statistics.median(run["tokens"] / run["seconds"] for run in runs)
     beside = statistics.median(book) if book else 0
-    cells = [
+    return [
         name,
         f"{median('tokens'):,.0f}",
         f"{median('vocab'):,.0f}",
@@ -373,30 +382,6 @@ def row(name: str, runs: list[dict[str, float]], book: list[float]) -> str:
         f"{rate / beside:.1f}" if beside else "",
         *(f"{max(run[key] for run in runs):.0f}" for key in ("worker_mb", "jvm_mb", "driver_mb")),
         f"{median('bytes_a_row'):.1f}",
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def heading() -> list[str]:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    import pyarrow
-    import pyspark
-
-    shown = [argument for argument in sys.argv[1:] if not Path(argument).is_absolute()]
-    return [
-        "# Pipeline",
-        "",
-        f"- Command: `python benchmarks/pipeline.py {shlex.join(shown)}`",
-        f"- Hardware: {os.cpu_count()} cores, {model}",
-        f"- Software: commit {commit}, Python {platform.python_version()}, pyspark {pyspark.__version__}, "
-        f"pyarrow {pyarrow.__version__}, numpy {np.__version__}",
-        f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "- Seconds, rates and bytes are medians over the runs, peaks the largest of them.",
     ]
 
 
