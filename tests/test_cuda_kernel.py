@@ -132,12 +132,12 @@ def test_update_equals_the_references(
     batch, found = to_device(batch, tables)
     sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
     sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
-    expected_losses = reference.update(*clean_batch, *expected, shape[2], 0.1, expected_sums if adagrad else None)
+    expected_losses = reference.update(*clean_batch, *expected, shape[2], 0.1, expected_sums if adagrad else ())
     lr = torch.tensor(0.1, device=DEVICE) if adagrad else 0.1
     # The interpreter's programs run in turn, as the reference's rows do; a GPU's only when they are called in turn.
     num_calls = 1 if INTERPRETED else len(expected_losses)
     calls = zip(batch[0].chunk(num_calls), batch[1].chunk(num_calls), batch[2].chunk(num_calls), strict=True)
-    losses = [cuda.update(*rows, *found, shape[2], lr, sums if adagrad else None) for rows in calls]
+    losses = [cuda.update(*rows, *found, shape[2], lr, sums if adagrad else ()) for rows in calls]
     assert_equal(torch.cat(losses), expected_losses)
     for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
         assert_equal(found_VD[:POISON], expected_VD[:POISON])

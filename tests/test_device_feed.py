@@ -101,8 +101,8 @@ def test_more_lanes_than_rows_are_empty_rows() -> None:
 
 
 def test_rows_are_kept_that_fit_into_half_of_the_memory() -> None:
-    assert can_keep(num_rows=1000, max_len=60, free_bytes=2 * 254_000)
-    assert not can_keep(num_rows=1001, max_len=60, free_bytes=2 * 254_000)
+    assert can_keep(num_rows=1000, max_len=60, memory_bytes=2 * 254_000)
+    assert not can_keep(num_rows=1001, max_len=60, memory_bytes=2 * 254_000)
 
 
 @pytest.mark.parametrize(("batches", "num_bytes"), [(64, 1 << 20), (3, 1 << 20), (64, 1)])

@@ -75,7 +75,7 @@ class TrainConfig:
 
     cache: str = "auto"
     """device: a GPU keeps the rows of each sampled epoch from its first use on; none: they are copied every time;
-    auto: they are kept where they fit into half of its free memory and are read more than once."""
+    auto: they are kept where they fit into half of its memory and are read more than once."""
 
     threads: int | None = None
     """CPU threads a rank; None: cores / ranks on this machine."""

@@ -137,9 +137,9 @@ class KeptRows:
         self._kept.add((piece.shard, piece.row_group))
 
 
-def can_keep(num_rows: int, max_len: int, free_bytes: int) -> bool:
-    """Whether KeptRows and an epoch's order take at most half of ``free_bytes`` (``torch.cuda.mem_get_info``'s)."""
-    return num_rows * (4 + 4 * max_len + 2 + 8) <= free_bytes // 2
+def can_keep(num_rows: int, max_len: int, memory_bytes: int) -> bool:
+    """Whether KeptRows and an epoch's order take at most half of the device's memory."""
+    return num_rows * (4 + 4 * max_len + 2 + 8) <= memory_bytes // 2
 
 
 def row_order(plan: EpochPlan, shards: Sequence[ShardInfo], row_group_rows: int, rank: int, world_size: int) -> Tensor:

@@ -180,16 +180,21 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 def check_device(wanted: str, ranks_here: int) -> None:
     """Raises InputError unless there is a GPU for each of this machine's ranks, where GPUs are wanted or found."""
-    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+    if wants_gpu(wanted):
         num_gpus = torch.cuda.device_count()
         if num_gpus < ranks_here:
             found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
             raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
 
 
+def wants_gpu(wanted: str) -> bool:
+    """Whether ``auto``, ``cpu`` or ``cuda`` means a GPU on this machine."""
+    return wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+
+
 def choose_device(wanted: str, local_rank: int) -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` as this rank's device; ``check_device`` has been passed."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if not wants_gpu(wanted):
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

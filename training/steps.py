@@ -15,6 +15,7 @@ from torch.distributed.algorithms.model_averaging.utils import average_parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from training.config import TrainConfig
+from training.cuda_graph import Graphed
 from training.distributed import World
 from training.kernels import cpu, reference
 from training.kernels.lazy_adam import LazyAdam
@@ -73,10 +74,20 @@ class Gradients:
         if world.world_size > 1:
             self._row_losses = DistributedDataParallel(self._row_losses, gradient_as_bucket_view=True)
         self._optimizer = make_optimizer(config, model)
+        # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
+        self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
+        self._graphed: Graphed | None = None
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
+        if not self._graphs:
+            return self._step(*batch.tensors())
+        if self._graphed is None:
+            self._graphed = Graphed(self._step, batch.tensors(), [*self._model.parameters()], self._optimizer)
+        return self._graphed(*batch.tensors())
+
+    def _step(self, *batch: Tensor) -> Tensor:
         self._optimizer.zero_grad()
-        losses_B: Tensor = self._row_losses(*batch.tensors())
+        losses_B: Tensor = self._row_losses(*batch)
         # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.
         (losses_B.sum() * self._world_size).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -171,6 +182,8 @@ def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimize
         "adagrad": torch.optim.Adagrad,
     }
     options: dict[str, Any] = {"lr": config.lr, "fused": True}
+    if config.optimizer == "adam" and model.center.weight.is_cuda:
+        options["capturable"] = True
     return kinds[config.optimizer](model.parameters(), **options)
 
 

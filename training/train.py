@@ -27,6 +27,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from training.config import TrainConfig, parse
+from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import (
     RankError,
     World,
@@ -37,6 +38,7 @@ from training.distributed import (
     leave,
     needs_spawn,
     spawn,
+    wants_gpu,
     world_size_with,
 )
 from training.metrics import Meter, Moment, Report
@@ -87,6 +89,8 @@ def be_a_rank(config: TrainConfig) -> None:
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     """The dataset's manifest, once all that training needs is there and the run's folder is free. Raises InputError."""
     check_device(config.device, ranks_here)
+    if config.cache == "device" and not wants_gpu(config.device):
+        raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
@@ -115,11 +119,13 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     meter = Meter(device)
     begin = last_line = now = meter.moment(world)
     done = examples = 0
+    kept: dict[int, KeptRows] = {}
     for epoch in range(config.epochs):
         epoch_begin = now
-        for batch, wait_s in timed(batches_of(config, manifest, epoch, world, step.at_once, done)):
+        batches = batches_of(config, manifest, epoch, world, device, step.at_once, done, kept)
+        for batch, wait_s in timed(batches):
             lr = rate(config, manifest, examples)
-            losses_B = step(batch.to(device), lr)
+            losses_B = step(batch, lr)
             meter.add(losses_B, batch.num_contexts_B, wait_s)
             done += batch.num_steps
             examples += batch.num_steps * config.global_batch
@@ -145,11 +151,35 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
 
 
 def batches_of(
-    config: TrainConfig, manifest: Manifest, epoch: int, world: World, at_once: int, done: int
+    config: TrainConfig,
+    manifest: Manifest,
+    epoch: int,
+    world: World,
+    device: torch.device,
+    at_once: int,
+    done: int,
+    kept: dict[int, KeptRows],
 ) -> Iterator[Batch]:
-    """A rank's batches of an epoch. One of several steps never goes beyond a step that writes a line."""
-    stream = ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
-    return stream.batches(world.rank, world.world_size, math.gcd(at_once, config.log_every), done)
+    """A rank's batches of an epoch, on its device. One of several steps never goes beyond a step that writes a line."""
+    shards, plan = shards_of(manifest, epoch), plan_of(config, manifest, epoch)
+    stream = ArrowStream(config.data, manifest, shards, plan)
+    if keeps_rows(config, manifest, device):
+        sampled = epoch % manifest.sampled_epochs
+        if sampled not in kept:
+            kept[sampled] = KeptRows(stream.read, shards, manifest.row_group_rows, manifest.max_len, device)
+        return kept[sampled].batches(plan, world.rank, world.world_size)
+    batches = stream.batches(world.rank, world.world_size, math.gcd(at_once, config.log_every), done)
+    return copied(batches, device) if device.type == "cuda" else batches
+
+
+def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
+    """Whether the device keeps the rows that it has read."""
+    if config.cache != "auto" or device.type == "cpu":
+        return config.cache == "device"
+    num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
+    return config.epochs > manifest.sampled_epochs and can_keep(
+        num_rows, manifest.max_len, torch.cuda.get_device_properties(device).total_memory
+    )
 
 
 def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from training.kernels import reference
 from training.kernels.reference import ADAGRAD_EPSILON
 
 BLOCK_ELEMENTS = 4096
@@ -68,7 +69,7 @@ def update(
     context_VD: Tensor,
     negatives: int,
     lr: float | Tensor,
-    accumulators: tuple[Tensor, Tensor] | None = None,
+    accumulators: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """Trains both tables in place as ``reference.update`` does; returns the losses on the way, shape (B,).
 
@@ -94,10 +95,19 @@ def update(
         lr,
         num_rows,
         rows_each,
-        adagrad=accumulators is not None,
+        adagrad=bool(accumulators),
         **_sizes(max_len, center_VD.shape[1], negatives),
     )
     return losses_B
+
+
+class InPlace(reference.InPlace):
+    """The tables under ``update``."""
+
+    def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
+        """Trains on a batch; the losses, shape (B,)."""
+        batch = center_B, contexts_negatives_BL, num_contexts_B
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators)
 
 
 class _RowLosses(torch.autograd.Function):

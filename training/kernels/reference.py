@@ -44,7 +44,7 @@ def update(
     context_VD: Tensor,
     negatives: int,
     lr: float,
-    accumulators: tuple[Tensor, Tensor] | None = None,
+    accumulators: tuple[Tensor, ...] = (),
     rows_at_once: int = 1,
 ) -> Tensor:
     """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` on the way.
@@ -72,13 +72,13 @@ def update(
         for row in rows:
             gradients[row] = slopes[row] @ context_VD[targets[row]]
             context_gradients_TD = slopes[row][:, None] * vectors[row]
-            if accumulators is None:
+            if not accumulators:
                 context_VD.index_add_(0, targets[row], context_gradients_TD, alpha=-lr)
             else:
                 for target, gradient_D in zip(targets[row].tolist(), context_gradients_TD, strict=True):
                     _adagrad(context_VD[target], accumulators[1][target], gradient_D, lr)
         for row in rows:
-            if accumulators is None:
+            if not accumulators:
                 center_VD[centers[row]] -= lr * gradients[row]
             else:
                 _adagrad(center_VD[centers[row]], accumulators[0][centers[row]], gradients[row], lr)
@@ -95,13 +95,13 @@ class InPlace:
 
     def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
         self.tables = (center_VD.detach(), context_VD.detach())
-        self.accumulators = tuple(torch.zeros_like(table_VD[:, 0]) for table_VD in self.tables) if adagrad else ()
+        self.accumulators = tuple(table_VD.new_zeros(len(table_VD)) for table_VD in self.tables) if adagrad else ()
         self._negatives = negatives
 
     def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
         batch = center_B, contexts_negatives_BL, num_contexts_B
-        return update(*batch, *self.tables, self._negatives, lr, self.accumulators or None)  # type: ignore[arg-type]
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators)
 
     def push(self) -> None:
         """It works on the tables themselves."""
