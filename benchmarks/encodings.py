@@ -29,7 +29,7 @@ from benchmarks.provenance import provenance, table
 from pipeline.manifest import Manifest
 from pipeline.parquet import SCHEMA, ExampleWriter
 from pipeline.shards import ROW_GROUP_ROWS
-from training.shard import read_rows
+from training.shard import Layout, RowGroup
 
 COLUMNS = ["center", "contexts_negatives", "num_contexts"]  # the trainer's
 
@@ -111,6 +111,7 @@ def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: in
     """Prints the table of one vocabulary."""
     speeds: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     sizes = {}
+    layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.parquet"
         for _ in range(repeats):
@@ -119,7 +120,7 @@ def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: in
                 file = write(examples, manifest.config.negatives)
                 write_s = time.process_time() - started
                 path.write_bytes(file)
-                trainer_s = timed_trainer(path, manifest.max_len) if write is by_us else float("inf")
+                trainer_s = timed_trainer(path, layout) if write is by_us else float("inf")
                 speeds[name].append((trainer_s, timed_read(path, COLUMNS), timed_read(path, None), write_s))
                 sizes[name] = len(file) / examples.num_rows
 
@@ -141,14 +142,16 @@ def timed_read(path: Path, columns: list[str] | None) -> float:
     return time.process_time() - started
 
 
-def timed_trainer(path: Path, max_len: int) -> float:
+def timed_trainer(path: Path, layout: Layout) -> float:
     """Seconds in which the trainer does, its rows permuted."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(row_group).num_rows for row_group in range(metadata.num_row_groups)]
-    orders = [np.random.default_rng(row_group).permutation(size) for row_group, size in enumerate(sizes)]
+    orders = [
+        np.random.default_rng(row_group).permutation(size).astype(np.int32) for row_group, size in enumerate(sizes)
+    ]
     started = time.process_time()
     for row_group, (size, rows) in enumerate(zip(sizes, orders, strict=True)):
-        read_rows(path, row_group, size, max_len, rows)
+        RowGroup.read(path, metadata, row_group, size, layout).rows(rows)
     return time.process_time() - started
 
 

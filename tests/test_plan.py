@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny import copies
 
 from pipeline.config import PipelineConfig
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
@@ -101,7 +102,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 def batches(dataset: tuple[Path, Manifest], rank: int, world_size: int, epoch: int = 0) -> list[Batch]:
     folder, manifest = dataset
     plan = plan_epoch(manifest.shards, ROW_GROUP, 0, epoch, LANES, 32)
-    return list(ArrowStream(folder, manifest, manifest.shards, plan).batches(rank, world_size))
+    return copies(ArrowStream(folder, manifest, manifest.shards, plan).batches(rank, world_size))
 
 
 def global_batches(dataset: tuple[Path, Manifest], world_size: int, epoch: int = 0) -> list[list[int]]:

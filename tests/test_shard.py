@@ -4,23 +4,33 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_parquet import encoded, part, random_examples, read
 
-from pipeline import parquet
+from pipeline import parquet, randomness
 from pipeline.sampling import Examples
 from pipeline.shards import ROW_GROUP_ROWS
-from training.shard import ShardError, read_rows
+from training.permutation import permutation
+from training.shard import Layout, RowGroup, ShardError
+
+Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]
+FIRST = np.arange(3, dtype=np.int32)
 
 
-def assert_gives(path: Path, row_group: int, examples: Examples) -> None:
+def read_rows(path: Path, row_group: int, num_rows: int, layout: Layout, rows: npt.NDArray[np.int32]) -> Rows:
+    return RowGroup.read(path, pq.read_metadata(path), row_group, num_rows, layout).rows(rows)
+
+
+def assert_gives(path: Path, row_group: int, examples: Examples, negatives: int) -> None:
     """All rows in a random order, and few of them."""
     num_rows, max_len = examples.contexts_negatives_NL.shape
-    order = np.random.default_rng(1).permutation(num_rows)
+    layout = Layout(max_len, 1 + negatives)
+    order = np.random.default_rng(1).permutation(num_rows).astype(np.int32)
     for rows in (order, order[:3], order[:0]):
-        center, targets, num_contexts = read_rows(path, row_group, num_rows, max_len, rows)
+        center, targets, num_contexts = read_rows(path, row_group, num_rows, layout, rows)
         assert [str(column.dtype) for column in (center, targets, num_contexts)] == ["int32", "int32", "int16"]
         np.testing.assert_array_equal(center, examples.center_N[rows])
         np.testing.assert_array_equal(targets, examples.contexts_negatives_NL[rows])
@@ -32,7 +42,15 @@ def assert_gives(path: Path, row_group: int, examples: Examples) -> None:
 def test_rows_are_those_that_were_written(tmp_path: Path, window: int, negatives: int, vocab_size: int) -> None:
     examples = random_examples(1001, vocab_size, window, negatives)
     (tmp_path / "shard").write_bytes(encoded(examples, negatives))
-    assert_gives(tmp_path / "shard", 0, examples)
+    assert_gives(tmp_path / "shard", 0, examples, negatives)
+
+
+@pytest.mark.parametrize("num_rows", range(1, 12))
+@pytest.mark.parametrize(("window", "negatives"), [(1, 0), (1, 2)], ids=str)
+def test_columns_of_a_few_bytes_are_read(tmp_path: Path, num_rows: int, window: int, negatives: int) -> None:
+    examples = random_examples(num_rows, 3, window, negatives)
+    (tmp_path / "shard").write_bytes(encoded(examples, negatives))
+    assert_gives(tmp_path / "shard", 0, examples, negatives)
 
 
 def test_every_row_group_is_found(tmp_path: Path) -> None:
@@ -40,14 +58,14 @@ def test_every_row_group_is_found(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(encoded(examples, 5))
     for row_group in range(3):
         start = row_group * ROW_GROUP_ROWS
-        assert_gives(tmp_path / "shard", row_group, part(examples, start, start + ROW_GROUP_ROWS))
+        assert_gives(tmp_path / "shard", row_group, part(examples, start, start + ROW_GROUP_ROWS), 5)
 
 
 def test_plain_ids_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "MAX_DICTIONARY", 100)
     examples = random_examples(500, 300, 5, 5)
     (tmp_path / "shard").write_bytes(encoded(examples, 5))
-    assert_gives(tmp_path / "shard", 0, examples)
+    assert_gives(tmp_path / "shard", 0, examples, 5)
 
 
 @pytest.mark.parametrize("bit", [0, 1, 2, 3, 4, 5, 6, 7])
@@ -65,7 +83,7 @@ def test_no_flipped_bit_of_the_read_columns_changes_a_row(tmp_path: Path, bit: i
             (tmp_path / "shard").write_bytes(damaged)
             num_tried += 1
             try:
-                assert_gives(tmp_path / "shard", 0, examples)
+                assert_gives(tmp_path / "shard", 0, examples, 2)
             except (OSError, pa.ArrowException, ShardError):
                 num_caught += 1
     assert num_caught > 0.9 * num_tried
@@ -76,7 +94,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, kept: float) -> None:
     file = encoded(random_examples(1000, 300, 5, 5), 5)
     (tmp_path / "shard").write_bytes(file[: int(len(file) * kept)])
     with pytest.raises((OSError, pa.ArrowException)):
-        read_rows(tmp_path / "shard", 0, 1000, 60, np.arange(3))
+        read_rows(tmp_path / "shard", 0, 1000, Layout(60, 6), FIRST)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +110,15 @@ def test_what_the_manifest_does_not_imply_is_refused(
 ) -> None:
     (tmp_path / "shard").write_bytes(encoded(random_examples(1000, 300, 5, 5), 5))
     with pytest.raises(ShardError, match=message):
-        read_rows(tmp_path / "shard", row_group, num_rows, max_len, np.arange(3))
+        read_rows(tmp_path / "shard", row_group, num_rows, Layout(max_len, 6), FIRST)
+
+
+def test_more_targets_than_there_are_places_are_refused(tmp_path: Path) -> None:
+    """Or machine code would write behind its row: a file can be whole and yet another dataset's."""
+    (tmp_path / "shard").write_bytes(encoded(random_examples(1000, 300, 5, 5), 5))
+    read_rows(tmp_path / "shard", 0, 1000, Layout(60, 6), FIRST)
+    with pytest.raises(ShardError, match=r"num_contexts: .* 60 targets"):
+        read_rows(tmp_path / "shard", 0, 1000, Layout(60, 7), FIRST)
 
 
 def test_another_writers_file_is_refused(tmp_path: Path) -> None:
@@ -101,4 +127,10 @@ def test_another_writers_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(read(encoded(random_examples(1000, 300, 5, 5), 5)), by_pyarrow, write_page_checksum=True)
     (tmp_path / "shard").write_bytes(by_pyarrow.getvalue())
     with pytest.raises(ShardError, match="center"):
-        read_rows(tmp_path / "shard", 0, 1000, 60, np.arange(3))
+        read_rows(tmp_path / "shard", 0, 1000, Layout(60, 6), FIRST)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1000, 16_384, 16_385])
+def test_the_permutation_is_that_of_randomness(n: int) -> None:
+    for stream in (0, 1, 1 << 63, (1 << 64) - 1):
+        np.testing.assert_array_equal(permutation(stream, n), randomness.permutation(stream, n))

@@ -1,6 +1,7 @@
 """Tiny datasets and runs for tests of the trainer and its readers, made in milliseconds and without Spark."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
 from pipeline.storage import Location
 from pipeline.vocab import Vocab, encode
+from training.stream import Batch
 
 
 def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]) -> None:
@@ -90,3 +92,12 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
     )
     manifest.save(folder)
     return manifest
+
+
+def copies(batches: Iterable[Batch]) -> list[Batch]:
+    """The batches of a stream, of which each is valid only until the next one is asked for."""
+    return list(map(copy, batches))
+
+
+def copy(batch: Batch) -> Batch:
+    return Batch(*(tensor.clone() for tensor in batch.tensors()))

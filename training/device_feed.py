@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.manifest import ShardInfo
-from pipeline.randomness import permutation
+from training.permutation import permutation
 from training.plan import EpochPlan, Piece
 from training.stream import Batch
 
@@ -43,12 +43,13 @@ def _chunks(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterator
     batch_bytes = sum(tensor.nbytes for tensor in first.tensors())
     num_batches = max(1, min(CHUNK_BATCHES, CHUNK_BYTES // batch_bytes))
     copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    stages = [_Stage(first, num_batches, device, copies) for _ in range(2)]
     rest = chain([first], batches)
-    for stage in cycle([_Stage(first, num_batches, device, copies) for _ in range(2)]):
-        chunk = list(islice(rest, num_batches))
-        if not chunk:
+    for stage in cycle(stages):
+        chunk = stage.send(islice(rest, num_batches))
+        if chunk is None:
             return
-        yield stage.send(chunk)
+        yield chunk
 
 
 class _Stage:
@@ -62,18 +63,25 @@ class _Stage:
             for part in like.tensors()
         ]
 
-    def send(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """Starts the copy, and returns what will hand out the batches once it is done."""
+    def send(self, batches: Iterator[Batch]) -> Iterator[Batch] | None:
+        """Starts the copy, and returns what will hand out the batches once it is done; None if there are none.
+
+        Each batch is valid only until the next one is asked for.
+        """
         if self._sent is not None:
             self._sent.synchronize()  # the last copy still reads this memory
-        num_rows = sum(len(batch.center_B) for batch in batches)
+        num_batches = num_rows = 0
+        for batch in batches:
+            rows = slice(num_rows, num_rows + len(batch.center_B))
+            for host, part in zip(self._host, batch.tensors(), strict=True):
+                host[rows] = part
+            num_batches, num_rows = num_batches + 1, rows.stop
+        if not num_batches:
+            return None
         with torch.cuda.stream(self._copies):
-            there = []
-            for host, parts in zip(self._host, zip(*(batch.tensors() for batch in batches), strict=True), strict=True):
-                torch.cat(parts, out=host[:num_rows])
-                there.append(host[:num_rows].to(self._device, non_blocking=True, copy=True))
+            there = [host[:num_rows].to(self._device, non_blocking=True, copy=True) for host in self._host]
             self._sent = self._copies.record_event() if self._copies is not None else None
-        return self._received(there, len(batches), self._sent)
+        return self._received(there, num_batches, self._sent)
 
     def _received(self, there: list[Tensor], num_batches: int, sent: torch.cuda.Event | None) -> Iterator[Batch]:
         if sent is not None:

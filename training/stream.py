@@ -1,22 +1,40 @@
 """ArrowStream: reads what a plan says, row group by row group, and yields batches.
 
-B rows of a batch, L = max_len targets a row.
+A row is copied three times on its way: from the file, by LZ4, and from its bits to its place in a batch. A thread does
+that ahead of the consumer, in machine code without the GIL, many batches at a time; the consumer is handed views.
+
+B rows of a batch, L = max_len targets a row, S batches of a chunk, N = S·B, R rows of a piece.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, cycle, pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
-from pipeline.randomness import permutation
+from training.permutation import permutation
 from training.plan import EpochPlan, Piece
-from training.shard import ShardError, read_rows
+from training.read_ahead import read_ahead
+from training.shard import Layout, RowGroup, ShardError
+from training.unpack import Int16, Int32, empty_rows
+
+CHUNK_ROWS = 32_768
+"""A chunk is as many batches as have this many rows, at least one: 8 MB at 60 targets a row.
+
+Half of it would be too little for numpy to ask Linux for 2 MB pages, without which writing takes a fifth longer.
+"""
+
+NUM_CHUNKS = 3
+"""One in use, one that waits, and one that is being filled."""
 
 
 @dataclass(frozen=True)
@@ -44,70 +62,172 @@ class Batch:
 
 
 class ArrowStream:
-    """The batches of one rank through one epoch, in the plan's order; memory is one decoded row group a lane."""
+    """The batches of one rank through one epoch, in the plan's order.
+
+    Memory is NUM_CHUNKS chunks, and a row group a lane as it is stored; two a lane on a single rank, where neighbouring
+    lanes share one.
+    """
 
     def __init__(self, dataset: Path, manifest: Manifest, shards: Sequence[ShardInfo], plan: EpochPlan):
         self.dataset, self.shards, self.plan = dataset, shards, plan
-        self.max_len = manifest.max_len
+        self._layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
+        self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
 
-    def batches(self, rank: int, world_size: int, at_once: int = 1, done: int = 0) -> Iterator[Batch]:
+    def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Every step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
 
-        ``at_once`` steps come in one batch, unless the epoch ends before; the first of them may hold fewer, so that
-        all end where the steps of the run, ``done`` before this epoch, are a multiple of ``at_once``.
-
-        Raises ManifestError, with the file's name, when a shard is not what the manifest says or fails its checksums.
+        A batch is valid until the next one is asked for, which may be in the same memory; it must not be written to.
+        Raises ManifestError, with the file's name, in place of the first batch that has rows of a shard that is not
+        what the manifest says or fails its checksums. Reads ahead in a thread, which ends with the iterator: close it
+        when you leave it early.
         """
-        lanes = [_Lane(self, pieces) for pieces in self.plan.of_rank(rank, world_size)]
-        per_lane = self.plan.rows_per_step
-        step = 0
-        while step < self.plan.num_steps:
-            num_steps = min(at_once - (done + step) % at_once, self.plan.num_steps - step)
-            step += num_steps
-            center = np.zeros(num_steps * len(lanes) * per_lane, dtype=np.int32)
-            targets = np.zeros((center.size, self.max_len), dtype=np.int32)
-            num_contexts = np.zeros(center.size, dtype=np.int16)
-            for index in range(num_steps * len(lanes)):
-                place = slice(index * per_lane, (index + 1) * per_lane)
-                lanes[index % len(lanes)].fill(center[place], targets[place], num_contexts[place])
-            center_B, targets_BL, num_contexts_B = map(torch.from_numpy, (center, targets, num_contexts))
-            yield Batch(center_B, targets_BL, num_contexts_B, num_steps)
+        with closing(read_epochs(lambda _: self, range(1), rank, world_size)) as epochs:
+            for batches in epochs:
+                yield from batches
 
-    def read(self, piece: Piece) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]:
+    def read(self, piece: Piece) -> tuple[Int32, Int32, Int16]:
         """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
+        row_group, order = self.opened(piece)
+        return row_group.rows(order[piece.start : piece.stop])
+
+    def ring(self, num_lanes: int) -> "Iterator[_Chunk]":
+        """NUM_CHUNKS chunks in turn, for ``chunks``."""
+        num_rows = self.plan.rows_per_step * num_lanes
+        num_batches = max(1, min(self.plan.num_steps, CHUNK_ROWS // num_rows))
+        return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(NUM_CHUNKS)])
+
+    def chunks(
+        self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", at_once: int = 1, done: int = 0
+    ) -> Iterator[Sequence[Batch]]:
+        """The batches of these lanes, a chunk at a time; ``at_once`` and ``done`` as ``read_epochs`` has them."""
+        share, steps_left = self.plan.rows_per_step, self.plan.num_steps
+        row_groups = _RowGroups(self, lanes)
+        rows = [_Lane(row_groups, pieces) for pieces in lanes]
+        while steps_left:
+            chunk, error = next(ring), None
+            count = min(chunk.num_batches, steps_left)
+            for index, lane in enumerate(rows):
+                try:
+                    lane.fill(chunk, index * share, share, count * share)
+                except ManifestError as found:
+                    count, error = lane.filled // share, found  # it may be later than in the lanes to come
+            if count:
+                yield chunk.batches(count, at_once, done)
+            if error:
+                raise error
+            steps_left -= count
+            done += count
+
+    def opened(self, piece: Piece) -> tuple[RowGroup, Int32]:
+        """The piece's row group, and the order of all its rows."""
         path = self.dataset / self.shards[piece.shard].path
-        rows = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
         try:
-            return read_rows(path, piece.row_group, piece.num_rows, self.max_len, rows)
+            row_group = RowGroup.read(path, self._metadata(path), piece.row_group, piece.num_rows, self._layout)
         except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
             reason = " ".join(str(error).split())
             raise ManifestError(
                 f"{path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
             ) from None
+        return row_group, permutation(piece.stream, piece.num_rows)
+
+
+def read_epochs(
+    make: Callable[[int], ArrowStream], epochs: Sequence[int], rank: int, world_size: int, at_once: int = 1
+) -> Generator[Iterator[Batch], None, None]:
+    """For each epoch the batches of ``make(epoch)``, which ``ArrowStream.batches`` describes.
+
+    A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run is a multiple of it.
+
+    All epochs have one thread, which makes the streams too, and the same memory: the first batch of an epoch has been
+    read when the last one of the epoch before is done.
+    """
+
+    def chunks() -> Iterator[Sequence[Batch]]:
+        ring, done = None, 0
+        for epoch in epochs:
+            stream = make(epoch)
+            lanes = stream.plan.of_rank(rank, world_size)
+            ring = ring or stream.ring(len(lanes))
+            yield from stream.chunks(lanes, ring, at_once, done)
+            done += stream.plan.num_steps
+            yield ()  # the epoch ends
+
+    with closing(read_ahead(chunks(), NUM_CHUNKS)) as ahead:
+        for _ in epochs:
+            batches = chain.from_iterable(takewhile(bool, ahead))
+            yield batches
+            for _ in batches:
+                pass  # that the caller has left
+
+
+class _Chunk:
+    """Memory of S batches, used again and again, and the batches as views of it."""
+
+    def __init__(self, num_batches: int, num_rows: int, max_len: int):
+        size = num_batches * num_rows
+        # numpy, unlike torch, asks Linux for 2 MB pages where an array is large.
+        self.center_N = np.zeros(size, dtype=np.int32)
+        self.targets_NL = np.zeros((size, max_len), dtype=np.int32)
+        self.num_contexts_N = np.zeros(size, dtype=np.int16)
+        self.num_batches, self.num_rows = num_batches, num_rows
+        self._columns = [torch.from_numpy(column) for column in (self.center_N, self.targets_NL, self.num_contexts_N)]
+
+    def batches(self, count: int, at_once: int, done: int) -> list[Batch]:
+        """The first ``count`` steps, cut where their number in the run, ``done`` before, is a multiple of ``at_once``."""
+        cuts = [0, *range(at_once - done % at_once, count, at_once), count]
+        steps = [end - begin for begin, end in pairwise(cuts)]
+        rows = [self.num_rows * num_steps for num_steps in steps]
+        views = (column[: self.num_rows * count].split(rows) for column in self._columns)
+        return [Batch(*parts, num_steps) for *parts, num_steps in zip(*views, steps, strict=True)]
+
+
+class _RowGroups:
+    """The row groups of a rank's lanes: each is read when first asked for, and kept until no lane is to ask for it."""
+
+    def __init__(self, stream: ArrowStream, lanes: Sequence[Sequence[Piece]]):
+        self._stream = stream
+        self._uses = Counter((piece.shard, piece.row_group) for pieces in lanes for piece in pieces)
+        self._kept: dict[tuple[int, int], tuple[RowGroup, Int32]] = {}
+
+    def of(self, piece: Piece) -> tuple[RowGroup, Int32]:
+        key = piece.shard, piece.row_group
+        found = self._kept.pop(key, None) or self._stream.opened(piece)
+        self._uses[key] -= 1
+        if self._uses[key]:
+            self._kept[key] = found
+        return found
 
 
 class _Lane:
     """Hands out the rows of a lane's pieces in order, holding one piece at a time."""
 
-    def __init__(self, stream: ArrowStream, pieces: Sequence[Piece]):
-        self._stream = stream
+    def __init__(self, row_groups: _RowGroups, pieces: Sequence[Piece]):
+        self._row_groups = row_groups
         self._pieces = iter(pieces)
-        self._rows = (np.zeros(0, np.int32), np.zeros((0, stream.max_len), np.int32), np.zeros(0, np.int16))
-        self._next = 0
+        self._row_group: RowGroup | None = None
+        self._order = np.zeros(0, dtype=np.int32)
+        self.filled = 0
+        """Rows of the chunk that the last ``fill`` has written."""
 
-    def fill(
-        self, center: npt.NDArray[np.int32], targets: npt.NDArray[np.int32], num_contexts: npt.NDArray[np.int16]
-    ) -> None:
-        """Writes the next rows into the arrays; leaves them as they are where the lane has run out."""
-        filled = 0
-        while filled < center.size:
-            if self._next == self._rows[0].size:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    return
-                self._rows, self._next = self._stream.read(piece), 0
-            count = min(center.size - filled, self._rows[0].size - self._next)
-            place, rows = slice(filled, filled + count), slice(self._next, self._next + count)
-            center[place], targets[place], num_contexts[place] = (column[rows] for column in self._rows)
-            filled += count
-            self._next += count
+    def fill(self, chunk: _Chunk, offset: int, share: int, num_rows: int) -> None:
+        """Writes the lane's next rows, ``share`` to a batch from its row ``offset`` on; empty ones when it has run out.
+
+        Raises ManifestError.
+        """
+        self.filled = 0
+        arrays = chunk.center_N[offset:], chunk.targets_NL[offset:], chunk.num_contexts_N[offset:]
+        while self.filled < num_rows:
+            count = min(num_rows - self.filled, self._order.size)
+            if count:
+                assert self._row_group
+                self._row_group.unpack(self._order[:count], self.filled, share, chunk.num_rows, *arrays)
+                self._order = self._order[count:]
+            elif (piece := next(self._pieces, None)) is not None:
+                self._row_group = None  # no more than one at a time
+                self._row_group, order = self._row_groups.of(piece)
+                self._order = order[piece.start : piece.stop]
+            else:
+                self._row_group = None
+                count = num_rows - self.filled
+                empty_rows(count, self.filled, share, chunk.num_rows, *arrays)
+            self.filled += count

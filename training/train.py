@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,7 +48,7 @@ from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.schedule import linear_decay
 from training.steps import Step, make_step
-from training.stream import ArrowStream, Batch
+from training.stream import ArrowStream, Batch, read_epochs
 
 
 def main() -> None:
@@ -119,26 +120,25 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     meter = Meter(device)
     begin = last_line = now = meter.moment(world)
     done = examples = 0
-    kept: dict[int, KeptRows] = {}
-    for epoch in range(config.epochs):
-        epoch_begin = now
-        batches = batches_of(config, manifest, epoch, world, device, step.at_once, done, kept)
-        for batch, wait_s in timed(batches):
-            lr = rate(config, manifest, examples)
-            losses_B = step(batch, lr)
-            meter.add(losses_B, batch.num_contexts_B, wait_s)
-            done += batch.num_steps
-            examples += batch.num_steps * config.global_batch
-            if done % config.log_every == 0:
-                now = check_finite(meter.moment(world, step.is_finite()), done, config)
-                if report:
-                    report.step(epoch, done, now.since(last_line), lr)
-                last_line = now
-        step.end_epoch()
-        now = check_finite(meter.moment(world, step.is_finite()), done, config)
-        examples = now.examples
-        if report:
-            report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
+    with closing(epochs_of(config, manifest, world, device, step.at_once)) as epochs:
+        for epoch, batches in enumerate(epochs):
+            epoch_begin = now
+            for batch, wait_s in timed(batches):
+                lr = rate(config, manifest, examples)
+                losses_B = step(batch, lr)
+                meter.add(losses_B, batch.num_contexts_B, wait_s)
+                done += batch.num_steps
+                examples += batch.num_steps * config.global_batch
+                if done % config.log_every == 0:
+                    now = check_finite(meter.moment(world, step.is_finite()), done, config)
+                    if report:
+                        report.step(epoch, done, now.since(last_line), lr)
+                    last_line = now
+            step.end_epoch()
+            now = check_finite(meter.moment(world, step.is_finite()), done, config)
+            examples = now.examples
+            if report:
+                report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
 
     # The run's files, and the book's last line.
     if report:
@@ -150,26 +150,28 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         print(f"loss {run.loss:.3f}, {run.tokens_per_s:.1f} tokens/sec on {device}")
 
 
-def batches_of(
-    config: TrainConfig,
-    manifest: Manifest,
-    epoch: int,
-    world: World,
-    device: torch.device,
-    at_once: int,
-    done: int,
-    kept: dict[int, KeptRows],
-) -> Iterator[Batch]:
-    """A rank's batches of an epoch, on its device. One of several steps never goes beyond a step that writes a line."""
-    shards, plan = shards_of(manifest, epoch), plan_of(config, manifest, epoch)
-    stream = ArrowStream(config.data, manifest, shards, plan)
+def epochs_of(
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, at_once: int
+) -> Generator[Iterator[Batch], None, None]:
+    """A rank's batches of each epoch, on its device, in the order of the plan."""
+
+    def stream_of(epoch: int) -> ArrowStream:
+        return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
+
     if keeps_rows(config, manifest, device):
-        sampled = epoch % manifest.sampled_epochs
-        if sampled not in kept:
-            kept[sampled] = KeptRows(stream.read, shards, manifest.row_group_rows, manifest.max_len, device)
-        return kept[sampled].batches(plan, world.rank, world.world_size)
-    batches = stream.batches(world.rank, world.world_size, math.gcd(at_once, config.log_every), done)
-    return copied(batches, device) if device.type == "cuda" else batches
+        kept: dict[int, KeptRows] = {}
+        for epoch in range(config.epochs):
+            stream, sampled = stream_of(epoch), epoch % manifest.sampled_epochs
+            if sampled not in kept:
+                rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
+                kept[sampled] = KeptRows(*rows, device)
+            yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
+        return
+    # A batch of several steps ends where a line of metrics.jsonl is due.
+    at_once = math.gcd(at_once, config.log_every)
+    with closing(read_epochs(stream_of, range(config.epochs), world.rank, world.world_size, at_once)) as epochs:
+        for batches in epochs:
+            yield copied(batches, device) if device.type == "cuda" else batches
 
 
 def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
