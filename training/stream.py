@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, cycle, takewhile
+from itertools import chain, cycle
 from pathlib import Path
 
 import numpy as np
@@ -128,18 +128,29 @@ def read_epochs(
     read when the last one of the epoch before is done.
     """
 
-    def chunks() -> Iterator[Sequence[Batch]]:
+    def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
+        """With each chunk whether it ends its epoch."""
         ring = None
         for epoch in epochs:
             stream = make(epoch)
             lanes = stream.plan.of_rank(rank, world_size)
             ring = ring or stream.ring(len(lanes))
-            yield from stream.chunks(lanes, ring)
-            yield ()  # the epoch ends
+            steps_left = stream.plan.num_steps
+            if not steps_left:
+                yield (), True
+            for batches in stream.chunks(lanes, ring):
+                steps_left -= len(batches)
+                yield batches, not steps_left
+
+    def one_epoch() -> Iterator[Sequence[Batch]]:
+        for batches, is_last in ahead:
+            yield batches
+            if is_last:
+                return
 
     with closing(read_ahead(chunks(), NUM_CHUNKS)) as ahead:
         for _ in epochs:
-            batches = chain.from_iterable(takewhile(bool, ahead))
+            batches = chain.from_iterable(one_epoch())
             yield batches
             for _ in batches:
                 pass  # that the caller has left
