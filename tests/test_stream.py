@@ -83,10 +83,8 @@ def expected(read: ArrowStream, max_len: int, rank: int, world_size: int) -> lis
     for step in range(read.plan.num_steps):
         share = slice(step * read.plan.rows_per_step, (step + 1) * read.plan.rows_per_step)
         rows = zip(*(row for lane in lanes for row in lane[share]), strict=True)
-        kinds = torch.int32, torch.int32, torch.int16
-        batches.append(
-            Batch(*(torch.tensor(np.array(part), dtype=kind) for part, kind in zip(rows, kinds, strict=True)))
-        )
+        center_B, targets_BL, num_contexts_B = (torch.tensor(np.array(part)) for part in rows)
+        batches.append(Batch(center_B.int(), targets_BL.int(), num_contexts_B.short()))
     return batches
 
 

@@ -100,4 +100,5 @@ def copies(batches: Iterable[Batch]) -> list[Batch]:
 
 
 def copy(batch: Batch) -> Batch:
-    return Batch(*(tensor.clone() for tensor in batch.tensors()))
+    center_B, targets_BL, num_contexts_B = (tensor.clone() for tensor in batch.tensors())
+    return Batch(center_B, targets_BL, num_contexts_B, batch.num_steps)

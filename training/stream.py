@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, cycle, pairwise, takewhile
+from itertools import chain, cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -142,19 +142,30 @@ def read_epochs(
     read when the last one of the epoch before is done.
     """
 
-    def chunks() -> Iterator[Sequence[Batch]]:
+    def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
+        """With each chunk whether it ends its epoch."""
         ring, done = None, 0
         for epoch in epochs:
             stream = make(epoch)
             lanes = stream.plan.of_rank(rank, world_size)
             ring = ring or stream.ring(len(lanes))
-            yield from stream.chunks(lanes, ring, at_once, done)
+            steps_left = stream.plan.num_steps
+            if not steps_left:
+                yield (), True
+            for batches in stream.chunks(lanes, ring, at_once, done):
+                steps_left -= sum(batch.num_steps for batch in batches)
+                yield batches, not steps_left
             done += stream.plan.num_steps
-            yield ()  # the epoch ends
+
+    def one_epoch() -> Iterator[Sequence[Batch]]:
+        for batches, is_last in ahead:
+            yield batches
+            if is_last:
+                return
 
     with closing(read_ahead(chunks(), NUM_CHUNKS)) as ahead:
         for _ in epochs:
-            batches = chain.from_iterable(takewhile(bool, ahead))
+            batches = chain.from_iterable(one_epoch())
             yield batches
             for _ in batches:
                 pass  # that the caller has left
@@ -173,12 +184,12 @@ class _Chunk:
         self._columns = [torch.from_numpy(column) for column in (self.center_N, self.targets_NL, self.num_contexts_N)]
 
     def batches(self, count: int, at_once: int, done: int) -> list[Batch]:
-        """The first ``count`` steps, cut where their number in the run, ``done`` before, is a multiple of ``at_once``."""
+        """The first ``count`` steps, cut where the run's, of which ``done`` came before, are a multiple of ``at_once``."""
         cuts = [0, *range(at_once - done % at_once, count, at_once), count]
         steps = [end - begin for begin, end in pairwise(cuts)]
         rows = [self.num_rows * num_steps for num_steps in steps]
-        views = (column[: self.num_rows * count].split(rows) for column in self._columns)
-        return [Batch(*parts, num_steps) for *parts, num_steps in zip(*views, steps, strict=True)]
+        center, targets, num_contexts = (torch.split(column[: self.num_rows * count], rows) for column in self._columns)
+        return [Batch(*parts) for parts in zip(center, targets, num_contexts, steps, strict=True)]
 
 
 class _RowGroups:
