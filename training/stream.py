@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, cycle, pairwise
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
+from training.kernels.threads import Team
 from training.permutation import permutation
 from training.plan import EpochPlan, Piece
-from training.read_ahead import read_ahead
+from training.read_ahead import BetweenSteps, read_ahead
 from training.shard import Layout, RowGroup, ShardError
 from training.unpack import Int16, Int32, empty_rows
 
@@ -32,6 +34,9 @@ CHUNK_ROWS = 32_768
 
 Half of it would be too little for numpy to ask Linux for 2 MB pages, without which writing takes a fifth longer.
 """
+
+Each = Callable[[list[Callable[[], None]]], None]
+"""Does jobs, in any order."""
 
 NUM_CHUNKS = 3
 """One in use, one that waits, and one that is being filled."""
@@ -97,24 +102,35 @@ class ArrowStream:
         return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(NUM_CHUNKS)])
 
     def chunks(
-        self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", at_once: int = 1, done: int = 0
+        self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", each: Each, at_once: int = 1, done: int = 0
     ) -> Iterator[Sequence[Batch]]:
         """The batches of these lanes, a chunk at a time; ``at_once`` and ``done`` as ``read_epochs`` has them."""
         share, steps_left = self.plan.rows_per_step, self.plan.num_steps
         row_groups = _RowGroups(self, lanes)
         rows = [_Lane(row_groups, pieces) for pieces in lanes]
         while steps_left:
-            chunk, error = next(ring), None
+            chunk = next(ring)
             count = min(chunk.num_batches, steps_left)
-            for index, lane in enumerate(rows):
+            errors: dict[int, ManifestError] = {}  # by the last good batch of a lane
+
+            def fill(
+                index: int,
+                lane: _Lane,
+                chunk: _Chunk = chunk,
+                count: int = count,
+                errors: dict[int, ManifestError] = errors,
+            ) -> None:
                 try:
                     lane.fill(chunk, index * share, share, count * share)
-                except ManifestError as found:
-                    count, error = lane.filled // share, found  # it may be later than in the lanes to come
+                except ManifestError as error:
+                    errors.setdefault(lane.filled // share, error)
+
+            each([partial(fill, index, lane) for index, lane in enumerate(rows)])
+            count = min([count, *errors])
             if count:
                 yield chunk.batches(count, at_once, done)
-            if error:
-                raise error
+            if errors:
+                raise errors[count]
             steps_left -= count
             done += count
 
@@ -132,15 +148,22 @@ class ArrowStream:
 
 
 def read_epochs(
-    make: Callable[[int], ArrowStream], epochs: Sequence[int], rank: int, world_size: int, at_once: int = 1
+    make: Callable[[int], ArrowStream],
+    epochs: Sequence[int],
+    rank: int,
+    world_size: int,
+    at_once: int = 1,
+    team: Team | None = None,
 ) -> Generator[Iterator[Batch], None, None]:
     """For each epoch the batches of ``make(epoch)``, which ``ArrowStream.batches`` describes.
 
     A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run is a multiple of it.
 
-    All epochs have one thread, which makes the streams too, and the same memory: the first batch of an epoch has been
-    read when the last one of the epoch before is done.
+    All epochs are read by one thread, or by ``team`` between its steps, which makes the streams too, and have the same
+    memory: the first batch of an epoch has been read when the last one of the epoch before is done.
     """
+    between_steps = BetweenSteps(team) if team else None
+    each = between_steps.each if between_steps else one_by_one
 
     def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
         """With each chunk whether it ends its epoch."""
@@ -152,7 +175,7 @@ def read_epochs(
             steps_left = stream.plan.num_steps
             if not steps_left:
                 yield (), True
-            for batches in stream.chunks(lanes, ring, at_once, done):
+            for batches in stream.chunks(lanes, ring, each, at_once, done):
                 steps_left -= sum(batch.num_steps for batch in batches)
                 yield batches, not steps_left
             done += stream.plan.num_steps
@@ -163,12 +186,17 @@ def read_epochs(
             if is_last:
                 return
 
-    with closing(read_ahead(chunks(), NUM_CHUNKS)) as ahead:
+    with closing(between_steps.read(chunks()) if between_steps else read_ahead(chunks(), NUM_CHUNKS)) as ahead:
         for _ in epochs:
             batches = chain.from_iterable(one_epoch())
             yield batches
             for _ in batches:
                 pass  # that the caller has left
+
+
+def one_by_one(jobs: list[Callable[[], None]]) -> None:
+    for job in jobs:
+        job()
 
 
 class _Chunk:
@@ -184,7 +212,7 @@ class _Chunk:
         self._columns = [torch.from_numpy(column) for column in (self.center_N, self.targets_NL, self.num_contexts_N)]
 
     def batches(self, count: int, at_once: int, done: int) -> list[Batch]:
-        """The first ``count`` steps, cut where the run's, of which ``done`` came before, are a multiple of ``at_once``."""
+        """The first ``count`` steps, cut where the run's (``done`` came before) are a multiple of ``at_once``."""
         cuts = [0, *range(at_once - done % at_once, count, at_once), count]
         steps = [end - begin for begin, end in pairwise(cuts)]
         rows = [self.num_rows * num_steps for num_steps in steps]
@@ -199,13 +227,16 @@ class _RowGroups:
         self._stream = stream
         self._uses = Counter((piece.shard, piece.row_group) for pieces in lanes for piece in pieces)
         self._kept: dict[tuple[int, int], tuple[RowGroup, Int32]] = {}
+        self._lock = Lock()
 
     def of(self, piece: Piece) -> tuple[RowGroup, Int32]:
         key = piece.shard, piece.row_group
-        found = self._kept.pop(key, None) or self._stream.opened(piece)
-        self._uses[key] -= 1
-        if self._uses[key]:
+        found = self._kept.get(key) or self._stream.opened(piece)  # two lanes at the same time may read it twice
+        with self._lock:
+            self._uses[key] -= 1
             self._kept[key] = found
+            if not self._uses[key]:
+                del self._kept[key]
         return found
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -47,7 +47,7 @@ from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.schedule import linear_decay
-from training.steps import Step, make_step
+from training.steps import Step, finite, make_step
 from training.stream import ArrowStream, Batch, read_epochs
 
 
@@ -120,7 +120,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     meter = Meter(device)
     begin = last_line = now = meter.moment(world)
     done = examples = 0
-    with closing(epochs_of(config, manifest, world, device, step.at_once)) as epochs:
+    with closing(epochs_of(config, manifest, world, device, step)) as epochs:
         for epoch, batches in enumerate(epochs):
             epoch_begin = now
             for batch, wait_s in timed(batches):
@@ -144,6 +144,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     if report:
         report.close()
         step.settle()
+        check_finite(replace(now, finite=now.finite and finite(model)), done, config)
         run = now.since(begin)
         totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": done}
         finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})
@@ -151,7 +152,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
 
 
 def epochs_of(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, at_once: int
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan."""
 
@@ -168,8 +169,10 @@ def epochs_of(
             yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
         return
     # A batch of several steps ends where a line of metrics.jsonl is due.
-    at_once = math.gcd(at_once, config.log_every)
-    with closing(read_epochs(stream_of, range(config.epochs), world.rank, world.world_size, at_once)) as epochs:
+    at_once = math.gcd(step.at_once, config.log_every)
+    cores_taken = world.local_world_size * torch.get_num_threads() >= len(os.sched_getaffinity(0))
+    team = step.team if cores_taken else None
+    with closing(read_epochs(stream_of, range(config.epochs), world.rank, world.world_size, at_once, team)) as epochs:
         for batches in epochs:
             yield copied(batches, device) if device.type == "cuda" else batches
 

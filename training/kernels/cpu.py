@@ -155,12 +155,12 @@ class InPlace:
         self.tables = (center_VD, context_VD)
         self.accumulators = tuple(torch.zeros(len(table)) for table in self.tables) if adagrad else ()
         self._negatives = negatives
-        self._team = team_for(center_VD.shape[1])
-        self._counters = self._team.counters()
+        self.team = team_for(center_VD.shape[1])
+        self._counters = self.team.counters()
         self.pull()
 
     def pull(self) -> None:
-        size = self._team.size
+        size = self.team.size
         self._center, self._context = (by_columns(table_VD, size) for table_VD in self.tables)
         # Every thread has its own, since all need all of them: (T, V).
         sums = [sums_V.expand(size, -1).contiguous() for sums_V in self.accumulators]
@@ -180,7 +180,7 @@ class InPlace:
 
         Of a word that a row names twice, the center sees the second time what the first has moved.
         """
-        size, max_len = self._team.size, contexts_negatives_BL.shape[1]
+        size, max_len = self.team.size, contexts_negatives_BL.shape[1]
         losses_B = torch.from_numpy(np.zeros(len(center_B), dtype=np.float32))
         most = ROWS_AT_ONCE * (max_len + 1)
         buffers = (
@@ -192,7 +192,7 @@ class InPlace:
         tensors = (*batch, self._center, self._context, *self._sums, losses_B, *buffers)
         arrays: list[Any] = [tensor.numpy() for tensor in tensors]
         settings: list[Any] = [self._negatives, self.tables[0].shape[1], np.float32(lr), bool(self.accumulators)]
-        self._team.run(lambda member: _update(member, self._counters, *settings, *arrays))
+        self.team.run(lambda member: _update(member, self._counters, *settings, *arrays))
         return losses_B
 
 

@@ -29,7 +29,6 @@ from training.kernels.columns import (
     Ids,
     add_gradients,
     add_up,
-    all_finite,
     by_columns,
     by_rows,
     mean_losses,
@@ -67,9 +66,9 @@ class LazyAdam:
         """For at most ``num_steps`` steps."""
         self.tables = (center_VD, context_VD)
         self._negatives, self._dim, self._step = negatives, center_VD.shape[1], 0
-        self._team = team_for(self._dim)
-        self._counters = self._team.counters()
-        size, num_words = self._team.size, len(center_VD)
+        self.team = team_for(self._dim)
+        self._counters = self.team.counters()
+        size, num_words = self.team.size, len(center_VD)
         weights = [by_columns(table_VD, size) for table_VD in self.tables]
         # (2, T, V, 4, C), of centers and of contexts: what belongs to a word lies side by side.
         self._rows = on_large_pages(2, *weights[0].shape[:2], 4, weights[0].shape[2]).numpy()
@@ -111,10 +110,7 @@ class LazyAdam:
         (rank, first row, last row) each. Tables that were equal, and all get the same, stay equal to the bit.
         """
         arguments: list[Any] = [self._step, self._negatives, self._dim, max_len, ranges, everybodys.numpy()]
-        self._team.run(lambda member: _apply(member, *arguments, *self._state()))
-
-    def is_finite(self) -> bool:
-        return all(all_finite(self._rows[table, :, :, _WEIGHT]) for table in range(2))
+        self.team.run(lambda member: _apply(member, *arguments, *self._state()))
 
     def push(self) -> None:
         """Writes the tables as they are after the last step."""
@@ -132,14 +128,14 @@ class LazyAdam:
     def _run(
         self, center_B: Tensor, targets_BL: Tensor, num_contexts_B: Tensor, num_steps: int, finish: bool
     ) -> Tensor:
-        size, most = self._team.size, ROWS_AT_ONCE * targets_BL.shape[1]
+        size, most = self.team.size, ROWS_AT_ONCE * targets_BL.shape[1]
         losses_B = torch.from_numpy(np.zeros(len(center_B), dtype=np.float32))
         batch = [tensor.numpy() for tensor in (center_B, targets_BL, num_contexts_B, losses_B)]
         buffers = [np.empty((size, count, most + CHUNK), dtype=np.float32) for count in (2, 3)]
         self._slopes = np.zeros(0 if finish else targets_BL.numel(), dtype=np.float32)
         settings: list[Any] = [self._counters, self._step, num_steps, finish, self._negatives, self._dim]
         arguments = [*settings, *batch, *buffers, self._slopes, *self._state()]
-        self._team.run(lambda member: _steps(member, *arguments))
+        self.team.run(lambda member: _steps(member, *arguments))
         self._step += num_steps
         return losses_B
 

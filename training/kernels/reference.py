@@ -93,6 +93,8 @@ def _adagrad(row_D: Tensor, accumulator: Tensor, gradient_D: Tensor, lr: float) 
 class InPlace:
     """The tables under ``update``, with the methods that every kernel's ``InPlace`` has."""
 
+    team = None
+
     def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
         self.tables = (center_VD.detach(), context_VD.detach())
         self.accumulators = tuple(table_VD.new_zeros(len(table_VD)) for table_VD in self.tables) if adagrad else ()

@@ -13,19 +13,31 @@ from training.kernels.vector import observe, publish, sleep_us
 Counters = npt.NDArray[np.int64]
 
 _APART = 16  # int64s between two counters: processors fetch cache lines, of 64 bytes, in pairs
-_PATIENCE = 300_000  # looks, some 100 us: longer than threads of one speed differ, shorter than a turn of the scheduler
+_PATIENCE = 3_000_000  # looks, some 5 ms: who sleeps sooner is not woken in time, and then makes the others sleep
 
 
 class Team:
-    """``size`` threads, the caller's among them. ``run(work)`` calls ``work(member)`` in each and waits for all."""
+    """``size`` threads, the caller's among them. ``run(work)`` calls ``work(member)`` in each and waits for all.
+
+    ``afterwards`` is work for once, done by the next ``run`` when its own is done: reading ahead, where threads have
+    all cores. A thread of its own would take one away in the middle of a step, and all others would wait for it.
+    """
 
     def __init__(self, size: int):
         self.size = size
+        self.afterwards: Callable[[int], None] | None = None
         self._pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix="kernel")
 
     def run(self, work: Callable[[int], None]) -> None:
-        others = [self._pool.submit(work, member) for member in range(1, self.size)]
-        work(0)
+        afterwards, self.afterwards = self.afterwards, None
+
+        def both(member: int) -> None:
+            work(member)
+            if afterwards:
+                afterwards(member)
+
+        others = [self._pool.submit(both, member) for member in range(1, self.size)]
+        both(0)
         for other in others:
             other.result()
 
@@ -44,8 +56,8 @@ def team_of(size: int) -> Team:
 def meet(counters: Counters, member: int, size: int) -> None:
     """Returns when all members have called it as often, and sees what they wrote before. Allocates and raises nothing.
 
-    Members look at each other's counters without pause, since they arrive within microseconds; after that they sleep in
-    turns, for something else wants the core that one of them should have.
+    Members look at each other's counters without pause, since they arrive within microseconds. Longer than some
+    milliseconds they sleep, for then something else has the core that one of them should have.
     """
     turn = observe(counters, member * _APART) + 1
     publish(counters, member * _APART, turn)
