@@ -188,8 +188,8 @@ def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) ->
 
 
 def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
-    """The learning rate: falls in place, by the examples that all ranks have seen; else stays."""
-    if not config.in_place:
+    """The learning rate: SGD's falls in place, by the examples that all ranks have seen; else it stays."""
+    if not config.in_place or config.optimizer != "sgd":
         return config.lr
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
     return linear_decay(config.lr, examples_seen, num_examples)
