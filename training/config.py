@@ -1,7 +1,6 @@
 """TrainConfig: every setting of a run, checked once, stored in the run's folder."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,18 @@ IN_PLACE = {"sgd": 0.025, "rowwise_adagrad": 0.05}
 GLOBAL_BATCH = 512, 65_536
 """Usual rows of a step, synchronous and in place."""
 
+LARGEST_RATE = 1e30
+"""Beyond any use, and a float32 even when it is multiplied by the number of ranks."""
+
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "cuda")
 CACHES = ("auto", "device", "none")
 
 LIMITS = {
     "epochs": 100_000,
+    "lanes": 1 << 12,
     "global_batch": 1 << 24,
     "dim": 1 << 14,
-    "lanes": 1 << 12,
     "threads": 1 << 10,
     "log_every": 1 << 30,
 }
@@ -101,11 +103,11 @@ class TrainConfig:
             raise InputError.flag("optimizer", self.optimizer, possible)
         if self.lr is None:
             self._become("lr", optimizers[self.optimizer])
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError.flag("lr", self.lr, "a number above 0")
+        if not 0 < self.lr <= LARGEST_RATE:
+            raise InputError.flag("lr", self.lr, f"a number above 0, {LARGEST_RATE:g} at most")
         if self.global_batch is None:
-            usual = GLOBAL_BATCH[self.in_place]
-            self._become("global_batch", max(1, usual // max(1, self.lanes)) * self.lanes)
+            per_lane = GLOBAL_BATCH[self.in_place] // max(1, self.lanes)
+            self._become("global_batch", max(1, per_lane) * self.lanes)
         for name in LIMITS:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:

@@ -135,7 +135,8 @@ def _rank_main(
         work(*args)
     except InputError as error:
         errors.put(str(error))
-        sys.exit(2)
+        sys.stdout.flush()
+        os._exit(2)  # see leave
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.schedule import linear_decay
-from training.steps import Step, make_step
+from training.steps import Step, finite, make_step
 from training.stream import ArrowStream, Batch
 
 
@@ -129,7 +129,8 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
                     report.step(epoch, done, now.since(last_line), lr)
                 last_line = now
         step.end_epoch()
-        now = check_finite(meter.moment(world, step.is_finite()), done, config)
+        step.settle()
+        now = check_finite(meter.moment(world, finite(model)), done, config)  # the tables that would be saved
         examples = now.examples
         if report:
             report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
@@ -137,7 +138,6 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     # The run's files, and the book's last line.
     if report:
         report.close()
-        step.settle()
         run = now.since(begin)
         totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": done}
         finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})
