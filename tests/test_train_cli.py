@@ -135,8 +135,8 @@ def damage_page(path: Path, column: str) -> None:
             "--optimizer rowwise_adagrad",
             "--optimizer found rowwise_adagrad adam or sgd or adagrad --sync-every N above 1",
         ),
-        ("--kernel cuda", "--kernel found cuda --device cpu reference"),
-        ("--kernel cpu --device cuda", "--kernel found cpu --device cuda reference"),
+        ("--kernel cuda", "--kernel found cuda reference cpu"),
+        ("--kernel cpu --device cuda", "--kernel found cpu reference cuda"),
         ("--global-batch 0", "--global-batch found 0"),
         ("--global-batch 500", "--global-batch found 500 --lanes 16 512"),
         ("--global-batch 8", "--global-batch found 8 --lanes 16 16"),
@@ -190,6 +190,17 @@ def test_a_gpu_that_is_not_there_is_refused_before_processes_are_made(
     monkeypatch.setattr(train, "spawn", must_not_run)
     ended = training("--data", pristine, "--output", tmp_path / "out", "--device", "cuda", "--nproc", nproc)
     ended.assert_refused("--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("gpu", "kernel"), [(False, "cuda"), (True, "cpu")])
+def test_a_kernel_that_is_not_for_the_device_found_is_refused(
+    call: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, kernel: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    ended = call(train.main, "--data", pristine, "--output", tmp_path / "out", "--kernel", kernel)
+    ended.assert_refused("--kernel", f"found {kernel}", "the device is")
     assert not (tmp_path / "out").exists()
 
 
@@ -447,6 +458,26 @@ def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(pristine
     ended = start([sys.executable, TRAIN, *arguments])
     ended.assert_refused("--lr", "1e+30", "by step ")
     assert {name: content for name, content in tree(run).items() if name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        ("", ("adam", 0.002, 512)),
+        ("--optimizer adagrad", ("adagrad", 0.05, 512)),
+        ("--optimizer sgd --lr 0.2", ("sgd", 0.2, 512)),
+        ("--sync-every 8", ("sgd", 0.025, 65_536)),
+        ("--sync-every 8 --optimizer rowwise_adagrad", ("rowwise_adagrad", 0.05, 65_536)),
+        ("--sync-every 8 --lr 0.1 --global-batch 512", ("sgd", 0.1, 512)),
+        ("--lanes 3", ("adam", 0.002, 510)),
+    ],
+)
+def test_usual_values_follow_the_mode_and_the_runs_config_holds_what_was_used(
+    training: Command, pristine: Path, tmp_path: Path, flags: str, used: tuple[str, float, int]
+) -> None:
+    assert training("--data", pristine, "--output", tmp_path / "out", *flags.split()).code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["optimizer"], config["lr"], config["global_batch"]) == used
 
 
 @pytest.mark.parametrize("seed", [-5, 10**20])

@@ -115,9 +115,7 @@ class TrainConfig:
         for name, possible_values in (("device", DEVICES), ("kernel", KERNELS), ("cache", CACHES)):
             if getattr(self, name) not in possible_values:
                 raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
-        for device, kernel in (("cpu", "cuda"), ("cuda", "cpu")):
-            if (self.device, self.kernel) == (device, kernel):
-                raise InputError.flag("kernel", kernel, f"reference or auto with --device {device}")
+        self.check_kernel(self.device)
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -128,6 +126,11 @@ class TrainConfig:
 
     def _become(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    def check_kernel(self, device: str) -> None:
+        """Raises InputError where a kernel is asked for that cannot run on ``device``, cpu or cuda."""
+        if (device, self.kernel) in (("cpu", "cuda"), ("cuda", "cpu")):
+            raise InputError.flag("kernel", self.kernel, f"reference or auto, since the device is {device}")
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""

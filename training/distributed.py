@@ -179,13 +179,15 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     )
 
 
-def check_device(wanted: str, ranks_here: int) -> None:
-    """Raises InputError unless there is a GPU for each of this machine's ranks, where GPUs are wanted or found."""
-    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
-        num_gpus = torch.cuda.device_count()
-        if num_gpus < ranks_here:
-            found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
-            raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
+def check_device(wanted: str, ranks_here: int) -> str:
+    """What ``auto``, ``cpu`` or ``cuda`` is here, cpu or cuda; InputError unless each of the ranks has a GPU then."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    num_gpus = torch.cuda.device_count()
+    if num_gpus < ranks_here:
+        found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
+        raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
+    return "cuda"
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

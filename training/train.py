@@ -86,7 +86,7 @@ def be_a_rank(config: TrainConfig) -> None:
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     """The dataset's manifest, once all that training needs is there and the run's folder is free. Raises InputError."""
-    check_device(config.device, ranks_here)
+    config.check_kernel(check_device(config.device, ranks_here))
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
