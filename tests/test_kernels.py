@@ -1,5 +1,7 @@
 """Laws of training.kernels.cpu and of what it is built from: it computes what the reference does."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from itertools import combinations
@@ -9,7 +11,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import Threads
+from conftest import ROOT, Threads
 from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
@@ -307,3 +309,31 @@ def test_members_that_met_see_what_the_others_wrote(size: int) -> None:
     done.join(timeout=120)
     assert not done.is_alive()
     assert not stale.any()
+
+
+INTERRUPTED = """
+import numpy as np
+from training.kernels.threads import Team, meet
+
+team = Team(2)
+counters = team.counters()
+meet(np.zeros_like(counters), 0, 1)  # compiled before anybody waits
+
+def work(member):
+    if member == 0:
+        raise KeyboardInterrupt
+    meet(counters, member, 2)
+
+try:
+    team.run(work)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_member_that_is_interrupted_leaves_nobody_waiting_for_ever() -> None:
+    """Ctrl-C reaches the caller's thread between two lines of Python, and the process is to end."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
