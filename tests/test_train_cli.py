@@ -451,7 +451,7 @@ def test_tables_that_the_last_step_of_all_ruins_are_not_saved(
     assert not (tmp_path / "out" / "vectors.safetensors").exists()
 
 
-@pytest.mark.parametrize("flags", [DIVERGING[0], DIVERGING[2], DIVERGING[3]])
+@pytest.mark.parametrize("flags", [DIVERGING[0], DIVERGING[3]])
 def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(pristine: Path, run: Path, flags: str) -> None:
     before = tree(run)
     arguments = ["--data", str(pristine), "--output", str(run), "--overwrite", *QUICK, "--nproc", "2", *flags.split()]
