@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import s3
 import session
+import torch
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,18 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Ended(code, *capsys.readouterr())
 
     return run
+
+
+Threads = Callable[[int], None]
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
+    """Sets how many threads kernels take, on a machine of as many cores as it seems."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -144,3 +144,39 @@ def row_loss(scores: Sequence[float], num_contexts: int, negatives: int) -> floa
     real = num_contexts * (1 + negatives)
     losses = [math.log1p(math.exp(-s if j < num_contexts else s)) for j, s in enumerate(scores[:real])]
     return sum(losses) / max(1, real)
+
+
+def train_in_place(
+    rows: Iterable[tuple[int, Sequence[int], int]],
+    center: list[list[float]],
+    context: list[list[float]],
+    negatives: int,
+    lr: float,
+    sums: tuple[list[float], list[float]] | None = None,
+) -> list[float]:
+    """Trains both tables, row after row (center, targets, number of contexts); returns the rows' mean losses.
+
+    In word2vec.c's order: a row's scores first, then its context vectors one after the other, then its center, once.
+    With ``sums``, Adagrad that divides by the root of a vector's one sum of mean squares.
+    """
+    losses = []
+    for word, padded, num_contexts in rows:
+        targets = padded[: num_contexts * (1 + negatives)]
+        v = list(center[word])
+        scores = [sum(a * b for a, b in zip(v, context[target], strict=True)) for target in targets]
+        losses.append(row_loss(scores, num_contexts, negatives))
+        slopes = [1 / (1 + math.exp(-score)) - (j < num_contexts) for j, score in enumerate(scores)]
+        total = [sum(s * context[t][d] for s, t in zip(slopes, targets, strict=True)) for d in range(len(v))]
+        for slope, target in zip(slopes, targets, strict=True):
+            _move(context[target], [slope * number for number in v], lr, sums[1] if sums else None, target)
+        if targets:
+            _move(center[word], total, lr, sums[0] if sums else None, word)
+    return losses
+
+
+def _move(vector: list[float], gradient: list[float], lr: float, sums: list[float] | None, word: int) -> None:
+    if sums is not None:
+        sums[word] += sum(number * number for number in gradient) / len(gradient)
+        lr /= math.sqrt(sums[word]) + 1e-10
+    for d, number in enumerate(gradient):
+        vector[d] -= lr * number

@@ -10,6 +10,8 @@ import oracles
 import pytest
 from conftest import ROOT
 
+from pipeline import compiled
+
 DRAW = """
 import numpy as np
 from pipeline.draws import sums_of_draws
@@ -68,3 +70,21 @@ def test_from_a_zip_and_with_nowhere_to_write(package: Path, tmp_path: Path) -> 
     assert result(start(zipped, "/dev/null")) == (RIGHT, 0)
     assert result(start(zipped, tmp_path / "cache")) == (RIGHT, 0)
     assert result(start(zipped, tmp_path / "cache")) == (RIGHT, 1)
+
+
+def test_code_is_named_by_the_sources_of_its_own_package_and_of_pipeline(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        (package / name).mkdir()
+        (package / name / "__init__.py").write_text("")
+    monkeypatch.setattr(compiled, "files", lambda folder: package / folder)
+    digest = compiled._everything_that_decides_the_code.__wrapped__
+    seen = [digest("one"), digest("other")]
+    for changed in ("other/__init__.py", "one/new.py", "pipeline/draws.py"):
+        with (package / changed).open("a") as file:
+            file.write("# changed")
+        seen.append(digest("one"))
+    assert seen[2] == seen[0], "what is in another package decides nothing"
+    assert len({seen[0], seen[3], seen[4]}) == 3
+    assert digest("one") == seen[4]

@@ -185,8 +185,3 @@ def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_pat
     for adds in (backward, sgd, adagrad):
         assert "red.global.gpu.relaxed.add.v4.f32" in adds
     assert not [word for word in forward | backward | sgd | adagrad if "acq_rel" in word]
-
-
-def test_the_trainer_starts_without_triton() -> None:
-    code = "import sys; sys.modules['triton'] = None; import training.train"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -124,6 +124,18 @@ def test_one_epoch_of_ptb_costs_what_the_book_has_on_one_process_and_on_four(ptb
 
 
 @pytest.mark.long
+def test_an_epoch_of_ptb_costs_machine_code_what_it_costs_the_reference(ptb: Path) -> None:
+    epochs, steps = [], []
+    for kernel in ("reference", "cpu"):
+        flags = ["--nproc", "1", "--device", "cpu", "--epochs", "1", "--log-every", "1", "--kernel", kernel]
+        epochs.append(epoch_losses(ptb, *flags))
+        lines = map(json.loads, (ptb / "runs" / "ptb" / "metrics.jsonl").read_text().splitlines())
+        steps.append([line["loss"] for line in lines if line["kind"] == "step"][:100])
+    assert steps[1] == pytest.approx(steps[0], abs=1e-5)
+    assert epochs[1] == pytest.approx(epochs[0], abs=0.0005)
+
+
+@pytest.mark.long
 def test_five_epochs_of_ptb_are_the_books(ptb: Path) -> None:
     alone, four = epoch_losses(ptb, "--nproc", "1"), epoch_losses(ptb, "--nproc", "4")
     assert alone == pytest.approx(BOOK_LOSSES, abs=0.006)

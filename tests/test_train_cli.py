@@ -125,15 +125,24 @@ def damage_page(path: Path, column: str) -> None:
         ("--lr 0", "--lr found 0.0"),
         ("--lr nan", "--lr found nan"),
         ("--lr inf", "--lr found inf"),
+        ("--lr 1e31", "--lr found 1e+31 1e+30"),
         ("--dim 0", "--dim found 0"),
         ("--dim -8", "--dim found -8"),
-        ("--sync-every 8", "--sync-every found 8 expected 1"),
-        ("--sync-every 0", "--sync-every found 0"),
+        ("--sync-every 0", "--sync-every found 0 expected 1 or more"),
+        ("--sync-every -8", "--sync-every found -8"),
+        ("--sync-every 8 --optimizer adam", "--optimizer found adam sgd or rowwise_adagrad --sync-every 8 or 1"),
+        (
+            "--optimizer rowwise_adagrad",
+            "--optimizer found rowwise_adagrad adam or sgd or adagrad --sync-every N above 1",
+        ),
+        ("--kernel cuda", "--kernel found cuda reference cpu"),
+        ("--kernel cpu --device cuda", "--kernel found cpu reference cuda"),
         ("--global-batch 0", "--global-batch found 0"),
         ("--global-batch 500", "--global-batch found 500 --lanes 16 512"),
         ("--global-batch 8", "--global-batch found 8 --lanes 16 16"),
         ("--lanes 0", "--lanes found 0"),
-        ("--lanes 7", "--global-batch found 512 --lanes 7 518"),
+        ("--lanes 7 --global-batch 512", "--global-batch found 512 --lanes 7 518"),
+        ("--lanes 5000", "--lanes found 5000"),
         ("--log-every 0", "--log-every found 0"),
         ("--threads 0", "--threads found 0"),
         ("--nproc 0", "--nproc found 0"),
@@ -181,6 +190,17 @@ def test_a_gpu_that_is_not_there_is_refused_before_processes_are_made(
     monkeypatch.setattr(train, "spawn", must_not_run)
     ended = training("--data", pristine, "--output", tmp_path / "out", "--device", "cuda", "--nproc", nproc)
     ended.assert_refused("--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("gpu", "kernel"), [(False, "cuda"), (True, "cpu")])
+def test_a_kernel_that_is_not_for_the_device_found_is_refused(
+    call: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, kernel: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    ended = call(train.main, "--data", pristine, "--output", tmp_path / "out", "--kernel", kernel)
+    ended.assert_refused("--kernel", f"found {kernel}", "the device is")
     assert not (tmp_path / "out").exists()
 
 
@@ -399,11 +419,65 @@ def test_an_output_that_cannot_be_made_is_refused_before_processes_are_made(
 # Training
 
 
-def test_a_run_that_diverges_says_so_and_leaves_no_vectors(training: Command, pristine: Path, tmp_path: Path) -> None:
-    ended = training("--data", pristine, "--output", tmp_path / "out", "--lr", "1e30")
-    ended.assert_refused("--lr", "1e+30")
+DIVERGING = [
+    "--lr 1e30",
+    "--lr 1e30 --kernel reference",
+    "--lr 1e30 --optimizer sgd",
+    "--lr 1e30 --sync-every 3 --global-batch 256",
+    "--lr 1e30 --sync-every 3 --global-batch 256 --kernel reference",
+    "--lr 1e30 --sync-every 3 --global-batch 256 --optimizer rowwise_adagrad",
+]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("flags", DIVERGING)
+@pytest.mark.parametrize("log_every", [2, 50], ids=["at a line", "at the end"])
+def test_a_run_that_diverges_says_so_and_leaves_no_vectors(
+    training: Command, pristine: Path, tmp_path: Path, flags: str, log_every: int
+) -> None:
+    ended = training("--data", pristine, "--output", tmp_path / "out", "--log-every", log_every, *flags.split())
+    ended.assert_refused("--lr", f"{float(flags.split()[1]):g}", "by step ")
     assert not (tmp_path / "out" / "summary.json").exists()
     assert not (tmp_path / "out" / "vectors.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_tables_that_the_last_step_of_all_ruins_are_not_saved(
+    training: Command, pristine: Path, tmp_path: Path
+) -> None:
+    """Losses of 1e36 are numbers, and so are the tables that made them; the squares of their gradients are none."""
+    ended = training("--data", pristine, "--output", tmp_path / "out", "--global-batch", 2048, "--lr", 1e18)
+    ended.assert_refused("--lr", "vectors that are no numbers by step 2")
+    assert not (tmp_path / "out" / "vectors.safetensors").exists()
+
+
+@pytest.mark.parametrize("flags", [DIVERGING[0], DIVERGING[3]])
+def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(pristine: Path, run: Path, flags: str) -> None:
+    before = tree(run)
+    arguments = ["--data", str(pristine), "--output", str(run), "--overwrite", *QUICK, "--nproc", "2", *flags.split()]
+    ended = start([sys.executable, TRAIN, *arguments])
+    ended.assert_refused("--lr", "1e+30", "by step ")
+    assert {name: content for name, content in tree(run).items() if name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        ("", ("adam", 0.002, 512)),
+        ("--optimizer adagrad", ("adagrad", 0.05, 512)),
+        ("--optimizer sgd --lr 0.2", ("sgd", 0.2, 512)),
+        ("--sync-every 8", ("sgd", 0.025, 65_536)),
+        ("--sync-every 8 --optimizer rowwise_adagrad", ("rowwise_adagrad", 0.05, 65_536)),
+        ("--sync-every 8 --lr 0.1 --global-batch 512", ("sgd", 0.1, 512)),
+        ("--lanes 3", ("adam", 0.002, 510)),
+    ],
+)
+def test_usual_values_follow_the_mode_and_the_runs_config_holds_what_was_used(
+    training: Command, pristine: Path, tmp_path: Path, flags: str, used: tuple[str, float, int]
+) -> None:
+    assert training("--data", pristine, "--output", tmp_path / "out", *flags.split()).code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["optimizer"], config["lr"], config["global_batch"]) == used
 
 
 @pytest.mark.parametrize("seed", [-5, 10**20])

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from pipeline.config import PipelineConfig
 from pipeline.lookup import WordIndex
@@ -102,3 +104,43 @@ def copies(batches: Iterable[Batch]) -> list[Batch]:
 def copy(batch: Batch) -> Batch:
     center_B, targets_BL, num_contexts_B = (tensor.clone() for tensor in batch.tensors())
     return Batch(center_B, targets_BL, num_contexts_B, batch.num_steps)
+
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""center_B, contexts_negatives_BL and num_contexts_B, as a batch holds them."""
+
+
+def random_rows(
+    num_rows: int,
+    num_words: int,
+    window: int = 2,
+    negatives: int = 2,
+    seed: int = 0,
+    num_contexts: int | None = None,
+    repeat: bool = True,
+) -> Rows:
+    """Rows of words 1 to ``num_words`` - 1, frequent ones first; padding names random words too, as leftovers would.
+
+    ``num_contexts`` in every row, or 0 to 2·window. Without ``repeat`` no row names a word twice.
+    """
+    rng = np.random.default_rng(seed)
+    max_len = 2 * window * (1 + negatives)
+    weights = 1 / np.arange(1, num_words)
+    weights /= weights.sum()
+    words = [1 + rng.choice(num_words - 1, size=max_len, replace=repeat, p=weights) for _ in range(num_rows)]
+    counts = rng.integers(0, 2 * window + 1, size=num_rows)
+    return (
+        torch.from_numpy(1 + rng.choice(num_words - 1, size=num_rows, p=weights).astype(np.int32)),
+        torch.from_numpy(np.array(words, dtype=np.int32).reshape(num_rows, max_len)),
+        torch.from_numpy(
+            counts.astype(np.int16) if num_contexts is None else np.full(num_rows, num_contexts, np.int16)
+        ),
+    )
+
+
+def random_tables(num_words: int, dim: int, scale: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Center and context; row 0 is zero, as in every model."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = torch.randn(2, num_words, dim, generator=generator) * scale
+    tables[:, 0] = 0
+    return tables[0].clone(), tables[1].clone()

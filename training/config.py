@@ -1,7 +1,6 @@
 """TrainConfig: every setting of a run, checked once, stored in the run's folder."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,18 @@ IN_PLACE = {"sgd": 0.025, "rowwise_adagrad": 0.05}
 GLOBAL_BATCH = 512, 65_536
 """Usual rows of a step, synchronous and in place."""
 
+LARGEST_RATE = 1e30
+"""Beyond any use, and a float32 even when it is multiplied by the number of ranks."""
+
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "cuda")
 CACHES = ("auto", "device", "none")
 
 LIMITS = {
     "epochs": 100_000,
+    "lanes": 1 << 12,
     "global_batch": 1 << 24,
     "dim": 1 << 14,
-    "lanes": 1 << 12,
     "threads": 1 << 10,
     "log_every": 1 << 30,
 }
@@ -101,11 +103,11 @@ class TrainConfig:
             raise InputError.flag("optimizer", self.optimizer, possible)
         if self.lr is None:
             self._become("lr", optimizers[self.optimizer])
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError.flag("lr", self.lr, "a number above 0")
+        if not 0 < self.lr <= LARGEST_RATE:
+            raise InputError.flag("lr", self.lr, f"a number above 0, {LARGEST_RATE:g} at most")
         if self.global_batch is None:
-            usual = GLOBAL_BATCH[self.in_place]
-            self._become("global_batch", max(1, usual // max(1, self.lanes)) * self.lanes)
+            per_lane = GLOBAL_BATCH[self.in_place] // max(1, self.lanes)
+            self._become("global_batch", max(1, per_lane) * self.lanes)
         for name in LIMITS:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:
@@ -113,9 +115,7 @@ class TrainConfig:
         for name, possible_values in (("device", DEVICES), ("kernel", KERNELS), ("cache", CACHES)):
             if getattr(self, name) not in possible_values:
                 raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
-        for device, kernel in (("cpu", "cuda"), ("cuda", "cpu")):
-            if (self.device, self.kernel) == (device, kernel):
-                raise InputError.flag("kernel", kernel, f"reference or auto with --device {device}")
+        self.check_kernel(self.device)
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -126,6 +126,11 @@ class TrainConfig:
 
     def _become(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    def check_kernel(self, device: str) -> None:
+        """Raises InputError where a kernel is asked for that cannot run on ``device``, cpu or cuda."""
+        if (device, self.kernel) in (("cpu", "cuda"), ("cuda", "cpu")):
+            raise InputError.flag("kernel", self.kernel, f"reference or auto, since the device is {device}")
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""

@@ -135,7 +135,8 @@ def _rank_main(
         work(*args)
     except InputError as error:
         errors.put(str(error))
-        sys.exit(2)
+        sys.stdout.flush()
+        os._exit(2)  # see leave
 
 
 @contextmanager
@@ -178,13 +179,15 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     )
 
 
-def check_device(wanted: str, ranks_here: int) -> None:
-    """Raises InputError unless there is a GPU for each of this machine's ranks, where GPUs are wanted or found."""
-    if wants_gpu(wanted):
-        num_gpus = torch.cuda.device_count()
-        if num_gpus < ranks_here:
-            found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
-            raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
+def check_device(wanted: str, ranks_here: int) -> str:
+    """What ``auto``, ``cpu`` or ``cuda`` is here, cpu or cuda; InputError unless each of the ranks has a GPU then."""
+    if not wants_gpu(wanted):
+        return "cpu"
+    num_gpus = torch.cuda.device_count()
+    if num_gpus < ranks_here:
+        found = f"{num_gpus} GPU(s) for {ranks_here} process(es) on this machine"
+        raise InputError(f"--device {wanted}: found {found}, expected one each; take fewer, or --device cpu")
+    return "cuda"
 
 
 def wants_gpu(wanted: str) -> bool:

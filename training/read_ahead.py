@@ -99,9 +99,9 @@ class BetweenSteps:
 
     def _do_one(self, block: bool) -> bool:
         try:
-            job = self._jobs.get(block)
+            job = self._jobs.get(block, timeout=0.1)
         except Empty:
-            return False
+            return block and not self._team.failed
         if job is None:
             return False
         try:

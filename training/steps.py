@@ -177,8 +177,11 @@ class InPlace:
         self._since = 0
         if self._world_size > 1:
             self._tables.push()
-            everything = [*self._model.parameters(), *map(nn.Parameter, self._tables.accumulators)]
-            average_parameters(iter(everything), dist.GroupMember.WORLD)  # type: ignore[arg-type]
+            own = [table.detach() for table in (*self._model.parameters(), *self._tables.accumulators)]
+            averages = [nn.Parameter(table) for table in own]
+            average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
+            for table, average in zip(own, averages, strict=True):
+                table.copy_(average.detach())  # it has been given other storage, and kernels hold on to theirs
             self._tables.pull()
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -39,7 +39,6 @@ from training.distributed import (
     leave,
     needs_spawn,
     spawn,
-    wants_gpu,
     world_size_with,
 )
 from training.metrics import Meter, Moment, Report
@@ -89,8 +88,9 @@ def be_a_rank(config: TrainConfig) -> None:
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     """The dataset's manifest, once all that training needs is there and the run's folder is free. Raises InputError."""
-    check_device(config.device, ranks_here)
-    if config.cache == "device" and not wants_gpu(config.device):
+    device = check_device(config.device, ranks_here)
+    config.check_kernel(device)
+    if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
@@ -135,7 +135,8 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
                         report.step(epoch, done, now.since(last_line), lr)
                     last_line = now
             step.end_epoch()
-            now = check_finite(meter.moment(world, step.is_finite()), done, config)
+            step.settle()
+            now = check_finite(meter.moment(world, finite(model)), done, config)  # the tables that would be saved
             examples = now.examples
             if report:
                 report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
@@ -143,8 +144,6 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     # The run's files, and the book's last line.
     if report:
         report.close()
-        step.settle()
-        check_finite(replace(now, finite=now.finite and finite(model)), done, config)
         run = now.since(begin)
         totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": done}
         finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})

@@ -78,6 +78,8 @@ class _RowLosses(torch.autograd.Function):
         arrays: list[Any] = [tensor.contiguous().numpy() for tensor in tensors]
         team = team_for(center_VD.shape[1])
         team.run(lambda member: _gradients_of_columns(member, team.size, ctx.negatives, *arrays))
+        for gradient_VD in gradients:
+            gradient_VD[0] = 0  # word 0 is padding
         return *gradients, None, None, None, None
 
 

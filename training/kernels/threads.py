@@ -25,7 +25,9 @@ class Team:
 
     def __init__(self, size: int):
         self.size = size
+        self.failed = False
         self.afterwards: Callable[[int], None] | None = None
+        self._given: list[Counters] = []
         self._pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix="kernel")
 
     def run(self, work: Callable[[int], None]) -> None:
@@ -37,13 +39,20 @@ class Team:
                 afterwards(member)
 
         others = [self._pool.submit(both, member) for member in range(1, self.size)]
-        both(0)
-        for other in others:
-            other.result()
+        try:
+            both(0)
+            for other in others:
+                other.result()
+        except BaseException:  # Ctrl-C, for one: the others would wait for this thread, and the process for them
+            self.failed = True
+            for counters in self._given:
+                counters[self.size * _APART] = 1
+            raise
 
     def counters(self) -> Counters:
-        """What ``meet`` counts with; of one ``run`` at a time."""
-        return np.zeros(self.size * _APART, dtype=np.int64)
+        """What ``meet`` counts with; of one ``run`` at a time, and of none after one that failed."""
+        self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
+        return self._given[-1]
 
 
 @cache
@@ -66,4 +75,6 @@ def meet(counters: Counters, member: int, size: int) -> None:
         while observe(counters, other * _APART) < turn:
             looks += 1
             if looks > _PATIENCE:
+                if observe(counters, size * _APART):
+                    return  # somebody will never come
                 sleep_us(np.uint32(20))
