@@ -52,10 +52,10 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
     def average() -> None:
         for rank in ranks:
             rank.push()
-        for copies in zip(*([*rank.tables, *rank.accumulators] for rank in ranks), strict=True):
-            mean = torch.stack(copies).mean(0)
-            for copy in copies:
-                copy.copy_(mean)
+        for same in zip(*([*rank.tables, *rank.accumulators] for rank in ranks), strict=True):
+            mean = torch.stack(same).mean(0)
+            for table in same:
+                table.copy_(mean)
         for rank in ranks:
             rank.pull()
 

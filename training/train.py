@@ -41,6 +41,7 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
+from training.kernels.threads import num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
@@ -77,7 +78,7 @@ def be_a_rank(config: TrainConfig) -> None:
     world = launched()
     manifest = check_inputs(config, world.local_world_size)
     device = choose_device(config.device, world.local_rank)
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.local_world_size))
+    torch.set_num_threads(config.threads or max(1, num_cores() // world.local_world_size))
     with joined(device) as world:
         try:
             train(config, manifest, world, device)
@@ -112,7 +113,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         folder = claim(config, manifest)
         print(opening_lines(config, manifest, world, device), flush=True)
         report = Report(folder, all_steps, config.epochs)
-    compile_s = warm_up(step, config, manifest, device)
+    compile_s = warm_up(config, manifest, world, device)
     if world.is_first and compile_s > 2:
         print(f"compiled for this machine in {compile_s:.0f} s, once", flush=True)
 
@@ -169,7 +170,7 @@ def epochs_of(
         return
     # A batch of several steps ends where a line of metrics.jsonl is due.
     at_once = math.gcd(step.at_once, config.log_every)
-    cores_taken = world.local_world_size * torch.get_num_threads() >= len(os.sched_getaffinity(0))
+    cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
     team = step.team if cores_taken else None
     with closing(read_epochs(stream_of, range(config.epochs), world.rank, world.world_size, at_once, team)) as epochs:
         for batches in epochs:
@@ -194,13 +195,12 @@ def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
     return linear_decay(config.lr, examples_seen, num_examples)
 
 
-def warm_up(step: Step, config: TrainConfig, manifest: Manifest, device: torch.device) -> float:
-    """Lets a kernel compile, by a step on two empty words; the seconds it took."""
+def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> float:
+    """Lets a kernel compile, by a step of empty rows on tables of two words; the seconds it took."""
     started = time.perf_counter()
-    world = World(0, 1, 0, 1)
     model = SkipGram(2, config.dim, in_place=config.in_place).to(device)
     tiny = make_step(config, model, manifest.config.negatives, 1, world)
-    tiny(Batch.empty(1, manifest.max_len).to(device), 0.0)
+    tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
     return time.perf_counter() - started

@@ -11,7 +11,6 @@ table is kept as T tables of C columns.
 """
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.compiled import compiled_fast
-from training.kernels.threads import Counters, Team, meet, team_of
+from training.kernels.threads import Counters, Team, meet, num_cores, team_of
 from training.kernels.vector import CHUNK, dot_1, dot_4, move_1, move_4, power_of_two, scatter_1, scatter_4
 
 Ids = npt.NDArray[np.int32]
@@ -35,7 +34,7 @@ _F0, _F1 = np.float32(0), np.float32(1)
 
 def team_for(dim: int) -> Team:
     """torch's number of threads, as far as there are cores, and 32 columns for each."""
-    return team_of(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)), dim // 32)))
+    return team_of(max(1, min(torch.get_num_threads(), num_cores(), dim // 32)))
 
 
 def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:

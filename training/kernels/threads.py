@@ -1,5 +1,6 @@
 """Threads that run compiled code side by side, and meet inside it."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -53,6 +54,11 @@ class Team:
         """What ``meet`` counts with; of one ``run`` at a time, and of none after one that failed."""
         self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
         return self._given[-1]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
