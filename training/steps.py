@@ -119,7 +119,7 @@ class TouchedRows:
         self._world = world
         self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, config.lr, num_steps)
         self.team: Team | None = self._adam.team
-        self.at_once = 10 if world.world_size == 1 else 1
+        self.at_once = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
         per_lane = config.global_batch // config.lanes
         lanes = [divmod(lane, world.world_size)[::-1] for lane in range(config.lanes)]
         self._ranges = np.array([(rank, place * per_lane, (place + 1) * per_lane) for rank, place in lanes])

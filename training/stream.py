@@ -39,7 +39,7 @@ Each = Callable[[list[Callable[[], None]]], None]
 """Does jobs, in any order."""
 
 NUM_CHUNKS = 3
-"""One in use, one that waits, and one that is being filled."""
+"""One in use, one that waits, and one that is being filled; where a team reads between steps, none waits."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class ArrowStream:
         row_group, order = self.opened(piece)
         return row_group.rows(order[piece.start : piece.stop])
 
-    def ring(self, num_lanes: int) -> "Iterator[_Chunk]":
-        """NUM_CHUNKS chunks in turn, for ``chunks``."""
+    def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> "Iterator[_Chunk]":
+        """Chunks in turn, for ``chunks``."""
         num_rows = self.plan.rows_per_step * num_lanes
         num_batches = max(1, min(self.plan.num_steps, CHUNK_ROWS // num_rows))
-        return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(NUM_CHUNKS)])
+        return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(num_chunks)])
 
     def chunks(
         self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", each: Each, at_once: int = 1, done: int = 0
@@ -171,7 +171,7 @@ def read_epochs(
         for epoch in epochs:
             stream = make(epoch)
             lanes = stream.plan.of_rank(rank, world_size)
-            ring = ring or stream.ring(len(lanes))
+            ring = ring or stream.ring(len(lanes), NUM_CHUNKS - 1 if team else NUM_CHUNKS)
             steps_left = stream.plan.num_steps
             if not steps_left:
                 yield (), True

@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -41,7 +42,7 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
-from training.kernels.threads import num_cores
+from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
@@ -111,7 +112,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     report = None
     if world.is_first:
         folder = claim(config, manifest)
-        print(opening_lines(config, manifest, world, device), flush=True)
+        print(opening_lines(config, manifest, world, device, step.team), flush=True)
         report = Report(folder, all_steps, config.epochs)
     compile_s = warm_up(config, manifest, world, device)
     if world.is_first and compile_s > 2:
@@ -155,14 +156,10 @@ def epochs_of(
     config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan."""
-
-    def stream_of(epoch: int) -> ArrowStream:
-        return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
-
     if keeps_rows(config, manifest, device):
         kept: dict[int, KeptRows] = {}
         for epoch in range(config.epochs):
-            stream, sampled = stream_of(epoch), epoch % manifest.sampled_epochs
+            stream, sampled = stream_of(config, manifest, epoch), epoch % manifest.sampled_epochs
             if sampled not in kept:
                 rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
                 kept[sampled] = KeptRows(*rows, device)
@@ -172,7 +169,8 @@ def epochs_of(
     at_once = math.gcd(step.at_once, config.log_every)
     cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
     team = step.team if cores_taken else None
-    with closing(read_epochs(stream_of, range(config.epochs), world.rank, world.world_size, at_once, team)) as epochs:
+    make, numbers = partial(stream_of, config, manifest), range(config.epochs)
+    with closing(read_epochs(make, numbers, world.rank, world.world_size, at_once, team)) as epochs:
         for batches in epochs:
             yield copied(batches, device) if device.type == "cuda" else batches
 
@@ -196,14 +194,23 @@ def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
 
 
 def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> float:
-    """Lets a kernel compile, by a step of empty rows on tables of two words; the seconds it took."""
+    """Lets machine code compile, or load, by a step of empty rows on tables of two words, and one look at a shard; the
+    seconds it took.
+    """
     started = time.perf_counter()
     model = SkipGram(2, config.dim, in_place=config.in_place).to(device)
     tiny = make_step(config, model, manifest.config.negatives, 1, world)
     tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
+    stream = stream_of(config, manifest, epoch=0)
+    for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
+        stream.read(piece)
     return time.perf_counter() - started
+
+
+def stream_of(config: TrainConfig, manifest: Manifest, epoch: int) -> ArrowStream:
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
@@ -239,7 +246,9 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - asked
 
 
-def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> str:
+def opening_lines(
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, team: Team | None
+) -> str:
     """What is about to happen, with the arithmetic of derived numbers."""
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
     per_rank = config.global_batch // world.world_size
@@ -248,14 +257,16 @@ def opening_lines(config: TrainConfig, manifest: Manifest, world: World, device:
         if config.in_place
         else "gradients averaged every step"
     )
+    threads = f"{torch.get_num_threads()} thread(s) a rank"
+    if team and team.size < torch.get_num_threads():
+        threads += f", of which dim {config.dim} employs {team.size}"
     return "\n".join(
         [
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
             f"vocabulary of {manifest.vocab_size:,}",
             f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
             f"{config.epochs} epochs, {total_steps(config, manifest):,} steps, {in_step}",
-            f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, "
-            f"{torch.get_num_threads()} thread(s) a rank",
+            f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
         ]
     )
 

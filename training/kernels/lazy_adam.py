@@ -74,9 +74,8 @@ class LazyAdam:
         self._rows = on_large_pages(2, *weights[0].shape[:2], 4, weights[0].shape[2]).numpy()
         for index, weights_TVC in enumerate(weights):
             self._rows[index, :, :, _WEIGHT] = weights_TVC
-        self._last = np.zeros(
-            (size, 2, 2, num_words), dtype=np.int32
-        )  # step of a row's last gradient, and its age then
+        # The step of a row's last gradient, and how many steps the one before was ago.
+        self._last = np.zeros((size, 2, 2, num_words), dtype=np.int32)
         self._touched = np.zeros((size, 2, num_words + 1), dtype=np.int32)  # this step's rows
         self._owed = np.zeros((size, num_steps + 2), dtype=np.float32)
         steps = np.arange(num_steps + 2, dtype=np.float64)
@@ -113,11 +112,13 @@ class LazyAdam:
         self.team.run(lambda member: _apply(member, *arguments, *self._state()))
 
     def push(self) -> None:
-        """Writes the tables as they are after the last step."""
+        """Writes the tables as they are after the last step; changes nothing that comes later."""
         for index, table_VD in enumerate(self.tables):
-            rows = self._rows[index].copy()
-            _catch_up_all(rows, self._last[:, index], self._owed, self._epsilon, self._decay)
-            by_rows(torch.from_numpy(rows[:, :, _WEIGHT]), table_VD)
+            rows, last = self._rows[index], self._last[:, index]
+            weights = on_large_pages(*rows[:, :, _WEIGHT].shape)
+            state: list[Any] = [rows, last, self._owed, self._epsilon, self._decay, weights.numpy()]
+            _up_to_date(*state)
+            by_rows(weights, table_VD)
 
     def _state(self) -> list[Any]:
         return [
@@ -362,11 +363,17 @@ def inverse_root(number: Any) -> Any:
 
 
 @compiled_fast
-def _catch_up_all(rows_TV4C: Floats, last: Ids, owed: Floats, epsilon_S: Floats, decay: Floats) -> None:
+def _up_to_date(
+    rows_TV4C: Floats, last: Ids, owed: Floats, epsilon_S: Floats, decay: Floats, weights_TVC: Floats
+) -> None:
+    """The weights that ``_bring_up`` would give, elsewhere."""
+    row_4C = np.empty((4, rows_TV4C.shape[3]), dtype=np.float32)
     for thread in range(rows_TV4C.shape[0]):
         for word in range(rows_TV4C.shape[1]):
             before = last[thread, 0, word]
             if before:
-                _bring_up(
-                    rows_TV4C[thread, word], last[thread, 1, word], owed[thread, before], epsilon_S[before], decay
-                )
+                row_4C[:] = rows_TV4C[thread, word]
+                _bring_up(row_4C, last[thread, 1, word], owed[thread, before], epsilon_S[before], decay)
+                weights_TVC[thread, word] = row_4C[_WEIGHT]
+            else:
+                weights_TVC[thread, word] = rows_TV4C[thread, word, _WEIGHT]
