@@ -4,7 +4,6 @@ OUTPUT/gen-<12 hex>/     nothing reads it until the manifest names it
 OUTPUT/.prepare.lock     held by the operating system for the run that writes here; gone with it, however it ends
 """
 
-import fcntl
 import os
 import re
 import secrets
@@ -14,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import InputError
+from pipeline.lock import Held, locked
 from pipeline.manifest import FILE_NAME, Manifest, ManifestError
 from pipeline.storage import Location
 
@@ -87,23 +87,14 @@ def _locked(output: Location) -> Iterator[bool]:
     if output.local is None:
         yield False
         return
-    path = output.local / LOCK
     with ExitStack() as stack:
-        is_alone = False
-        while not is_alone:
+        try:
             with writing(output):
-                file = stack.enter_context(path.open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"--output {output}: another prepare is writing there; wait for its end, or stop it"
-                ) from None
-            except OSError:
-                break  # a file system without locks
-            # A run that just ended may have removed the file between our opening and our locking it.
-            is_alone = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        stack.callback(path.unlink, missing_ok=True)
+                is_alone = stack.enter_context(locked(output.local / LOCK))
+        except Held:
+            raise InputError(
+                f"--output {output}: another prepare is writing there; wait for its end, or stop it"
+            ) from None
         yield is_alone
 
 

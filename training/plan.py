@@ -5,8 +5,8 @@ the *lanes*. A global batch takes the next rows of every lane; rank r of W serve
 global batch g does not depend on W, every rank makes the same number of steps, and (epoch, step) is the whole state.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +42,12 @@ class EpochPlan:
         assert len(self.lanes) % world_size == 0
         return self.lanes[rank::world_size]
 
+    def after(self, step: int) -> "EpochPlan":
+        """What is left of the epoch after its first ``step`` steps."""
+        taken = step * self.rows_per_step
+        lanes = tuple(tuple(_without_first(pieces, taken)) for pieces in self.lanes)
+        return replace(self, lanes=lanes, num_steps=self.num_steps - step)
+
 
 def plan_epoch(
     shards: Sequence[ShardInfo], row_group_rows: int, seed: int, epoch: int, lanes: int, global_batch: int
@@ -73,6 +79,14 @@ def _row_groups(shards: Sequence[ShardInfo], row_group_rows: int, seed: int, epo
             order = stream(seed, Purpose.ROW_ORDER, epoch, shard, row_group)
             pieces.append(Piece(shard, row_group, num_rows, 0, num_rows, order))
     return pieces
+
+
+def _without_first(pieces: Sequence[Piece], num_rows: int) -> Iterator[Piece]:
+    for piece in pieces:
+        skipped = min(num_rows, piece.stop - piece.start)
+        num_rows -= skipped
+        if piece.start + skipped < piece.stop:
+            yield replace(piece, start=piece.start + skipped)
 
 
 def _between(row_groups: list[Piece], first: int, last: int) -> list[Piece]:

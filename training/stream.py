@@ -98,7 +98,7 @@ class ArrowStream:
     def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> "Iterator[_Chunk]":
         """Chunks in turn, for ``chunks``."""
         num_rows = self.plan.rows_per_step * num_lanes
-        num_batches = max(1, min(self.plan.num_steps, CHUNK_ROWS // num_rows))
+        num_batches = max(1, CHUNK_ROWS // num_rows)
         return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(num_chunks)])
 
     def chunks(
@@ -154,10 +154,12 @@ def read_epochs(
     world_size: int,
     at_once: int = 1,
     team: Team | None = None,
+    done: int = 0,
 ) -> Generator[Iterator[Batch], None, None]:
     """For each epoch the batches of ``make(epoch)``, which ``ArrowStream.batches`` describes.
 
-    A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run is a multiple of it.
+    A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run, of which ``done`` came
+    before, is a multiple of it.
 
     All epochs are read by one thread, or by ``team`` between its steps, which makes the streams too, and have the same
     memory: the first batch of an epoch has been read when the last one of the epoch before is done.
@@ -167,7 +169,7 @@ def read_epochs(
 
     def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
         """With each chunk whether it ends its epoch."""
-        ring, done = None, 0
+        ring, before = None, done
         for epoch in epochs:
             stream = make(epoch)
             lanes = stream.plan.of_rank(rank, world_size)
@@ -175,10 +177,10 @@ def read_epochs(
             steps_left = stream.plan.num_steps
             if not steps_left:
                 yield (), True
-            for batches in stream.chunks(lanes, ring, each, at_once, done):
+            for batches in stream.chunks(lanes, ring, each, at_once, before):
                 steps_left -= sum(batch.num_steps for batch in batches)
                 yield batches, not steps_left
-            done += stream.plan.num_steps
+            before += stream.plan.num_steps
 
     def one_epoch() -> Iterator[Sequence[Batch]]:
         for batches, is_last in ahead:

@@ -1,0 +1,208 @@
+"""Checkpoints of a run: whole or not there, written beside training, and verified when they are read.
+
+RUN/checkpoints/step-00001234/state.safetensors   tables, and what the optimizer remembers
+RUN/checkpoints/step-00001234/checkpoint.json     how far the run is, its settings, and checksums of both files
+RUN/checkpoints/latest                            the name of the newest; replaced once all of that is on the disk
+
+Nothing here is ever unpickled.
+"""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import InputError
+
+FOLDER = "checkpoints"
+LATEST = "latest"
+STATE = "state.safetensors"
+RECORD = "checkpoint.json"
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is damaged, or cannot be read or written; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``record`` is plain JSON; ``state`` the tensors, by name."""
+
+    record: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+class Writer:
+    """Writes the checkpoints of one run. A copy of the tensors is taken at once; the disk is a thread's business.
+
+    The copy's memory is used again and again. At most one checkpoint is being written.
+    """
+
+    def __init__(self, run: Path, keep: int):
+        self.folder, self._metrics, self._keep = run / FOLDER, run / "metrics.jsonl", keep
+        self._copies: dict[str, Tensor] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Copies ``state``, then writes it and ``record`` as the checkpoint after ``step`` steps of the run.
+
+        Waits for the one before. Raises its CheckpointError, if it could not be written.
+        """
+        self.wait()
+        for name, tensor in state.items():
+            copy = self._copies.get(name)
+            if copy is None or copy.shape != tensor.shape:
+                copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            copy.copy_(tensor.detach())
+        copies = {name: self._copies[name] for name in state}
+        self._writing = self._pool.submit(self._write, step, copies, record)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on the disk. Raises CheckpointError when it could not be written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+        name = name_of(step)
+        beside, final = self.folder / f".{name}", self.folder / name
+        try:
+            self.folder.mkdir(exist_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            save_file(state, beside / STATE)
+            checksums = {key: _checksum(tensor) for key, tensor in state.items()}
+            body = {"format_version": FORMAT_VERSION, "step": step, **record, "state": checksums}
+            _write_text(beside / RECORD, json.dumps({**body, "crc32": _checksum_of(body)}, indent=1) + "\n")
+            for path in (beside / STATE, self._metrics, beside):
+                _sync(path)
+            if final.exists():  # from before the run went back to an earlier one
+                shutil.rmtree(final)
+            beside.rename(final)
+            _sync(self.folder)
+            _write_text(self.folder / f".{LATEST}", f"{name}\n")
+            (self.folder / f".{LATEST}").replace(self.folder / LATEST)
+            _sync(self.folder)
+            self._remove_old(step)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            good = newest(self.folder.parent)
+            remedy = f"make room and go on with --resume, from step {good}" if good else "make room and begin again"
+            raise CheckpointError(f"{final}: cannot be written ({reason}); {remedy}") from None
+
+    def _remove_old(self, step: int) -> None:
+        """Leaves ``keep`` checkpoints; those beyond ``step`` are of a run that went back."""
+        with suppress(OSError):  # the next one tries again
+            present = steps(self.folder.parent)
+            for old in present:
+                if old > step or old in [found for found in present if found <= step][: -self._keep]:
+                    shutil.rmtree(self.folder / name_of(old))
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def steps(run: Path) -> list[int]:
+    """The steps after which a checkpoint was written that is there, in rising order; each may be damaged."""
+    folder = run / FOLDER
+    names = [_NAME.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in names if match)
+
+
+def newest(run: Path) -> int | None:
+    """The step of the checkpoint that ``latest`` names; None where there is none."""
+    try:
+        match = _NAME.fullmatch((run / FOLDER / LATEST).read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{run / FOLDER / LATEST}: cannot be read ({error})") from None
+    if match:
+        return int(match[1])
+    found = ", ".join(map(str, steps(run)))
+    raise CheckpointError(f"{run / FOLDER / LATEST}: names no checkpoint; name one with --resume STEP, of {found}")
+
+
+def read_record(run: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint says of itself. Raises CheckpointError unless every byte is as it was written."""
+    path = run / FOLDER / name_of(step) / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        version = record["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: found format version {version}, expected {FORMAT_VERSION}; use the shardvec that wrote it"
+            )
+        body = {name: value for name, value in record.items() if name != "crc32"}
+        if record["crc32"] != _checksum_of(body):
+            raise ValueError("its checksum does not fit")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(run, step, path, error) from None
+    return body
+
+
+def read(run: Path, step: int) -> Checkpoint:
+    """The checkpoint after ``step`` steps. Raises CheckpointError unless every byte is as it was written."""
+    record = read_record(run, step)
+    path = run / FOLDER / name_of(step) / STATE
+    try:
+        state = load_file(path)
+        if {name: _checksum(tensor) for name, tensor in state.items()} != record["state"]:
+            raise ValueError("its checksums do not fit")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(run, step, path, error) from None
+    return Checkpoint(record, state)
+
+
+def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointError:
+    earlier = [other for other in steps(run) if other < step]
+    folder = run / FOLDER / name_of(step)
+    if earlier:
+        remedy = f"go on from the one before with --resume {earlier[-1]}"
+    else:
+        remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _checksum_of(body: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Has the operating system write a file, or a folder's list of files, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
