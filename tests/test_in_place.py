@@ -17,10 +17,10 @@ from torch import Tensor
 from pipeline.manifest import Manifest
 from training import train
 from training.config import IN_PLACE, TrainConfig
+from training.epochs import stream_of
 from training.kernels import cpu, reference
 from training.model import SkipGram
 from training.schedule import linear_decay
-from training.stream import ArrowStream
 
 OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
 
@@ -62,9 +62,7 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
     rows = [sum(shard.rows for shard in manifest.select(epoch % 2)) for epoch in range(config.epochs)]
     rates = []
     for epoch in range(config.epochs):
-        stream = ArrowStream(
-            config.data, manifest, train.shards_of(manifest, epoch), train.plan_of(config, manifest, epoch)
-        )
+        stream = stream_of(config, manifest, epoch)
         batches = [copies(stream.batches(rank, world_size)) for rank in range(world_size)]
         assert len(batches[0]) % config.sync_every != 0
         for step in range(len(batches[0])):

@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or not there, written beside training, and verified when they are read.
 
 RUN/checkpoints/step-00001234/state.safetensors   tables, and what the optimizer remembers
-RUN/checkpoints/step-00001234/checkpoint.json     how far the run is, its settings, and checksums of both files
+RUN/checkpoints/step-00001234/checkpoint.json     how far the run is, its settings, and digests of both files
 RUN/checkpoints/latest                            the name of the newest; replaced once all of that is on the disk
 
 Nothing here is ever unpickled.
@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-import zlib
+import struct
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pipeline.errors import InputError
+from training.kernels.columns import all_finite
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -31,6 +34,7 @@ STATE = "state.safetensors"
 RECORD = "checkpoint.json"
 FORMAT_VERSION = 1
 
+_DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,30 +51,21 @@ class Checkpoint:
 
 
 class Writer:
-    """Writes the checkpoints of one run. A copy of the tensors is taken at once; the disk is a thread's business.
-
-    The copy's memory is used again and again. At most one checkpoint is being written.
-    """
+    """Writes the checkpoints of one run, in a thread: training waits for no disk. One at a time is being written."""
 
     def __init__(self, run: Path, keep: int):
         self.folder, self._metrics, self._keep = run / FOLDER, run / "metrics.jsonl", keep
-        self._copies: dict[str, Tensor] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Copies ``state``, then writes it and ``record`` as the checkpoint after ``step`` steps of the run.
+    def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
+        """Writes ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
 
-        Waits for the one before. Raises its CheckpointError, if it could not be written.
+        Waits for the one before, and raises its CheckpointError; until this one is written, what ``state`` returned
+        must stay as it is.
         """
         self.wait()
-        for name, tensor in state.items():
-            copy = self._copies.get(name)
-            if copy is None or copy.shape != tensor.shape:
-                copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-            copy.copy_(tensor.detach())
-        copies = {name: self._copies[name] for name in state}
-        self._writing = self._pool.submit(self._write, step, copies, record)
+        self._writing = self._pool.submit(self._write, step, state(), record)
 
     def wait(self) -> None:
         """Returns when all that was saved is on the disk. Raises CheckpointError when it could not be written."""
@@ -78,18 +73,27 @@ class Writer:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def close(self) -> None:
+        """Waits, whatever comes of it: for runs that end otherwise."""
+        self._pool.shutdown()
+
     def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
         name = name_of(step)
         beside, final = self.folder / f".{name}", self.folder / name
+        if not all(_is_finite(tensor) for tensor in state.values()):
+            raise CheckpointError(f"{final}: found tables with numbers that are not finite; {self._good()}lower --lr")
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
-            save_file(state, beside / STATE)
-            checksums = {key: _checksum(tensor) for key, tensor in state.items()}
-            body = {"format_version": FORMAT_VERSION, "step": step, **record, "state": checksums}
-            _write_text(beside / RECORD, json.dumps({**body, "crc32": _checksum_of(body)}, indent=1) + "\n")
-            for path in (beside / STATE, self._metrics, beside):
+            body = {
+                "format_version": FORMAT_VERSION,
+                "step": step,
+                **record,
+                "state_xxh3": _save(beside / STATE, state),
+            }
+            _write_text(beside / RECORD, json.dumps({**body, "xxh3": _digest(body)}, indent=1) + "\n")
+            for path in (self._metrics, beside):
                 _sync(path)
             if final.exists():  # from before the run went back to an earlier one
                 shutil.rmtree(final)
@@ -99,12 +103,15 @@ class Writer:
             (self.folder / f".{LATEST}").replace(self.folder / LATEST)
             _sync(self.folder)
             self._remove_old(step)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            good = newest(self.folder.parent)
-            remedy = f"make room and go on with --resume, from step {good}" if good else "make room and begin again"
-            raise CheckpointError(f"{final}: cannot be written ({reason}); {remedy}") from None
+            raise CheckpointError(
+                f"{final}: cannot be written ({error.strerror}); {self._good()}make room and go on with --resume"
+            ) from None
+
+    def _good(self) -> str:
+        good = newest(self.folder.parent)
+        return "" if good is None else f"the one of step {good} is good; "
 
     def _remove_old(self, step: int) -> None:
         """Leaves ``keep`` checkpoints; those beyond ``step`` are of a run that went back."""
@@ -150,8 +157,8 @@ def read_record(run: Path, step: int) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: found format version {version}, expected {FORMAT_VERSION}; use the shardvec that wrote it"
             )
-        body = {name: value for name, value in record.items() if name != "crc32"}
-        if record["crc32"] != _checksum_of(body):
+        body = {name: value for name, value in record.items() if name != "xxh3"}
+        if record["xxh3"] != _digest(body):
             raise ValueError("its checksum does not fit")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
@@ -165,12 +172,12 @@ def read(run: Path, step: int) -> Checkpoint:
     record = read_record(run, step)
     path = run / FOLDER / name_of(step) / STATE
     try:
-        state = load_file(path)
-        if {name: _checksum(tensor) for name, tensor in state.items()} != record["state"]:
-            raise ValueError("its checksums do not fit")
+        content = path.read_bytes()
+        if xxh3_64_hexdigest(content) != record["state_xxh3"]:
+            raise ValueError("its checksum does not fit")
+        return Checkpoint(record, load(content))
     except (OSError, ValueError, SafetensorError) as error:
         raise _damaged(run, step, path, error) from None
-    return Checkpoint(record, state)
 
 
 def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointError:
@@ -184,12 +191,35 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
     return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy())
+def _save(path: Path, state: dict[str, Tensor]) -> str:
+    """Writes a safetensors file straight from the tensors, and returns its digest; the library's way costs a copy.
+
+    Source: the format's description in safetensors' README.
+    """
+    header, end = {}, 0
+    for name, tensor in state.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = xxh3_64()
+    with path.open("wb", buffering=0) as file:
+        parts = [memoryview(struct.pack("<Q", len(text)) + text), *(tensor.numpy().data for tensor in state.values())]
+        for part in parts:
+            rest = part.cast("B")
+            digest.update(rest)
+            while rest:
+                rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
-def _checksum_of(body: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.dtype != torch.float32 or bool(all_finite(tensor.view(1, 1, -1).numpy()))
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -24,6 +24,8 @@ DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "cuda")
 CACHES = ("auto", "device", "none")
 
+NEWEST, AUTO = "newest", "auto"
+
 LIMITS = {
     "epochs": 100_000,
     "lanes": 1 << 12,
@@ -31,6 +33,8 @@ LIMITS = {
     "dim": 1 << 14,
     "threads": 1 << 10,
     "log_every": 1 << 30,
+    "checkpoint_every": 1 << 30,
+    "keep": 1 << 30,
 }
 """The largest value of each: beyond any use, and below what would exhaust a machine."""
 
@@ -85,8 +89,22 @@ class TrainConfig:
     log_every: int = 50
     """Steps between two step lines of metrics.jsonl."""
 
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints within an epoch; None: only at each epoch's end."""
+
+    keep: int = 2
+    """The newest checkpoints that stay."""
+
+    resume: str | int | None = None
+    """Go on from a checkpoint: NEWEST, or the one after so many steps; AUTO: from the newest, and from the one before
+    where that is damaged; begin where there is none. None: begin."""
+
+    deterministic: bool = False
+    """The same bits from the same command, with algorithms that are slower where the fast ones' order is the
+    hardware's; a resumed run ends with the bits of one that was not interrupted, or is refused."""
+
     overwrite: bool = False
-    """Replace a finished run."""
+    """Replace a run."""
 
     def __post_init__(self) -> None:
         if self.sync_every < 1:
@@ -116,6 +134,8 @@ class TrainConfig:
             if getattr(self, name) not in possible_values:
                 raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
         self.check_kernel(self.device)
+        if self.resume is not None and self.overwrite:
+            raise InputError("--overwrite begins anew and --resume goes on; leave one of them out")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -131,6 +151,14 @@ class TrainConfig:
         """Raises InputError where a kernel is asked for that cannot run on ``device``, cpu or cuda."""
         if (device, self.kernel) in (("cpu", "cuda"), ("cuda", "cpu")):
             raise InputError.flag("kernel", self.kernel, f"reference or auto, since the device is {device}")
+        if self.deterministic and self.kernel == "cuda":
+            raise InputError.flag("kernel", self.kernel, "reference with --deterministic, since cuda adds in any order")
+
+    def kernel_on(self, device: str) -> str:
+        """The kernel on ``device``, cpu or cuda: what auto is there."""
+        if self.kernel != "auto":
+            return self.kernel
+        return "reference" if device == "cuda" and self.deterministic else device
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""
@@ -139,6 +167,15 @@ class TrainConfig:
                 f"{world_size} processes do not divide --lanes {self.lanes}; "
                 f"take {_divisors(self.lanes)} processes, or other --lanes"
             )
+
+
+def _resume(text: str) -> str | int:
+    if text in (AUTO, NEWEST):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text}, expected nothing, auto, or a checkpoint's step") from None
 
 
 def _divisors(number: int) -> str:
@@ -163,7 +200,11 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     group = parser.add_argument_group("files")
     flag(group, "data", path, "the dataset, a folder with manifest.json")
     flag(group, "output", path, "the run's folder")
-    group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace a finished run")
+    group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace a run")
+    flag(group, "checkpoint_every", int, "steps between two checkpoints (default: only at each epoch's end)")
+    flag(group, "keep", int, "how many checkpoints stay, the newest")
+    resume = "go on from the newest checkpoint, or the one after so many steps; auto: from a good one, if there is any"
+    flag(group, "resume", _resume, resume, nargs="?", const=NEWEST, metavar="auto|STEP")
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
@@ -179,6 +220,8 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "kernel", str, "what computes a step; auto takes the device's own", choices=KERNELS)
     flag(group, "cache", str, "whether a GPU keeps rows from their first use on", choices=CACHES)
     flag(group, "threads", int, "CPU threads a process (default: cores / processes on this machine)")
+    help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
+    group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)
     flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
     given = vars(parser.parse_args(argv))
     nproc = given.pop("nproc", None)

@@ -4,6 +4,7 @@ torchrun makes processes and describes the world in environment variables. ``--n
 ``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this node.
 """
 
+import json
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
@@ -25,8 +26,14 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from pipeline.errors import InputError
 
 TIMEOUT = timedelta(minutes=10)
-PEER_GRACE_S = 30
+PEER_GRACE_S = 10
 """How long a rank that lost a peer waits for the launcher to end it, before it ends itself."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a run that SIGTERM has stopped; nothing is lost then."""
+
+LOOK_S = 1.0
+"""About how often ranks look whether one of them has had a SIGTERM."""
 
 
 class RankError(InputError):
@@ -52,12 +59,64 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def largest(self, value: int) -> int:
+        """The largest ``value`` of any rank."""
+        found = torch.tensor(value)
+        if self.world_size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def of_first(self, record: Any, tensors: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Rank 0's ``record``, which JSON can hold, and its tensors, on every rank; what others give is not used."""
+        if self.world_size == 1:
+            return record, tensors
+        kinds = {
+            name: (str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in tensors.items()
+        }
+        text = torch.tensor(list(json.dumps([record, kinds]).encode()), dtype=torch.uint8)
+        size = torch.tensor(len(text))
+        dist.broadcast(size, 0)
+        text = text if self.is_first else text.new_empty(int(size))
+        dist.broadcast(text, 0)
+        record, kinds = json.loads(bytes(text.tolist()))
+        found = {}
+        for name, (dtype, shape) in kinds.items():
+            found[name] = tensors[name] if self.is_first else torch.empty(shape, dtype=getattr(torch, dtype))
+            dist.broadcast(found[name], 0)
+        return record, found
+
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Everybody's ``values``, of one shape, as (W, ...)."""
         everybodys = values.new_empty(self.world_size, *values.shape)
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
         dist.all_to_all(list(everybodys), [values] * self.world_size)
         return everybodys
+
+
+class Sigterm:
+    """Notes a SIGTERM, from its making on; ranks stop at the same step when one of them has had one."""
+
+    def __init__(self, world: World):
+        self._world, self._asked, self._next_look, self._looked = world, False, 0, (0, 0.0)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop now. Every rank asks after every step; most answers cost nothing.
+
+        Rank 0 decides, by its clock, at which step all look again.
+        """
+        if self._world.world_size == 1:
+            return self._asked
+        if step < self._next_look:
+            return False
+        now, (last_step, last_s) = time.monotonic(), self._looked
+        ahead = 1
+        if last_s and step > last_step:
+            ahead = max(1, min(1000, int((step - last_step) * LOOK_S / max(now - last_s, 1e-6))))
+        self._looked = step, now
+        asked, ahead = self._world.sum(torch.tensor([self._asked, ahead if self._world.is_first else 0])).tolist()
+        self._next_look = step + ahead
+        return bool(asked)
 
 
 def launched() -> World:
@@ -107,15 +166,29 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the other ranks
     errors = get_context("spawn").SimpleQueue()
     try:
-        start_processes(  # type: ignore[no-untyped-call]
-            _rank_main, args=(nproc, errors, work, args), nprocs=nproc, daemon=True, start_method="spawn"
+        ranks = start_processes(  # type: ignore[no-untyped-call]
+            _rank_main, args=(nproc, errors, work, args), nprocs=nproc, join=False, daemon=True, start_method="spawn"
         )
+        signal.signal(signal.SIGTERM, lambda *_: _forward(signal.SIGTERM, ranks.pids()))
+        while not ranks.join(grace_period=None):
+            pass
     except ProcessExitedException as error:
         if not errors.empty():
             raise RankError(errors.get()) from None
-        sys.exit(f"a process ended with {error.exit_code}" if error.exit_code < 0 else error.exit_code)
+        if error.exit_code == -signal.SIGTERM:
+            sys.exit(TERMINATED)
+        if error.exit_code < 0:
+            found = f"process {error.error_index} was killed ({error.signal_name})"
+            sys.exit(f"error: {found}; with --resume it goes on from the last checkpoint")
+        sys.exit(error.exit_code)
     finally:
         del store
+
+
+def _forward(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _rank_main(
@@ -147,12 +220,13 @@ def joined(device: torch.device) -> Iterator[World]:
     """
     world = launched()
     if world.world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield world
     except RuntimeError as error:
         if world.world_size == 1 or not _is_lost_peer(error):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PEER_GRACE_S)
         print(f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops", file=sys.stderr)
         sys.exit(1)
@@ -160,7 +234,7 @@ def joined(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def leave(world: World) -> None:
+def leave(world: World, code: int) -> None:
     """Ends a rank whose work is done and written, without the interpreter's own end.
 
     That one can abort (SIGABRT): DDP keeps gloo's threads alive, and one that frees the last all-reduce's tensors wants
@@ -169,7 +243,15 @@ def leave(world: World) -> None:
     if world.world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def be_deterministic() -> None:
+    """Has torch take algorithms that give the same bits every time, or raise where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -1,8 +1,10 @@
 """What a run says while it goes on: metrics.jsonl, a progress bar or plain lines, and loss.png."""
 
+import errno
 import io
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.errors import InputError
 from training.distributed import World
 
 
@@ -33,14 +36,14 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Moment:
-    """Sums since the run began, over all ranks."""
+    """Sums since the run began, over all ranks. What came before an interruption counts, not the time between."""
 
-    loss: float
-    examples: int
-    wait_s: float
+    loss: float = 0.0
+    examples: int = 0
+    wait_s: float = 0.0
     """Mean over the ranks."""
-    clock_s: float
-    finite: bool
+    clock_s: float = 0.0
+    finite: bool = True
     """Whether the loss and every rank's tables are."""
 
     def since(self, earlier: "Moment") -> Stretch:
@@ -57,47 +60,72 @@ class Moment:
 class Meter:
     """Sums up this rank's losses on its device, without a transfer until a moment is asked for."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, world: World, begin: Moment | None = None):
+        """Goes on from ``begin``, once all ranks are here. A collective call, as ``moment`` is."""
+        self._world, self._last = world, begin or Moment()
         self._loss_and_examples = torch.zeros(2, dtype=torch.float64, device=device)
         self._wait_s = 0.0
-        self._started = time.perf_counter()
+        world.sum(torch.zeros(1, device=device)).item()
+        self._started = time.perf_counter() - self._last.clock_s
 
     def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
         self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
         self._loss_and_examples[1] += (num_contexts_B > 0).sum()
         self._wait_s += wait_s
 
-    def moment(self, world: World, tables_finite: bool = True) -> Moment:
-        """The sums over all ranks. A collective call: every rank makes it at the same step."""
+    def moment(self, tables_finite: bool = True) -> Moment:
+        """The sums over all ranks, the same on each of them. Every rank asks at the same step."""
         own = self._loss_and_examples.new_tensor([self._wait_s, not tables_finite])
-        sums = world.sum(torch.cat([self._loss_and_examples, own]))
-        loss, examples, waited, broken = sums.tolist()
-        clock_s = time.perf_counter() - self._started
-        return Moment(loss, int(examples), waited / world.world_size, clock_s, math.isfinite(loss) and not broken)
+        loss, examples, waited, broken = self._world.sum(torch.cat([self._loss_and_examples, own])).tolist()
+        self._loss_and_examples.zero_()
+        self._wait_s = 0.0
+        self._last = Moment(
+            loss=self._last.loss + loss,
+            examples=self._last.examples + int(examples),
+            wait_s=self._last.wait_s + waited / self._world.world_size,
+            clock_s=time.perf_counter() - self._started,
+            finite=math.isfinite(loss) and not broken,
+        )
+        return self._last
 
 
 class Report:
-    """Writes metrics.jsonl and tells the user how far the run is. For rank 0; ``num_steps`` is the whole run's."""
+    """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
-    def __init__(self, folder: Path, num_steps: int, num_epochs: int):
+    def __init__(self, folder: Path, num_steps: int, num_epochs: int, done: int = 0, num_bytes: int = 0):
+        """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
+
+        Raises InputError when the file is shorter.
+        """
         self.epochs: list[dict[str, Any]] = []
         self._steps: list[tuple[int, float]] = []
         self._num_epochs = num_epochs
-        self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        path = folder / "metrics.jsonl"
+        self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
+        told = self._file.read(num_bytes) if num_bytes else b""
+        if len(told) < num_bytes:
+            raise InputError(f"{path}: {len(told)} bytes, the checkpoint was written after {num_bytes}; bring it back")
+        self._file.truncate(num_bytes)
+        for line in map(json.loads, told.splitlines()):
+            self._remember(line)
         tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a rank that is ended leaks it
-        self._bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
+        tty = sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=done, unit="step", disable=not tty, leave=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """How long metrics.jsonl is."""
+        return self._file.tell()
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
-        self._steps.append((step, stretch.loss))
         self._write("step", epoch=epoch, step=step, lr=lr, **_without(stretch, "examples", "seconds"))
         self._bar.set_postfix_str(f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s")
         self._bar.update(step - self._bar.n)
 
     def epoch(self, epoch: int, step: int, stretch: Stretch, mean_loss: float) -> None:
         """A line of kind "epoch"; ``mean_loss`` is the run's so far."""
-        record = self._write("epoch", epoch=epoch, step=step, mean_loss=mean_loss, **asdict(stretch))
-        self.epochs.append(record)
+        self._write("epoch", epoch=epoch, step=step, mean_loss=mean_loss, **asdict(stretch))
         self._bar.write(
             f"epoch {epoch + 1}/{self._num_epochs}: loss {stretch.loss:.4f}, {stretch.examples:,} examples "
             f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s",
@@ -123,10 +151,21 @@ class Report:
         figure.savefig(image, format="png")
         return image.getvalue()
 
-    def _write(self, kind: str, **record: Any) -> dict[str, Any]:
+    def _write(self, kind: str, **record: Any) -> None:
         line = {"kind": kind, **record}
-        self._file.write(json.dumps(line) + "\n")
-        return line
+        text = f"{json.dumps(line)}\n".encode()
+        try:
+            if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(f"{self._file.name}: cannot be written ({error.strerror}); make room") from None
+        self._remember(line)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "epoch":
+            self.epochs.append(line)
+        else:
+            self._steps.append((line["step"], line["loss"]))
 
 
 def _without(stretch: Stretch, *names: str) -> dict[str, Any]:

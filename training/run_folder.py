@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save
 
 from pipeline.errors import InputError, check_output
+from pipeline.lock import Held, locked
 from pipeline.manifest import Manifest
+from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
 from training.metrics import Report
 from training.model import SkipGram
@@ -26,31 +28,63 @@ SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
 VOCAB = "vocab.parquet"
 NEW = ".new"
+LOCK = ".train.lock"
 OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png")
 
 
-def check_free(output: Path, overwrite: bool) -> None:
-    """Raises InputError when ``output`` holds a finished run that may not be replaced, or is not a run's folder."""
-    check_output(output, (*OWN_FILES, NEW, *(f".{name}.*" for name in OWN_FILES)), "run")
-    if (output / SUMMARY).exists() and not overwrite:
+def check_free(config: TrainConfig) -> None:
+    """Raises InputError when the run may not write to its folder: it is no run's, or holds a run that is to stay."""
+    output = config.output
+    names = (*OWN_FILES, NEW, FOLDER, LOCK)
+    check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
+    if config.overwrite or config.resume is not None:
+        return
+    if is_finished(output):
         raise InputError(f"--output {output}: holds a finished run; add --overwrite or name another folder")
+    if done := newest(current(output)):
+        raise InputError(
+            f"--output {output}: holds a run that was interrupted, with a checkpoint of step {done}; "
+            f"add --resume to go on, or --overwrite to begin anew"
+        )
 
 
-def claim(config: TrainConfig, manifest: Manifest) -> Path:
-    """The folder to write in, empty but for config.json and the vocabulary.
+def current(output: Path) -> Path:
+    """The folder of the run that is going on in ``output``: that itself, or, to replace a finished one, one inside."""
+    return output / NEW if (output / NEW / FOLDER).exists() else output
+
+
+@contextmanager
+def owned(output: Path) -> Iterator[None]:
+    """Keeps other runs out of ``output``. Raises InputError when one is there."""
+    with ExitStack() as stack:
+        try:
+            with _writing(output):
+                output.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(output / LOCK))
+        except Held:
+            raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
+        if (output / NEW / SUMMARY).exists():
+            _replace(output)  # a run was stopped in the middle of it
+        yield
+
+
+def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
+    """The folder to write in, with config.json and the vocabulary, and nothing else unless the run goes on.
 
     It is the run's own, unless that holds a finished run: then one inside it, whose files ``finish`` puts in place.
     """
     output = config.output
-    folder = output / NEW if (output / SUMMARY).exists() else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in OWN_FILES:
-            (folder / name).unlink(missing_ok=True)
+    fresh = output / NEW if is_finished(output) else output
+    folder = current(output) if goes_on else fresh
+    with _writing(output):
+        if not goes_on:
+            shutil.rmtree(output / NEW, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            for name in OWN_FILES:
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
         _write(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
     return folder
 
 
@@ -59,8 +93,6 @@ def finish(
 ) -> None:
     """Writes vectors and plot, and summary.json last: a run with a summary is a finished one."""
     tables = {"center": model.center.weight, "context": model.context.weight}
-    _write(folder / VECTORS, save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()}))
-    _write(folder / "loss.png", report.plot())
     summary = {
         **totals,
         "epochs": report.epochs,
@@ -74,12 +106,40 @@ def finish(
         },
         "commit": _commit(),
     }
-    _write_json(folder / SUMMARY, summary)
-    if folder != config.output:
-        (config.output / SUMMARY).unlink()
-        for name in reversed(OWN_FILES):
-            (folder / name).replace(config.output / name)
-        shutil.rmtree(folder)
+    vectors = save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()})
+    with _writing(config.output):
+        _write(folder / VECTORS, vectors)
+        _write(folder / "loss.png", report.plot())
+        _write_json(folder / SUMMARY, summary)
+        if folder != config.output:
+            _replace(config.output)
+
+
+def is_finished(output: Path) -> bool:
+    """Whether there is a run that reached its end, even if it was stopped while it replaced another."""
+    return (output / SUMMARY).exists() or (output / NEW / SUMMARY).exists()
+
+
+def _replace(output: Path) -> None:
+    """Puts the finished run inside ``output`` in the place of the old one; done twice, it does what was left to do."""
+    (output / SUMMARY).unlink(missing_ok=True)
+    new = output / NEW
+    if (new / FOLDER).exists():
+        shutil.rmtree(output / FOLDER, ignore_errors=True)
+        (new / FOLDER).replace(output / FOLDER)
+    for name in reversed(OWN_FILES):
+        if (new / name).exists():
+            (new / name).replace(output / name)
+    shutil.rmtree(new)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turns the OSError of a write into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -23,6 +23,9 @@ from training.kernels.threads import Team
 from training.model import RowLosses, SkipGram
 from training.stream import Batch
 
+TABLES = ("center", "context")
+"""Names in a checkpoint, in the order of the model's parameters."""
+
 
 class Step(Protocol):
     """A rank's part of a step. Every rank makes the same calls."""
@@ -32,6 +35,13 @@ class Step(Protocol):
 
     team: Team | None
     """The threads that take a step, if they are our own."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether the ranks' tables may differ for now, so that there is nothing to save."""
+
+    any_world: bool
+    """Whether any number of ranks, with as many threads each, gives the same bits."""
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains; the loss of each row, shape (B,)."""
@@ -44,6 +54,12 @@ class Step(Protocol):
 
     def is_finite(self) -> bool:
         """Whether every number in the tables is one."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, the batch apart: a copy on the CPU, in memory that the next call uses."""
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what ``state`` gave, before the first step; threads and ranks may be others than they were."""
 
 
 def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
@@ -58,13 +74,12 @@ def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: i
 
 def kernel_of(config: TrainConfig, device: torch.device) -> ModuleType:
     """The module of training/kernels that ``config`` asks for; Triton is imported where it is needed alone."""
-    if config.kernel == "reference":
-        return reference
-    if device.type == "cpu":
-        return cpu
-    from training.kernels import cuda
+    name = config.kernel_on(device.type)
+    if name == "cuda":
+        from training.kernels import cuda
 
-    return cuda
+        return cuda
+    return {"reference": reference, "cpu": cpu}[name]
 
 
 class Gradients:
@@ -72,6 +87,7 @@ class Gradients:
 
     at_once = 1
     team: Team | None = None
+    apart = any_world = False
 
     def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
         self._model, self._world_size = model, world.world_size
@@ -82,6 +98,7 @@ class Gradients:
         # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
         self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
         self._graphed: Graphed | None = None
+        self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         if not self._graphs:
@@ -107,6 +124,22 @@ class Gradients:
     def is_finite(self) -> bool:
         return finite(self._model)
 
+    def state(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = tables_of(self._model)
+        for index, values in self._optimizer.state_dict()["state"].items():
+            found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
+        return self._copies.of(found)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        load_tables(self._model, state)
+        found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
+        for name, value in state.items():
+            table, _, key = name.partition(".")
+            if key:
+                found[TABLES.index(table)][key] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": found if any(found.values()) else {}, "param_groups": groups})
+
 
 class TouchedRows:
     """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank where tables have 5 MB.
@@ -114,6 +147,8 @@ class TouchedRows:
     Every rank then takes the gradients of the whole global batch, lane by lane as one process alone would, so that the
     tables are equal on all, and those of one process with as many threads, to the bit.
     """
+
+    apart, any_world = False, True
 
     def __init__(self, model: SkipGram, negatives: int, config: TrainConfig, num_steps: int, world: World):
         self._world = world
@@ -141,11 +176,18 @@ class TouchedRows:
         """Left to the losses: a row is brought up to date in the step in which some rank takes its scores."""
         return True
 
+    def state(self) -> dict[str, Tensor]:
+        return self._adam.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self._adam.load(state)
+
 
 class InPlace:
     """Every rank trains its own tables in place; they are averaged every ``sync_every`` steps."""
 
     at_once = 1
+    any_world = False
 
     def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
         self._model, self._world_size, self._every = model, world.world_size, config.sync_every
@@ -155,6 +197,7 @@ class InPlace:
         # An average of W copies goes as far as one of them, on a W-th of the examples.
         self._factor = 1 if adagrad else world.world_size
         self._since = 0
+        self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         losses_B: Tensor = self._tables.update(*batch.tensors(), lr * self._factor)
@@ -172,6 +215,25 @@ class InPlace:
 
     def is_finite(self) -> bool:
         return bool(self._tables.is_finite())
+
+    @property
+    def apart(self) -> bool:
+        return self._world_size > 1 and self._since > 0
+
+    def state(self) -> dict[str, Tensor]:
+        self._tables.push()
+        return self._copies.of({**tables_of(self._model), **self._sums(), "since": torch.tensor(self._since)})
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        load_tables(self._model, state)
+        for name, sums_V in self._sums().items():
+            sums_V.copy_(state[name])
+        self._since = int(state["since"])
+        self._tables.pull()
+
+    def _sums(self) -> dict[str, Tensor]:
+        """Adagrad's; none for SGD."""
+        return {f"{name}.sums": sums_V for name, sums_V in zip(TABLES, self._tables.accumulators, strict=False)}
 
     def _average(self) -> None:
         self._since = 0
@@ -196,6 +258,27 @@ def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimize
     if config.optimizer == "adam" and model.center.weight.is_cuda:
         options["capturable"] = True
     return kinds[config.optimizer](model.parameters(), **options)
+
+
+class Copies:
+    """Copies of tensors, on the CPU, in memory that is used again: fresh memory takes longer than the copying."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            self._kept.setdefault(name, torch.empty(tensor.shape, dtype=tensor.dtype)).copy_(tensor)
+        return self._kept
+
+
+def tables_of(model: SkipGram) -> dict[str, Tensor]:
+    return {name: table.detach() for name, table in zip(TABLES, model.parameters(), strict=True)}
+
+
+def load_tables(model: SkipGram, state: dict[str, Tensor]) -> None:
+    for name, table in tables_of(model).items():
+        table.copy_(state[name])
 
 
 def finite(model: SkipGram) -> bool:

@@ -12,10 +12,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,12 +26,15 @@ if __name__ == "__main__":
 import torch
 
 from pipeline.errors import InputError
-from pipeline.manifest import Manifest, ManifestError, ShardInfo
-from training.config import TrainConfig, parse
-from training.device_feed import KeptRows, can_keep, copied
+from pipeline.manifest import Manifest, ManifestError
+from training.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
+from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
+    TERMINATED,
     RankError,
+    Sigterm,
     World,
+    be_deterministic,
     check_device,
     choose_device,
     joined,
@@ -42,14 +44,15 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
+from training.epochs import epochs_of, shards_of, stream_of, total_steps
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
-from training.plan import EpochPlan, num_steps, plan_epoch
-from training.run_folder import check_free, claim, finish
+from training.resume import Progress, candidates, check_same_run, differences, record_of
+from training.run_folder import check_free, claim, current, finish, owned
 from training.schedule import linear_decay
 from training.steps import Step, finite, make_step
-from training.stream import ArrowStream, Batch, read_epochs
+from training.stream import Batch
 
 
 def main() -> None:
@@ -70,7 +73,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         pass  # and out of here, so that what spawn held is freed before the process ends
-    print("interrupted; there are no new vectors", file=sys.stderr)
+    print("interrupted; there are no new vectors, --resume goes on from the last checkpoint", file=sys.stderr)
     sys.exit(130)
 
 
@@ -80,12 +83,14 @@ def be_a_rank(config: TrainConfig) -> None:
     manifest = check_inputs(config, world.local_world_size)
     device = choose_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads or max(1, num_cores() // world.local_world_size))
+    if config.deterministic:
+        be_deterministic()
     with joined(device) as world:
         try:
-            train(config, manifest, world, device)
+            has_ended = train(config, manifest, world, device)
         except ManifestError as error:
             raise RankError(f"rank {world.rank}: {error}") from None
-    leave(world)
+    leave(world, 0 if has_ended else TERMINATED)
 
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
@@ -97,92 +102,139 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
-        check_free(config.output, config.overwrite)
+        check_free(config)
+        if config.resume is not None:
+            check_same_run(current(config.output), config, manifest, device)
     return manifest
 
 
-def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> None:
-    """The run, from tables to files, in the order in which it happens."""
-    # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
-    model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
-    all_steps = total_steps(config, manifest)
-    step = make_step(config, model, manifest.config.negatives, all_steps, world)
+def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> bool:
+    """The run, from tables to files, in the order in which it happens; False when SIGTERM has ended it before."""
+    sigterm = Sigterm(world)
+    with ExitStack() as held:
+        if world.is_first:
+            held.enter_context(owned(config.output))
+        begun = read_checkpoint(config, world)
+        progress = Progress.of(begun.record) if begun else Progress()
 
-    # The run's folder, which is rank 0's.
-    report = None
-    if world.is_first:
-        folder = claim(config, manifest)
-        print(opening_lines(config, manifest, world, device, step.team), flush=True)
-        report = Report(folder, all_steps, config.epochs)
-    compile_s = warm_up(config, manifest, world, device)
-    if world.is_first and compile_s > 2:
-        print(f"compiled for this machine in {compile_s:.0f} s, once", flush=True)
+        # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
+        model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
+        all_steps = total_steps(config, manifest)
+        step = make_step(config, model, manifest.config.negatives, all_steps, world)
+        threads, kernel = torch.get_num_threads(), config.kernel_on(device.type)
+        how = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
+        changes = list(differences(begun.record, how, config, step.any_world)) if begun else []
+        if begun:
+            step.load(begun.state)
+            step.settle()
 
-    # Training.
-    meter = Meter(device)
-    begin = last_line = now = meter.moment(world)
-    done = examples = 0
-    with closing(epochs_of(config, manifest, world, device, step)) as epochs:
-        for epoch, batches in enumerate(epochs):
-            epoch_begin = now
+        # The run's folder, which is rank 0's.
+        report = writer = None
+        if world.is_first:
+            folder = claim(config, manifest, goes_on=begun is not None)
+            print(opening_lines(config, manifest, world, device, step.team), flush=True)
+            if begun:
+                print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
+            told = progress.done, begun.record["metrics_bytes"] if begun else 0
+            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told)))
+            writer = held.enter_context(closing(Writer(folder, config.keep)))
+
+        def save() -> None:
+            progress.saved = progress.done
+            if report and writer:
+                record = record_of(progress, config, manifest, how, report.num_bytes)
+                writer.save(progress.done, step.state, record)
+
+        del begun
+        compile_s = warm_up(config, manifest, world, device)
+        if world.is_first and compile_s > 2:
+            print(f"compiled for this machine in {compile_s:.0f} s, once", flush=True)
+        run_epochs(config, manifest, world, device, model, step, progress, report, save, sigterm)
+        if writer:
+            writer.wait()
+        if progress.epoch < config.epochs:
+            world.largest(0)  # nobody ends before all is written, or a launcher would end rank 0 too
+            if world.is_first:
+                print(f"stopped after step {progress.done:,}; --resume goes on from there", file=sys.stderr)
+            return False
+
+        # The run's files, and the book's last line.
+        if report:
+            total = progress.now.since(Moment())
+            numbers = {"loss": report.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
+            finish(folder, config, manifest, model, report, {**asdict(total), **numbers, **how, "device": str(device)})
+            print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}")
+        return True
+
+
+def run_epochs(
+    config: TrainConfig,
+    manifest: Manifest,
+    world: World,
+    device: torch.device,
+    model: SkipGram,
+    step: Step,
+    progress: Progress,
+    report: Report | None,
+    save: Callable[[], None],
+    sigterm: Sigterm,
+) -> None:
+    """Trains from ``progress`` on, which it moves, to the end, or to a step where ranks agree to stop."""
+    meter = Meter(device, world, progress.now)
+    stopping = False
+    with closing(epochs_of(config, manifest, world, device, step, progress)) as epochs:
+        for batches in epochs:
             for batch, wait_s in timed(batches):
-                lr = rate(config, manifest, examples)
+                lr = rate(config, manifest, progress.examples)
                 losses_B = step(batch, lr)
                 meter.add(losses_B, batch.num_contexts_B, wait_s)
-                done += batch.num_steps
-                examples += batch.num_steps * config.global_batch
-                if done % config.log_every == 0:
-                    now = check_finite(meter.moment(world, step.is_finite()), done, config)
+                progress.add(batch.num_steps, config.global_batch)
+                if progress.done % config.log_every == 0:
+                    progress.now = check_finite(meter.moment(step.is_finite()), progress, config)
                     if report:
-                        report.step(epoch, done, now.since(last_line), lr)
-                    last_line = now
+                        report.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
+                    progress.last_line = progress.now
+                stopping = stopping or sigterm.agreed(progress.done)
+                if (stopping or progress.is_due(config.checkpoint_every)) and not step.apart:
+                    if progress.saved != progress.done:
+                        progress.now = check_finite(meter.moment(), progress, config)
+                        save()
+                    if stopping:
+                        return
             step.end_epoch()
             step.settle()
-            now = check_finite(meter.moment(world, finite(model)), done, config)  # the tables that would be saved
-            examples = now.examples
+            progress.now = check_finite(meter.moment(finite(model)), progress, config)
             if report:
-                report.epoch(epoch, done, now.since(epoch_begin), now.since(begin).loss)
-
-    # The run's files, and the book's last line.
-    if report:
-        report.close()
-        run = now.since(begin)
-        totals = {**asdict(run), "loss": now.since(epoch_begin).loss, "mean_loss": run.loss, "steps": done}
-        finish(folder, config, manifest, model, report, {**totals, **describe(world, device)})
-        print(f"loss {run.loss:.3f}, {run.tokens_per_s:.1f} tokens/sec on {device}")
+                stretch = progress.now.since(progress.epoch_begin)
+                report.epoch(progress.epoch, progress.done, stretch, progress.now.since(Moment()).loss)
+            progress.end_epoch()
+            save()
+            if stopping:
+                return
 
 
-def epochs_of(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step
-) -> Generator[Iterator[Batch], None, None]:
-    """A rank's batches of each epoch, on its device, in the order of the plan."""
-    if keeps_rows(config, manifest, device):
-        kept: dict[int, KeptRows] = {}
-        for epoch in range(config.epochs):
-            stream, sampled = stream_of(config, manifest, epoch), epoch % manifest.sampled_epochs
-            if sampled not in kept:
-                rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
-                kept[sampled] = KeptRows(*rows, device)
-            yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
-        return
-    # A batch of several steps ends where a line of metrics.jsonl is due.
-    at_once = math.gcd(step.at_once, config.log_every)
-    cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
-    team = step.team if cores_taken else None
-    make, numbers = partial(stream_of, config, manifest), range(config.epochs)
-    with closing(read_epochs(make, numbers, world.rank, world.world_size, at_once, team)) as epochs:
-        for batches in epochs:
-            yield copied(batches, device) if device.type == "cuda" else batches
-
-
-def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
-    """Whether the device keeps the rows that it has read."""
-    if config.cache != "auto" or device.type == "cpu":
-        return config.cache == "device"
-    num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
-    return config.epochs > manifest.sampled_epochs and can_keep(
-        num_rows, manifest.max_len, torch.cuda.get_device_properties(device).total_memory
-    )
+def read_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
+    """What the run goes on from, on every rank; None at the beginning. Rank 0 reads it."""
+    if config.resume is None:
+        return None
+    run = current(config.output)
+    found = None
+    for step in candidates(run, config) if world.is_first else []:
+        try:
+            found = read(run, step)
+            break
+        except CheckpointError as error:
+            if config.resume != AUTO or not any(earlier < step for earlier in steps(run)):
+                raise
+            print(f"warning: {error}", file=sys.stderr)
+    elsewhere = world.largest(max(steps(run), default=0))
+    record, state = world.of_first(found.record if found else None, found.state if found else {})
+    if record is None and elsewhere:
+        raise InputError(
+            f"--resume {config.resume}: {run} has no checkpoint on the machine of rank 0, but one of step {elsewhere} "
+            f"on another; share the folder between the machines, or let rank 0 run there"
+        )
+    return Checkpoint(record, state) if record is not None else None
 
 
 def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
@@ -203,36 +255,18 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
     tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
-    stream = stream_of(config, manifest, epoch=0)
+    stream = stream_of(config, manifest, 0)
     for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
         stream.read(piece)
     return time.perf_counter() - started
 
 
-def stream_of(config: TrainConfig, manifest: Manifest, epoch: int) -> ArrowStream:
-    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
-
-
-def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
-    """What epoch ``epoch`` reads: samplings are used in turn."""
-    return manifest.select(epoch % manifest.sampled_epochs)
-
-
-def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
-    shards = shards_of(manifest, epoch)
-    return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
-
-
-def total_steps(config: TrainConfig, manifest: Manifest) -> int:
-    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
-    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)
-
-
-def check_finite(moment: Moment, step: int, config: TrainConfig) -> Moment:
+def check_finite(moment: Moment, progress: Progress, config: TrainConfig) -> Moment:
     """``moment``, the same on every rank. Raises InputError when training has diverged, before anything is saved."""
     if not moment.finite:
         found = "vectors that are no numbers" if math.isfinite(moment.loss) else f"a loss of {moment.loss}"
-        raise InputError(f"--lr {config.lr:g}: found {found} by step {step}, expected numbers; lower it")
+        good = f"; the last checkpoint, of step {progress.saved}, is good" if progress.saved else ""
+        raise InputError(f"--lr {config.lr:g}: found {found} by step {progress.done}, expected numbers; lower it{good}")
     return moment
 
 
@@ -269,10 +303,6 @@ def opening_lines(
             f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
         ]
     )
-
-
-def describe(world: World, device: torch.device) -> dict[str, str | int]:
-    return {"world_size": world.world_size, "device": str(device), "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":

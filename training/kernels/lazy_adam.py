@@ -54,6 +54,8 @@ _AHEAD = 4
 """Rows that are asked for before they are needed."""
 
 _WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
+_PARTS = ("weight", "mean", "square", "gradient")
+_TABLES = ("center", "context")
 
 
 class LazyAdam:
@@ -83,6 +85,7 @@ class LazyAdam:
         with np.errstate(divide="ignore", invalid="ignore"):
             self._rate = (lr * root / -np.expm1(steps * np.log(BETA1))).astype(np.float32)
         self._epsilon = ((EPSILON * root) ** 2).astype(np.float32)
+        self._copies = np.zeros((2, 4, 0, 0), dtype=np.float32)  # for ``state``, made when it is first asked for
         ages = np.arange(_AGES, dtype=np.float64)
         self._decay = np.stack([BETA1**ages, BETA2**ages, (BETA1 / BETA2**0.5) ** ages]).astype(np.float32)
 
@@ -109,7 +112,7 @@ class LazyAdam:
         (rank, first row, last row) each. Tables that were equal, and all get the same, stay equal to the bit.
         """
         arguments: list[Any] = [self._step, self._negatives, self._dim, max_len, ranges, everybodys.numpy()]
-        self.team.run(lambda member: _apply(member, *arguments, *self._state()))
+        self.team.run(lambda member: _apply(member, *arguments, *self._arrays()))
 
     def push(self) -> None:
         """Writes the tables as they are after the last step; changes nothing that comes later."""
@@ -120,7 +123,31 @@ class LazyAdam:
             _up_to_date(*state)
             by_rows(weights, table_VD)
 
-    def _state(self) -> list[Any]:
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, copied to memory that the next call uses again.
+
+        Of each table its weights, moments and last gradients, (V, D) each, and of its words ``last``; ``owed``.
+        """
+        if not self._copies.size:
+            self._copies = np.zeros((2, 4, self._rows.shape[2], self._dim), dtype=np.float32)
+        rows, copies = self._rows, self._copies
+        self.team.run(lambda member: _copy(member, rows, copies))
+        found = {"owed": torch.from_numpy(self._owed[0, : self._step + 1].copy())}
+        for table, name in enumerate(_TABLES):
+            found[f"{name}.last"] = torch.from_numpy(self._last[0, table].copy())
+            found |= {f"{name}.{kind}": torch.from_numpy(self._copies[table, part]) for part, kind in enumerate(_PARTS)}
+        return found
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what ``state`` gave, of any number of threads."""
+        self._step = len(state["owed"]) - 1
+        self._owed[:, : self._step + 1] = state["owed"].numpy()
+        for table, name in enumerate(_TABLES):
+            self._last[:, table] = state[f"{name}.last"].numpy()
+            for part, kind in enumerate(_PARTS):
+                self._rows[table, :, :, part] = by_columns(state[f"{name}.{kind}"], self.team.size)
+
+    def _arrays(self) -> list[Any]:
         return [
             *(self._rows, self._last, self._touched),
             *(self._owed, self._epsilon, self._rate, self._decay),
@@ -135,7 +162,7 @@ class LazyAdam:
         buffers = [np.empty((size, count, most + CHUNK), dtype=np.float32) for count in (2, 3)]
         self._slopes = np.zeros(0 if finish else targets_BL.numel(), dtype=np.float32)
         settings: list[Any] = [self._counters, self._step, num_steps, finish, self._negatives, self._dim]
-        arguments = [*settings, *batch, *buffers, self._slopes, *self._state()]
+        arguments = [*settings, *batch, *buffers, self._slopes, *self._arrays()]
         self.team.run(lambda member: _steps(member, *arguments))
         self._step += num_steps
         return losses_B
@@ -360,6 +387,17 @@ def inverse_root(number: Any) -> Any:
     root *= np.float32(1.5) - half * root * root
     root *= np.float32(1.5) - half * root * root
     return root
+
+
+@compiled_fast
+def _copy(member: int, rows: Floats, copies_24VD: Floats) -> None:
+    """One thread's columns of everything."""
+    width, dim = rows.shape[4], copies_24VD.shape[3]
+    begin, end = min(member * width, dim), min((member + 1) * width, dim)
+    for table in range(2):
+        for word in range(rows.shape[2]):
+            for part in range(4):
+                copies_24VD[table, part, word, begin:end] = rows[table, member, word, part, : end - begin]
 
 
 @compiled_fast

@@ -1,0 +1,75 @@
+"""What a run reads: the batches of its epochs, on its device, from where it begins."""
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing
+
+import torch
+
+from pipeline.manifest import Manifest, ShardInfo
+from training.config import TrainConfig
+from training.device_feed import KeptRows, can_keep, copied
+from training.distributed import World
+from training.kernels.threads import num_cores
+from training.plan import EpochPlan, num_steps, plan_epoch
+from training.resume import Progress
+from training.steps import Step
+from training.stream import ArrowStream, Batch, read_epochs
+
+
+def epochs_of(
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Progress
+) -> Generator[Iterator[Batch], None, None]:
+    """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
+    numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
+    if keeps_rows(config, manifest, device):
+        kept: dict[int, KeptRows] = {}
+        for epoch in numbers:
+            stream, sampled = stream_of(config, manifest, epoch, first.get(epoch, 0)), epoch % manifest.sampled_epochs
+            if sampled not in kept:
+                rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
+                kept[sampled] = KeptRows(*rows, device)
+            yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
+        return
+    # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
+    at_once = math.gcd(step.at_once, config.log_every, config.checkpoint_every or 0)
+    cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
+    team = step.team if cores_taken else None
+
+    def make(epoch: int) -> ArrowStream:
+        return stream_of(config, manifest, epoch, first.get(epoch, 0))
+
+    reading = read_epochs(make, numbers, world.rank, world.world_size, at_once, team, begin.done)
+    with closing(reading) as epochs:
+        for batches in epochs:
+            yield copied(batches, device) if device.type == "cuda" else batches
+
+
+def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
+    """Whether the device keeps the rows that it has read."""
+    if config.cache != "auto" or device.type == "cpu":
+        return config.cache == "device"
+    num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
+    return config.epochs > manifest.sampled_epochs and can_keep(
+        num_rows, manifest.max_len, torch.cuda.get_device_properties(device).total_memory
+    )
+
+
+def stream_of(config: TrainConfig, manifest: Manifest, epoch: int, step: int = 0) -> ArrowStream:
+    """The epoch's batches from its ``step`` on: what comes before is not read."""
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch).after(step))
+
+
+def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
+    """What epoch ``epoch`` reads: samplings are used in turn."""
+    return manifest.select(epoch % manifest.sampled_epochs)
+
+
+def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
+    shards = shards_of(manifest, epoch)
+    return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
+
+
+def total_steps(config: TrainConfig, manifest: Manifest) -> int:
+    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
+    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)

@@ -1,0 +1,141 @@
+"""Where a run goes on: how far it is, and whether a checkpoint is one of this very run."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
+from training.checkpoint import newest, read_record, steps
+from training.config import AUTO, NEWEST, TrainConfig
+from training.metrics import Moment
+
+FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes")
+"""Settings that change the numbers; those that are left out change nothing, or how sums are rounded."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. ``epoch`` is the one that is going on, ``step`` how many of its steps are done."""
+
+    epoch: int = 0
+    step: int = 0
+    done: int = 0
+    """Steps of the run."""
+    examples: int = 0
+    """That the learning rate has seen: whole batches within an epoch."""
+    epoch_begin: Moment = field(default_factory=Moment)
+    last_line: Moment = field(default_factory=Moment)
+    """When the last line of kind "step" was written."""
+    now: Moment = field(default_factory=Moment)
+    saved: int = 0
+    """Steps that were done at the last checkpoint."""
+
+    def add(self, num_steps: int, global_batch: int) -> None:
+        self.step += num_steps
+        self.done += num_steps
+        self.examples += num_steps * global_batch
+
+    def end_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        self.examples, self.epoch_begin = self.now.examples, self.now
+
+    def is_due(self, checkpoint_every: int | None) -> bool:
+        """Whether a checkpoint's step has come since the last one."""
+        return checkpoint_every is not None and self.done // checkpoint_every > self.saved // checkpoint_every
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Progress":
+        found: dict[str, Any] = {}
+        for name, value in record["progress"].items():
+            found[name] = Moment(**value) if isinstance(value, dict) else value
+        return cls(**found)
+
+
+def record_of(
+    progress: Progress, config: TrainConfig, manifest: Manifest, how: dict[str, Any], metrics_bytes: int
+) -> dict[str, Any]:
+    """What a checkpoint holds beside the tensors; ``how`` is ranks, threads and kernel."""
+    return {
+        "dataset_id": manifest.dataset_id,
+        "settings": {**{name: getattr(config, name) for name in FIXED}, "epochs": config.epochs},
+        **how,
+        "progress": asdict(progress),
+        "metrics_bytes": metrics_bytes,
+    }
+
+
+def candidates(run: Path, config: TrainConfig) -> list[int]:
+    """Checkpoints of ``run`` to try in turn, by their steps; none where there is nothing to go on from.
+
+    Raises InputError when the one that is asked for is not there.
+    """
+    present = steps(run)
+    if config.resume == AUTO:
+        try:
+            last = newest(run)
+        except InputError:
+            last = present[-1] if present else None  # its name is damaged, not necessarily the checkpoint
+        return [] if last is None else [last, *(step for step in reversed(present) if step < last)]
+    wanted = newest(run) if config.resume == NEWEST else config.resume
+    if wanted is None:
+        raise InputError(f"--resume: {run} holds no checkpoint; leave it out to begin, or say --resume auto")
+    assert isinstance(wanted, int)
+    if config.resume != NEWEST and wanted not in present:
+        found = ", ".join(map(str, present)) or "none"
+        raise InputError(f"--resume {wanted}: {run} holds no such checkpoint; there are: {found}")
+    return [wanted]
+
+
+def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: str) -> None:
+    """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset."""
+    for step in candidates(run, config):
+        try:
+            record = read_record(run, step)
+        except InputError:
+            if config.resume != AUTO:
+                raise
+            continue
+        _check(record, run, config, manifest, device)
+        return
+
+
+def _check(record: dict[str, Any], run: Path, config: TrainConfig, manifest: Manifest, device: str) -> None:
+    if record["dataset_id"] != manifest.dataset_id:
+        raise InputError(
+            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record['dataset_id']}, which "
+            f"{run} is trained on; name that one, or begin anew with another --output"
+        )
+    before = {**record["settings"], "kernel": record["kernel"]}
+    now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
+    falls_to_its_end = config.in_place and config.optimizer == "sgd"
+    if falls_to_its_end or config.epochs < record["progress"]["epoch"]:
+        now["epochs"] = config.epochs
+    others = [name for name in now if now[name] != before[name]]
+    if others:
+        remedy = f"say {_flags(before, others)}, or begin anew with another --output"
+        raise InputError(f"--resume: found {_flags(now, others)}, but {run} is trained with other settings; {remedy}")
+
+
+def differences(record: dict[str, Any], how: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
+    """What is said of ranks and threads that are others than they were. Raises InputError where bits must stay."""
+    names = [name for name in ("world_size", "threads") if how[name] != record[name]]
+    if not names or (any_world and names == ["world_size"]):
+        return
+    changes = " and ".join(f"{_WORDS[name]} {how[name]} instead of {record[name]}" for name in names)
+    if config.deterministic:
+        raise InputError(
+            f"--resume: found {changes}, which changes the bits; take as many, or leave --deterministic out"
+        )
+    if config.in_place and "world_size" in names:
+        yield f"{changes}: tables are averaged over other ranks, so the vectors will be others, about as good"
+    else:
+        yield f"{changes}: the vectors will be the same but for rounding"
+
+
+_WORDS = {"world_size": "ranks:", "threads": "threads a rank:"}
+
+
+def _flags(values: dict[str, Any], names: list[str]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {values[name]}" for name in names)
