@@ -153,7 +153,7 @@ def test_memory_is_reused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
             for batch in batches:
                 places.add(tuple(tensor.data_ptr() for tensor in batch.tensors()))
                 count += 1
-        assert len(places) == NUM_CHUNKS < count
+        assert len(places) <= 1 + NUM_CHUNKS < count
 
 
 def test_a_row_group_is_read_once_however_many_lanes_share_it(

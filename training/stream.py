@@ -96,10 +96,11 @@ class ArrowStream:
         return row_group.rows(order[piece.start : piece.stop])
 
     def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> "Iterator[_Chunk]":
-        """Chunks in turn, for ``chunks``."""
+        """Chunks in turn, for ``chunks``; before them one of a single batch, which is all that a run waits for."""
         num_rows = self.plan.rows_per_step * num_lanes
         num_batches = max(1, CHUNK_ROWS // num_rows)
-        return cycle([_Chunk(num_batches, num_rows, self._layout.max_len) for _ in range(num_chunks)])
+        first, *others = (_Chunk(count, num_rows, self._layout.max_len) for count in (1, *[num_batches] * num_chunks))
+        return chain([first], cycle(others))
 
     def chunks(
         self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", each: Each, at_once: int = 1, done: int = 0
