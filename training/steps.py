@@ -94,6 +94,7 @@ class Gradients:
         self._row_losses: nn.Module = RowLosses(model, kernel.row_losses, negatives)
         if world.world_size > 1:
             self._row_losses = DistributedDataParallel(self._row_losses, gradient_as_bucket_view=True)
+        self._is_first = world.world_size > 1
         self._optimizer = make_optimizer(config, model)
         # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
         self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
@@ -108,6 +109,11 @@ class Gradients:
         return self._graphed(*batch.tensors())
 
     def _step(self, *batch: Tensor) -> Tensor:
+        if self._is_first:
+            # After its first backward DDP cuts gradients into other messages, and three ranks or more then add them up in
+            # another order. An empty one comes first, so that a run that goes on adds up as one that never stopped.
+            self._is_first = False
+            self._row_losses(*map(torch.zeros_like, batch)).sum().backward()
         self._optimizer.zero_grad()
         losses_B: Tensor = self._row_losses(*batch)
         # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.

@@ -121,8 +121,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
         all_steps = total_steps(config, manifest)
         step = make_step(config, model, manifest.config.negatives, all_steps, world)
-        threads, kernel = torch.get_num_threads(), config.kernel_on(device.type)
-        how = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
+        # Bits go by how many share the columns: on few cores, or with a small dim, fewer than were asked for.
+        threads = step.team.size if step.team else torch.get_num_threads()
+        how = {"world_size": world.world_size, "threads": threads, "kernel": config.kernel_on(device.type)}
         changes = list(differences(begun.record, how, config, step.any_world)) if begun else []
         if begun:
             step.load(begun.state)
