@@ -219,6 +219,13 @@ def test_ranks_and_threads_that_change_the_bits_are_said_or_refused(
             list(differences(before, now, TrainConfig(**flags, deterministic=True), any_world))
 
 
+def test_on_a_gpu_the_same_bits_are_the_references_alone() -> None:
+    assert TrainConfig(deterministic=True).kernel_on("cuda") == "reference"
+    assert TrainConfig(deterministic=True).kernel_on("cpu") == "cpu"
+    with pytest.raises(InputError, match="--kernel: found cuda"):
+        TrainConfig(deterministic=True, kernel="cuda")
+
+
 def test_every_test_that_the_docs_name_is_there() -> None:
     text = (ROOT / "docs" / "determinism.md").read_text(encoding="utf-8")
     named = re.findall(r"(tests/\w+\.py)::(\w+)", text)

@@ -108,13 +108,15 @@ def test_two_agents_train_together(data: Path, alone: Path, tmp_path: Path) -> N
     assert np.array_equal(tables(tmp_path / "run"), tables(alone))
 
 
+@pytest.mark.parametrize("setting", [("optimizer", "sgd"), ("kernel", "reference")], ids=" ".join)
 def test_ranks_that_average_gradients_train_what_one_process_trains(
-    data: Path, tmp_path: Path, threads: Threads
+    data: Path, tmp_path: Path, threads: Threads, setting: tuple[str, str]
 ) -> None:
     """Gradients are added up rank by rank here, not row by row: the same but for rounding."""
-    start([sys.executable, TRAIN, "--nproc", "2", "--optimizer", "sgd"], data, tmp_path / "two")
-    options = {"epochs": 3, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1}
-    train.be_a_rank(TrainConfig(data=data, output=tmp_path / "one", optimizer="sgd", device="cpu", **options))  # type: ignore[arg-type]
+    name, value = setting
+    start([sys.executable, TRAIN, "--nproc", "2", f"--{name}", value], data, tmp_path / "two")
+    options = {"epochs": 3, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1, name: value}
+    train.be_a_rank(TrainConfig(data=data, output=tmp_path / "one", device="cpu", **options))  # type: ignore[arg-type]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
     np.testing.assert_allclose(tables(tmp_path / "two"), tables(tmp_path / "one"), atol=1e-4)
 

@@ -110,8 +110,8 @@ class Gradients:
 
     def _step(self, *batch: Tensor) -> Tensor:
         if self._is_first:
-            # After its first backward DDP cuts gradients into other messages, and three ranks or more then add them up in
-            # another order. An empty one comes first, so that a run that goes on adds up as one that never stopped.
+            # After its first backward DDP cuts gradients into other messages, and three ranks or more then add them up
+            # in another order. An empty one comes first, so that a run that goes on adds up as one that never stopped.
             self._is_first = False
             self._row_losses(*map(torch.zeros_like, batch)).sum().backward()
         self._optimizer.zero_grad()
