@@ -143,8 +143,18 @@ def test_the_same_command_gives_the_same_vectors(data: Path, alone: Path, tmp_pa
 
 
 def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
-    names = {"config.json", "metrics.jsonl", "summary.json", "vectors.safetensors", "vocab.parquet", "loss.png"}
-    assert {path.name for path in alone.iterdir()} == names
+    names = {
+        *[
+            "config.json",
+            "metrics.jsonl",
+            "summary.json",
+            "vectors.safetensors",
+            "vocab.parquet",
+            "loss.png",
+            "checkpoints",
+        ]
+    }
+    assert {path.name for path in alone.iterdir()} == {*names, "checkpoints"}
     assert (alone / "loss.png").read_bytes().startswith(b"\x89PNG")
     words = pq.read_table(alone / "vocab.parquet")["word"].to_pylist()
     found = tables(alone)

@@ -110,8 +110,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
 
 def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> bool:
     """The run, from tables to files, in the order in which it happens; False when SIGTERM has ended it before."""
-    sigterm = Sigterm(world)
     with ExitStack() as held:
+        sigterm = held.enter_context(Sigterm(world))
         if world.is_first:
             held.enter_context(owned(config.output))
         begun = read_checkpoint(config, world)
