@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ALLOWED_OF_PIPELINE = {"pipeline.compiled", "pipeline.errors", "pipeline.manifest", "pipeline.randomness"}
+ALLOWED_OF_PIPELINE = {f"pipeline.{name}" for name in ("compiled", "errors", "manifest", "randomness", "storage")}
 
 
 def imports(path: Path) -> set[str]:

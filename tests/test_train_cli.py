@@ -65,7 +65,7 @@ def run(pristine: Path, tmp_path: Path) -> Path:
     table = torch.randn(manifest.vocab_size, 4, generator=torch.Generator().manual_seed(0))
     save_file({"center": table, "context": table.clone()}, folder / "vectors.safetensors")
     shutil.copy(pristine / manifest.vocab_path, folder / "vocab.parquet")
-    settings = asdict(TrainConfig(data=pristine, output=folder))
+    settings = asdict(TrainConfig(data=str(pristine), output=folder))
     (folder / "config.json").write_text(json.dumps(settings, default=str))
     (folder / "metrics.jsonl").write_text("")
     (folder / "summary.json").write_text("{}")

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save
 
 from pipeline.errors import InputError, check_output
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.storage import Location
 from training.config import TrainConfig
 from training.metrics import Report
 from training.model import SkipGram
@@ -43,15 +44,25 @@ def claim(config: TrainConfig, manifest: Manifest) -> Path:
     """
     output = config.output
     folder = output / NEW if (output / SUMMARY).exists() else output
+    vocabulary = read_vocabulary(config, manifest)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_FILES:
             (folder / name).unlink(missing_ok=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
-        _write(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
+        _write(folder / VOCAB, vocabulary)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
     return folder
+
+
+def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
+    """The dataset's vocabulary, a Parquet file. Raises ManifestError."""
+    vocab = Location.of(config.data) / manifest.vocab_path
+    try:
+        return vocab.read_bytes()
+    except OSError as error:
+        raise ManifestError.unreadable(vocab, error) from None
 
 
 def finish(

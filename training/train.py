@@ -28,6 +28,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
+from pipeline.storage import Location
 from training.config import TrainConfig, parse
 from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import (
@@ -48,6 +49,7 @@ from training.model import SkipGram
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.schedule import linear_decay
+from training.shard_cache import ShardCache
 from training.steps import Step, finite, make_step
 from training.stream import ArrowStream, Batch, read_epochs
 
@@ -98,6 +100,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     manifest.check_files(config.data)
     if launched().is_first:
         check_free(config.output, config.overwrite)
+    if cache := cache_of(config):
+        cache.prepare()
     return manifest
 
 
@@ -113,6 +117,8 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     if world.is_first:
         folder = claim(config, manifest)
         print(opening_lines(config, manifest, world, device, step.team), flush=True)
+        if config.shard_cache and not cache_of(config):
+            print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
         report = Report(folder, all_steps, config.epochs)
     compile_s = warm_up(config, manifest, world, device)
     if world.is_first and compile_s > 2:
@@ -210,7 +216,15 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
 
 
 def stream_of(config: TrainConfig, manifest: Manifest, epoch: int) -> ArrowStream:
-    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch))
+    plan = plan_of(config, manifest, epoch)
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan, cache_of(config))
+
+
+def cache_of(config: TrainConfig) -> ShardCache | None:
+    """Where what is fetched of a dataset that lies elsewhere is kept, if it is."""
+    if config.shard_cache is None or config.shard_cache_bytes is None or Location.of(config.data).local:
+        return None
+    return ShardCache(config.shard_cache, config.shard_cache_bytes)
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
