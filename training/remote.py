@@ -134,8 +134,10 @@ def remote_shards(dataset: Location, cache: ShardCache | None) -> Callable[[Shar
 def tried(attempt: Callable[[], bytes], where: str, stop: Event) -> bytes:
     """What ``attempt`` returns, which is called again after an OSError, with growing pauses.
 
-    Raises ManifestError at once where that is of no use, or somebody else has set ``stop``; else it sets ``stop``.
+    Raises ManifestError: at once where that is of no use, or when somebody else sets ``stop``; else it sets ``stop``.
     """
+    if stop.is_set():
+        raise ManifestError(f"{where}: not read, since another request has failed for good")
     begin = time.monotonic()
     for number in count(1):
         try:
@@ -175,6 +177,7 @@ class FetchAhead:
         self._pool = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="fetch")
         self._stop = Event()
         self._lock = Lock()
+        self._failure: ManifestError | None = None
         self._fetches: dict[RowGroupOf, Future[Stored]] = {}
         self._soon: list[Future[Stored]] = []
 
@@ -195,7 +198,10 @@ class FetchAhead:
 
     def take(self, shard: RemoteShard, row_group: int) -> Stored:
         """Waits for the row group; it is fetched once for all who take it. Raises what ``RemoteShard.fetch`` does."""
-        return self._begun(shard, row_group).result()
+        try:
+            return self._begun(shard, row_group).result()
+        except ManifestError as error:
+            raise self._failure or error from None
 
     def close(self) -> None:
         """Waits for the requests that are under way, and no longer; who waits for another gets an error."""
@@ -206,5 +212,14 @@ class FetchAhead:
         key = shard, row_group
         with self._lock:
             if key not in self._fetches:
-                self._fetches[key] = self._pool.submit(shard.fetch, row_group, self._stop)
+                self._fetches[key] = self._pool.submit(self._fetch, shard, row_group)
             return self._fetches[key]
+
+    def _fetch(self, shard: RemoteShard, row_group: int) -> Stored:
+        """Remembers the first failure for good, for which all others give up: it is the one to be told."""
+        try:
+            return shard.fetch(row_group, self._stop)
+        except ManifestError as error:
+            if self._stop.is_set() and self._failure is None:
+                self._failure = error
+            raise
