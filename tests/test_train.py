@@ -114,7 +114,7 @@ def test_ranks_that_average_gradients_train_what_one_process_trains(
     """Gradients are added up rank by rank here, not row by row: the same but for rounding."""
     start([sys.executable, TRAIN, "--nproc", "2", "--optimizer", "sgd"], data, tmp_path / "two")
     options = {"epochs": 3, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1}
-    train.be_a_rank(TrainConfig(data=data, output=tmp_path / "one", optimizer="sgd", device="cpu", **options))  # type: ignore[arg-type]
+    train.be_a_rank(TrainConfig(data=str(data), output=tmp_path / "one", optimizer="sgd", device="cpu", **options))  # type: ignore[arg-type]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
     np.testing.assert_allclose(tables(tmp_path / "two"), tables(tmp_path / "one"), atol=1e-4)
 
@@ -127,7 +127,7 @@ def test_machine_code_costs_what_the_reference_costs(
     for kernel in ("reference", "cpu"):
         output = tmp_path / kernel
         options = {"optimizer": optimizer, "global_batch": 64, "dim": 40, "log_every": 1, "epochs": 2}
-        config = TrainConfig(data=data, output=output, kernel=kernel, device="cpu", **options)  # type: ignore[arg-type]
+        config = TrainConfig(data=str(data), output=output, kernel=kernel, device="cpu", **options)  # type: ignore[arg-type]
         train.be_a_rank(config)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         steps.append([line["loss"] for line in lines if line["kind"] == "step"][:100])
@@ -184,7 +184,9 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
 def test_every_optimizer_learns_at_its_usual_rate(
     data: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(data=data, output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu")
+    config = TrainConfig(
+        data=str(data), output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu"
+    )
     train.be_a_rank(config)
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] - 0.02

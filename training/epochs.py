@@ -7,12 +7,14 @@ from contextlib import closing
 import torch
 
 from pipeline.manifest import Manifest, ShardInfo
+from pipeline.storage import Location
 from training.config import TrainConfig
 from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import World
 from training.kernels.threads import num_cores
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.resume import Progress
+from training.shard_cache import ShardCache
 from training.steps import Step
 from training.stream import ArrowStream, Batch, read_epochs
 
@@ -57,7 +59,15 @@ def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) ->
 
 def stream_of(config: TrainConfig, manifest: Manifest, epoch: int, step: int = 0) -> ArrowStream:
     """The epoch's batches from its ``step`` on: what comes before is not read."""
-    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch).after(step))
+    plan = plan_of(config, manifest, epoch).after(step)
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan, cache_of(config))
+
+
+def cache_of(config: TrainConfig) -> ShardCache | None:
+    """Where what is fetched of a dataset that lies elsewhere is kept, if it is."""
+    if config.shard_cache is None or config.shard_cache_bytes is None or Location.of(config.data).local:
+        return None
+    return ShardCache(config.shard_cache, config.shard_cache_bytes)
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:

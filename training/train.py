@@ -44,7 +44,7 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
-from training.epochs import epochs_of, shards_of, stream_of, total_steps
+from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
@@ -105,6 +105,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
         check_free(config)
         if config.resume is not None:
             check_same_run(current(config.output), config, manifest, device)
+    if cache := cache_of(config):
+        cache.prepare()
     return manifest
 
 
@@ -133,6 +135,8 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         if world.is_first:
             folder = claim(config, manifest, goes_on=begun is not None)
             print(opening_lines(config, manifest, world, device, step.team), flush=True)
+            if config.shard_cache and not cache_of(config):
+                print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
             if begun:
                 print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
