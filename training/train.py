@@ -45,6 +45,8 @@ from training.distributed import (
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
+from training.petastorm_stream import check_petastorm, petastorm_epochs, shares_of_epoch
+from training.petastorm_stream import num_steps as petastorm_steps
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.run_folder import check_free, claim, finish
 from training.schedule import linear_decay
@@ -94,6 +96,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     config.check_kernel(device)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
+    if config.reader == "petastorm":
+        check_petastorm(config.data)
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
@@ -105,7 +109,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
     """The run, from tables to files, in the order in which it happens."""
     # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
     model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
-    all_steps = total_steps(config, manifest)
+    all_steps = total_steps(config, manifest, world.world_size)
     step = make_step(config, model, manifest.config.negatives, all_steps, world)
 
     # The run's folder, which is rank 0's.
@@ -156,9 +160,16 @@ def epochs_of(
     config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan."""
+    numbers = range(config.epochs)
+    if config.reader == "petastorm":
+        shape = config.global_batch, world.rank, world.world_size
+        with closing(petastorm_epochs(config.data, manifest, config.seed, numbers, *shape)) as epochs:
+            for batches in epochs:
+                yield copied(batches, device) if device.type == "cuda" else batches
+        return
     if keeps_rows(config, manifest, device):
         kept: dict[int, KeptRows] = {}
-        for epoch in range(config.epochs):
+        for epoch in numbers:
             stream, sampled = stream_of(config, manifest, epoch), epoch % manifest.sampled_epochs
             if sampled not in kept:
                 rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
@@ -169,7 +180,7 @@ def epochs_of(
     at_once = math.gcd(step.at_once, config.log_every)
     cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
     team = step.team if cores_taken else None
-    make, numbers = partial(stream_of, config, manifest), range(config.epochs)
+    make = partial(stream_of, config, manifest)
     with closing(read_epochs(make, numbers, world.rank, world.world_size, at_once, team)) as epochs:
         for batches in epochs:
             yield copied(batches, device) if device.type == "cuda" else batches
@@ -203,9 +214,10 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
     tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
-    stream = stream_of(config, manifest, epoch=0)
-    for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
-        stream.read(piece)
+    if config.reader == "arrow":
+        stream = stream_of(config, manifest, epoch=0)
+        for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
+            stream.read(piece)
     return time.perf_counter() - started
 
 
@@ -223,9 +235,17 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
-def total_steps(config: TrainConfig, manifest: Manifest) -> int:
-    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
-    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)
+def total_steps(config: TrainConfig, manifest: Manifest, world_size: int) -> int:
+    return sum(steps_of(config, manifest, epoch, world_size) for epoch in range(config.epochs))
+
+
+def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
+    """Steps of one epoch, the same on every rank."""
+    shards = shards_of(manifest, epoch)
+    if config.reader == "petastorm":
+        shares = shares_of_epoch(shards, manifest.row_group_rows, config.seed, epoch, world_size)
+        return petastorm_steps(shares, config.global_batch // world_size)
+    return num_steps(sum(shard.rows for shard in shards), config.lanes, config.global_batch)
 
 
 def check_finite(moment: Moment, step: int, config: TrainConfig) -> Moment:
@@ -265,7 +285,7 @@ def opening_lines(
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
             f"vocabulary of {manifest.vocab_size:,}",
             f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
-            f"{config.epochs} epochs, {total_steps(config, manifest):,} steps, {in_step}",
+            f"{config.epochs} epochs, {total_steps(config, manifest, world.world_size):,} steps, {in_step}",
             f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
         ]
     )
