@@ -167,9 +167,10 @@ def _batches(
                     yield _filled(Batch(center_B, targets_BL, num_contexts_B), empty)
                     done += 1
         if found != share.num_rows:
+            files = f"{share.shards[0].path} and {len(share.shards) - 1} more"
             raise ManifestError(
-                f"{dataset}: found {found} rows or more in row groups of {', '.join(s.path for s in share.shards)}, "
-                f"manifest implies {share.num_rows}; run prepare again with --overwrite"
+                f"{dataset}: found {found} rows in row groups of {files}, manifest implies {share.num_rows}; "
+                f"run prepare again with --overwrite"
             )
     while done < steps:
         yield empty
@@ -221,7 +222,29 @@ def _loader(dataset: Path, share: Share, seed: int, batch_size: int) -> Any:
     )
     # Not shuffled by the loader, which would draw from torch's global generator. What numpy hands it cannot be written
     # to, of which as_tensor, its usual function, would warn.
-    return BatchedDataLoader(reader, batch_size=batch_size, transform_fn=torch.tensor)
+    return BatchedDataLoader(_WholeReader(reader), batch_size=batch_size, transform_fn=torch.tensor)
+
+
+class _WholeReader:
+    """petastorm's reader, to its end.
+
+    By itself it stops, in silence, when nothing is under way and then, a moment later, nothing is left to begin with:
+    row groups that were begun in between are lost. That nothing is left is asked before, here.
+    """
+
+    batched_output = True
+
+    def __init__(self, reader: Any):
+        self._reader, self.stop, self.join = reader, reader.stop, reader.join
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            all_begun = self._reader.ventilator.completed()
+            try:
+                yield next(self._reader)
+            except StopIteration:
+                if all_begun:
+                    return
 
 
 def _url(path: Path) -> str:
