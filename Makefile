@@ -71,7 +71,8 @@ $(PETASTORM_READY): pyproject.toml constraints-petastorm.txt $(wildcard tools/*t
 	    found="$$found$$("$$name" --version 2>/dev/null | sed 's/^/, /')"; \
 	done; \
 	test -n "$$python" || { \
-	    echo "petastorm needs pyarrow 14, so Python 3.11 or 3.12; found $${found:+$${found#, }}." >&2; \
+	    found="$${found:-, none}"; \
+	    echo "petastorm needs pyarrow 14, so Python 3.11 or 3.12; found $${found#, }." >&2; \
 	    echo "Name one: make setup-petastorm PYTHON=/path/to/python3.12" >&2; exit 1; }; \
 	if test -e $@; then \
 	    echo "Bringing .venv-petastorm up to date."; rm $@; \
