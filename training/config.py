@@ -23,6 +23,7 @@ LARGEST_RATE = 1e30
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "cuda")
 CACHES = ("auto", "device", "none")
+READERS = ("arrow", "petastorm")
 
 NEWEST, AUTO = "newest", "auto"
 
@@ -89,6 +90,9 @@ class TrainConfig:
     """device: a GPU keeps the rows of each sampled epoch from its first use on; none: they are copied every time;
     auto: they are kept where they fit into half of its memory and are read more than once."""
 
+    reader: str = "arrow"
+    """arrow: the trainer's own; petastorm: petastorm's, in its environment. docs/data.md says what each promises."""
+
     threads: int | None = None
     """CPU threads a rank; None: cores / ranks on this machine."""
 
@@ -146,12 +150,15 @@ class TrainConfig:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:
                 raise InputError.flag(name, found, f"1 to {LIMITS[name]:,}")
-        for name, possible_values in (("device", DEVICES), ("kernel", KERNELS), ("cache", CACHES)):
+        choices = {"device": DEVICES, "kernel": KERNELS, "cache": CACHES, "reader": READERS}
+        for name, possible_values in choices.items():
             if getattr(self, name) not in possible_values:
                 raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
         self.check_kernel(self.device)
         if self.resume is not None and self.overwrite:
             raise InputError("--overwrite begins anew and --resume goes on; leave one of them out")
+        if self.cache == "device" and self.reader == "petastorm":
+            raise InputError.flag("cache", self.cache, "auto or none with --reader petastorm, which keeps no rows")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -245,6 +252,7 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "device", str, "auto takes cuda where there is one", choices=DEVICES)
     flag(group, "kernel", str, "what computes a step; auto takes the device's own", choices=KERNELS)
     flag(group, "cache", str, "whether a GPU keeps rows from their first use on", choices=CACHES)
+    flag(group, "reader", str, "what reads the shards; petastorm needs make setup-petastorm", choices=READERS)
     flag(group, "threads", int, "CPU threads a process (default: cores / processes on this machine)")
     help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
     group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,8 @@ from training.config import TrainConfig
 from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import World
 from training.kernels.threads import num_cores
+from training.petastorm_stream import num_steps as petastorm_steps
+from training.petastorm_stream import petastorm_epochs, shares_of_epoch
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.resume import Progress
 from training.shard_cache import ShardCache
@@ -24,6 +27,13 @@ def epochs_of(
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
     numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
+    if config.reader == "petastorm":
+        shape = config.global_batch, world.rank, world.world_size
+        reading = petastorm_epochs(Path(config.data), manifest, config.seed, numbers, *shape, begin.step)
+        with closing(reading) as epochs:
+            for batches in epochs:
+                yield copied(batches, device) if device.type == "cuda" else batches
+        return
     if keeps_rows(config, manifest, device):
         kept: dict[int, KeptRows] = {}
         for epoch in numbers:
@@ -80,6 +90,16 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
-def total_steps(config: TrainConfig, manifest: Manifest) -> int:
-    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
-    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)
+def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Progress) -> int:
+    """Steps of the run, those that are done before it goes on from ``begin`` among them."""
+    to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
+    return begin.done - begin.step + to_come
+
+
+def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
+    """Steps of one epoch, the same on every rank."""
+    shards = shards_of(manifest, epoch)
+    if config.reader == "petastorm":
+        shares = shares_of_epoch(shards, manifest.row_group_rows, config.seed, epoch, world_size)
+        return petastorm_steps(shares, config.global_batch // world_size)
+    return num_steps(sum(shard.rows for shard in shards), config.lanes, config.global_batch)
