@@ -125,7 +125,8 @@ def test_another_writers_file_is_refused(tmp_path: Path) -> None:
     """Parquet that holds the same rows, but in runs of its own."""
     by_pyarrow = io.BytesIO()
     ours = pq.read_table(pa.BufferReader(encoded(random_examples(1000, 300, 5, 5), 5)))
-    pq.write_table(ours, by_pyarrow, write_page_checksum=True)
+    checksums = {} if pa.__version__.startswith("14.") else {"write_page_checksum": True}  # which 14 cannot write
+    pq.write_table(ours, by_pyarrow, **checksums)
     (tmp_path / "shard").write_bytes(by_pyarrow.getvalue())
     with pytest.raises(ShardError, match="center"):
         read_rows(tmp_path / "shard", 0, 1000, Layout(60, 6), FIRST)

@@ -103,8 +103,10 @@ class Sigterm:
         self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
+        if self._asked and kind is not None and issubclass(kind, RuntimeError):
+            signal.raise_signal(signal.SIGTERM)  # a launcher ends a rank that has lost another one: be quiet and go
 
     def agreed(self, step: int) -> bool:
         """Whether to stop now. Every rank asks after every step; most answers cost nothing.
