@@ -30,6 +30,15 @@ FILE_NAME = "manifest.json"
 class ManifestError(InputError):
     """A dataset that is missing, damaged or of another format; the message says where and what to do."""
 
+    @classmethod
+    def unreadable(cls, where: Location, error: Exception) -> "ManifestError":
+        """The error of a file that could not be read, or was not what it should be."""
+        reason = " ".join(str(error).split())
+        remedy = "run prepare again with --overwrite"
+        if where.local is None and isinstance(error, OSError):
+            remedy = "check the address, your credentials for it, and that its server can be reached"
+        return cls(f"{where}: cannot be read ({reason}); {remedy}")
+
 
 @dataclass(frozen=True)
 class ShardInfo:
@@ -127,7 +136,7 @@ class Manifest:
         except (FileNotFoundError, NotADirectoryError):
             raise ManifestError(f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare.py") from None
         except (OSError, ValueError) as error:
-            raise ManifestError(f"{path}: cannot be read ({error}); run prepare again with --overwrite") from None
+            raise ManifestError.unreadable(path, error) from None
         found = record.get("format_version") if isinstance(record, dict) else None
         if found != FORMAT_VERSION:
             newer = isinstance(found, int) and found > FORMAT_VERSION
@@ -151,12 +160,15 @@ class Manifest:
         except FileNotFoundError:
             raise ManifestError(f"{vocab}: missing; run prepare again with --overwrite") from None
         except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{vocab}: cannot be read ({error}); run prepare again with --overwrite") from None
+            raise ManifestError.unreadable(vocab, error) from None
         if num_words != self.vocab_size:
             raise ManifestError(
                 f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; run prepare again with --overwrite"
             )
-        sizes = folder.sizes([shard.path for shard in self.shards])
+        try:
+            sizes = folder.sizes([shard.path for shard in self.shards])
+        except OSError as error:
+            raise ManifestError.unreadable(folder, error) from None
         for shard, found in zip(self.shards, sizes, strict=True):
             if found != shard.bytes:
                 state = "missing" if found is None else f"{found} bytes"

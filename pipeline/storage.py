@@ -7,8 +7,9 @@ endpoints come from where these libraries look for them (for S3: AWS_* variables
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -22,6 +23,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
 _COPY_BYTES = 8 << 20
 _S3_ATTEMPTS = 4
 _S3_CONNECT_TIMEOUT_S = 10
+_S3_SILENCE_S = 5
+"""How long a server may send nothing. With all attempts and their pauses that is an error within half a minute."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ class Location:
     @property
     def filesystem(self) -> pafs.FileSystem:
         return _filesystem(_base(self.shown))[0] if is_uri(self.shown) else _LOCAL
+
+    def reader(self) -> Callable[[int, int], bytes]:
+        """``read(offset, num_bytes)`` of the file: one request, not tried again here; for several threads at once.
+
+        At the file's end it gives fewer bytes. Opening asks an object store once whether the file is there.
+        """
+        filesystem = _filesystem(_base(self.shown), s3_attempts=1)[0] if is_uri(self.shown) else _LOCAL
+        if isinstance(filesystem, pafs.PyFileSystem):
+            return partial(_read_through_fsspec, filesystem.handler.fs, self.path)
+        file = filesystem.open_input_file(self.path)
+        return lambda offset, num_bytes: file.read_at(num_bytes, offset)
 
     def absolute(self) -> "Location":
         """The same, independent of the folder we are in."""
@@ -146,12 +160,12 @@ def _below_base(uri: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _filesystem(base: str) -> tuple[pafs.FileSystem, str]:
+def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI without its path, and how paths on it begin."""
     scheme = urlsplit(base).scheme
     try:
         if scheme == "s3":
-            return _s3(base), urlsplit(base).netloc
+            return _s3(base, s3_attempts), urlsplit(base).netloc
         if scheme == "file":
             return _LOCAL, ""
         filesystem, path = pafs.FileSystem.from_uri(base)
@@ -164,7 +178,7 @@ def _filesystem(base: str) -> tuple[pafs.FileSystem, str]:
     return _through_fsspec(base)
 
 
-def _s3(base: str) -> pafs.FileSystem:
+def _s3(base: str, attempts: int) -> pafs.FileSystem:
     """S3 with bounded patience. The query may hold pyarrow's own options, as ``s3://b/p?endpoint_override=host:port``.
 
     pyarrow would wait for minutes when there is nobody at the other end.
@@ -182,7 +196,8 @@ def _s3(base: str) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         **options,
         connect_timeout=_S3_CONNECT_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        request_timeout=_S3_SILENCE_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
 
 
@@ -194,6 +209,16 @@ def _through_fsspec(base: str) -> tuple[pafs.FileSystem, str]:
     except (ImportError, ValueError) as error:
         raise InputError(f"{base}: no library for it ({_one_line(error)})") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path.rstrip("/")
+
+
+def _read_through_fsspec(filesystem: Any, path: str, offset: int, num_bytes: int) -> bytes:
+    """One request for exactly these bytes, where a file of fsspec's would read ahead as it likes."""
+    try:
+        return bytes(filesystem.cat_file(path, start=offset, end=offset + num_bytes))
+    except OSError:
+        raise
+    except Exception as error:  # its libraries have errors of their own
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -1,17 +1,20 @@
-"""What tests share: how a command ended, one Spark session, and the folder with real data."""
+"""What tests share: how a command ended, one Spark session, and the folder with real data.
+
+What belongs to Spark is imported late: petastorm's environment has none.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import s3
-import session
 import torch
-from pyspark.sql import SparkSession
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +44,8 @@ def run_here(
     capsys: pytest.CaptureFixture[str],
 ) -> Ended:
     """Runs the main of a job in this process, as the job itself would."""
+    import session
+
     monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])
     capsys.readouterr()
     code: Any = 0
@@ -83,8 +88,11 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
 
 
 @pytest.fixture(scope="session")
-def spark() -> Iterator[SparkSession]:
+def spark() -> "Iterator[SparkSession]":
     """A quiet local session of two cores."""
+    import s3
+    from pyspark.sql import SparkSession
+
     os.environ.update(s3.CREDENTIALS)  # Spark's Python workers see what its JVM was started with
     builder = SparkSession.builder.master("local[2]").appName("tests").config("spark.ui.enabled", "false")
     session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()

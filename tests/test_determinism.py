@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(data: Path, output: Path, **others: Any) -> TrainConfig:
     settings = {"epochs": 2, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1, "device": "cpu", **others}
-    return TrainConfig(data=data, output=output, **settings)
+    return TrainConfig(data=str(data), output=output, **settings)
 
 
 def tables(output: Path) -> npt.NDArray[np.float32]:

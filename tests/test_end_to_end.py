@@ -144,3 +144,16 @@ def test_five_epochs_of_ptb_are_the_books(ptb: Path) -> None:
     assert 0.405 <= summary["mean_loss"] <= 0.415
     nearest = [word for word, _ in Vectors.load(ptb / "runs" / "ptb").most_similar("chip", topk=10)]
     assert {"intel", "microprocessor"} <= set(nearest)
+
+
+def test_five_epochs_of_ptb_through_petastorm_are_the_books(ptb: Path) -> None:
+    """In its own environment, on what this one has prepared."""
+    python = ROOT / ".venv-petastorm" / "bin" / "python"
+    assert python.is_file(), "no environment of petastorm's: run make setup-petastorm, as make test does"
+    for nproc in ("1", "2"):
+        run(ptb, str(python), "training/train.py", "--overwrite", "--reader", "petastorm", "--nproc", nproc)
+        summary = json.loads((ptb / "runs" / "ptb" / "summary.json").read_text())
+        assert [epoch["loss"] for epoch in summary["epochs"]] == pytest.approx(BOOK_LOSSES, abs=0.003)
+        assert 0.408 <= summary["mean_loss"] <= 0.412
+        config = json.loads((ptb / "runs" / "ptb" / "config.json").read_text())
+        assert config["reader"] == "petastorm"

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(data: Path, output: Path, optimizer: str, **others: object) -> TrainConfig:
     """A run whose epochs do not end with a whole stretch of steps."""
     settings = {"epochs": 3, "global_batch": 256, "dim": 16, "log_every": 1, "threads": 1, **others}
-    return TrainConfig(data=data, output=output, optimizer=optimizer, sync_every=4, device="cpu", **settings)  # type: ignore[arg-type]
+    return TrainConfig(data=str(data), output=output, optimizer=optimizer, sync_every=4, device="cpu", **settings)  # type: ignore[arg-type]
 
 
 def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Tensor], list[Tensor]]:
@@ -130,7 +130,13 @@ def test_every_optimizer_in_place_learns_at_its_usual_rate(
     data: Path, tmp_path: Path, threads: Threads, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = TrainConfig(
-        data=data, output=tmp_path / "run", optimizer=optimizer, sync_every=2, global_batch=256, dim=16, device="cpu"
+        data=str(data),
+        output=tmp_path / "run",
+        optimizer=optimizer,
+        sync_every=2,
+        global_batch=256,
+        dim=16,
+        device="cpu",
     )
     train.be_a_rank(config)
     losses = [epoch["loss"] for epoch in json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"]]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ALLOWED_OF_PIPELINE = {"pipeline.compiled", "pipeline.errors", "pipeline.manifest", "pipeline.randomness"}
+OF_PIPELINE = ("compiled", "errors", "lock", "manifest", "randomness", "storage")
+ALLOWED_OF_PIPELINE = {f"pipeline.{name}" for name in OF_PIPELINE}
 
 
 def imports(path: Path) -> set[str]:

@@ -32,6 +32,7 @@ from training.kernels.threads import team_of
 from training.model import SkipGram
 from training.permutation import permutation as fast_permutation
 from training.plan import EpochPlan, Piece, plan_epoch
+from training.remote import FetchAhead
 from training.resume import Progress
 from training.steps import make_step
 from training.stream import ArrowStream, Batch, one_by_one, read_epochs
@@ -194,7 +195,7 @@ def test_an_epoch_that_begins_at_any_step_has_the_batches_that_are_left(
 @pytest.mark.parametrize("begin", [0, 1, 7, 12, 13])
 def test_a_run_that_goes_on_has_the_batches_of_one_that_was_not_interrupted(dataset: Dataset, begin: int) -> None:
     """Through two epochs, in batches of many steps, which end where the whole run's do."""
-    config = TrainConfig(data=dataset.folder, epochs=2, global_batch=GLOBAL_BATCH, log_every=5, dim=4, threads=1)
+    config = TrainConfig(data=str(dataset.folder), epochs=2, global_batch=GLOBAL_BATCH, log_every=5, dim=4, threads=1)
     world, manifest = World(0, 1, 0, 1), dataset.manifest
     step = make_step(config, SkipGram(manifest.vocab_size, 4), manifest.config.negatives, 100, world)
     in_epoch = plan_of(config, manifest, 0).num_steps
@@ -249,7 +250,7 @@ def test_seeking_in_ten_million_rows_opens_what_the_first_batch_needs(
     """That is one row group a lane, and a second one where the batch itself lies across a border; none twice."""
     opened: list[tuple[int, int]] = []
 
-    def count(self: ArrowStream, piece: Piece) -> tuple[NoRows, npt.NDArray[np.int32]]:
+    def count(self: ArrowStream, piece: Piece, fetch: FetchAhead) -> tuple[NoRows, npt.NDArray[np.int32]]:
         opened.append((piece.shard, piece.row_group))
         return NoRows(), np.arange(piece.num_rows, dtype=np.int32)
 
@@ -263,7 +264,7 @@ def test_seeking_in_ten_million_rows_opens_what_the_first_batch_needs(
             opened.clear()
             stream = ArrowStream(Path("nowhere"), dataset.manifest, shards, plan.after(step))
             lanes = stream.plan.of_rank(rank, world_size)
-            next(stream.chunks(lanes, stream.ring(len(lanes)), one_by_one))
+            next(stream.chunks(lanes, stream.ring(len(lanes)), one_by_one, FetchAhead()))
             groups = needed(plan, rank, world_size, step)
             assert Counter(opened) == dict.fromkeys(set().union(*groups), 1)
             across += sum(len(found) > 1 for found in groups)

@@ -4,16 +4,14 @@ import hashlib
 import io
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
 
 from pipeline import parquet
 from pipeline.config import PipelineConfig
@@ -21,6 +19,9 @@ from pipeline.parquet import SCHEMA, ExampleWriter
 from pipeline.sampling import Examples
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile
 from pipeline.storage import Location
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession  # not in petastorm's environment, where test_shard.py takes what is here
 
 
 def random_examples(num_rows: int, vocab_size: int, window: int, negatives: int, seed: int = 0) -> Examples:
@@ -155,6 +156,8 @@ def test_pandas_reads_it(file_of_rows: tuple[Path, pd.DataFrame]) -> None:
 
 def test_duckdb_reads_it(file_of_rows: tuple[Path, pd.DataFrame]) -> None:
     path, rows = file_of_rows
+    import duckdb
+
     with duckdb.connect() as connection:
         connection.execute(f"CREATE VIEW examples AS SELECT * FROM read_parquet('{path}')")
         found = connection.execute("SELECT * FROM examples").fetchall()
@@ -167,7 +170,7 @@ def test_duckdb_reads_it(file_of_rows: tuple[Path, pd.DataFrame]) -> None:
     assert totals == (len(chosen), *(sum(map(sum, chosen[name])) for name in ("mask", "label", "contexts_negatives")))
 
 
-def test_spark_reads_it(spark: SparkSession, file_of_rows: tuple[Path, pd.DataFrame]) -> None:
+def test_spark_reads_it(spark: "SparkSession", file_of_rows: tuple[Path, pd.DataFrame]) -> None:
     path, rows = file_of_rows
     frame = spark.read.parquet(str(path))
     assert frame.dtypes == [

@@ -41,7 +41,7 @@ def test_below_is_uniform(bound: int) -> None:
 def test_neighbouring_streams_are_independent() -> None:
     """Draws of adjacent positions and of adjacent parts are uncorrelated, and all bits are fair."""
     draws = fold(fold(stream(0, Purpose.NEGATIVE), np.arange(400))[:, None], np.arange(400))
-    uniform = draws.astype(np.float64) / 2**64
+    uniform = draws.astype(np.float64) / 2.0**64
     for left, right in [(uniform[1:], uniform[:-1]), (uniform[:, 1:], uniform[:, :-1])]:
         assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 0.01
     ones = [int((draws >> np.uint64(bit) & np.uint64(1)).sum()) for bit in range(64)]

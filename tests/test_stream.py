@@ -18,6 +18,7 @@ from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import permutation
 from training import stream
 from training.plan import EpochPlan, Piece, plan_epoch
+from training.remote import FetchAhead
 from training.shard import RowGroup
 from training.stream import NUM_CHUNKS, ArrowStream, Batch, read_epochs
 
@@ -72,7 +73,7 @@ def expected(read: ArrowStream, max_len: int, rank: int, world_size: int) -> lis
     for pieces in read.plan.of_rank(rank, world_size):
         lane = []
         for piece in pieces:
-            found = columns(read.dataset / read.shards[piece.shard].path)
+            found = columns(Path(read.dataset.path) / read.shards[piece.shard].path)
             for row in (
                 permutation(piece.stream, piece.num_rows)[piece.start : piece.stop] + piece.row_group * ROW_GROUP
             ):
@@ -162,9 +163,9 @@ def test_a_row_group_is_read_once_however_many_lanes_share_it(
     opened = []
     read = ArrowStream.opened
 
-    def counted(self: ArrowStream, piece: Piece) -> tuple[RowGroup, npt.NDArray[np.int32]]:
+    def counted(self: ArrowStream, piece: Piece, fetch: FetchAhead) -> tuple[RowGroup, npt.NDArray[np.int32]]:
         opened.append((piece.shard, piece.row_group))
-        return read(self, piece)
+        return read(self, piece, fetch)
 
     monkeypatch.setattr(ArrowStream, "opened", counted)
     for _ in dataset.stream(lanes=16).batches(0, 1):

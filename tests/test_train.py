@@ -116,7 +116,7 @@ def test_ranks_that_average_gradients_train_what_one_process_trains(
     name, value = setting
     start([sys.executable, TRAIN, "--nproc", "2", f"--{name}", value], data, tmp_path / "two")
     options = {"epochs": 3, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1, name: value}
-    train.be_a_rank(TrainConfig(data=data, output=tmp_path / "one", device="cpu", **options))  # type: ignore[arg-type]
+    train.be_a_rank(TrainConfig(data=str(data), output=tmp_path / "one", device="cpu", **options))  # type: ignore[arg-type]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
     np.testing.assert_allclose(tables(tmp_path / "two"), tables(tmp_path / "one"), atol=1e-4)
 
@@ -129,7 +129,7 @@ def test_machine_code_costs_what_the_reference_costs(
     for kernel in ("reference", "cpu"):
         output = tmp_path / kernel
         options = {"optimizer": optimizer, "global_batch": 64, "dim": 40, "log_every": 1, "epochs": 2}
-        config = TrainConfig(data=data, output=output, kernel=kernel, device="cpu", **options)  # type: ignore[arg-type]
+        config = TrainConfig(data=str(data), output=output, kernel=kernel, device="cpu", **options)  # type: ignore[arg-type]
         train.be_a_rank(config)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         steps.append([line["loss"] for line in lines if line["kind"] == "step"][:100])
@@ -145,8 +145,18 @@ def test_the_same_command_gives_the_same_vectors(data: Path, alone: Path, tmp_pa
 
 
 def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
-    names = {"config.json", "metrics.jsonl", "summary.json", "vectors.safetensors", "vocab.parquet", "loss.png"}
-    assert {path.name for path in alone.iterdir()} == names
+    names = {
+        *[
+            "config.json",
+            "metrics.jsonl",
+            "summary.json",
+            "vectors.safetensors",
+            "vocab.parquet",
+            "loss.png",
+            "checkpoints",
+        ]
+    }
+    assert {path.name for path in alone.iterdir()} == {*names, "checkpoints"}
     assert (alone / "loss.png").read_bytes().startswith(b"\x89PNG")
     words = pq.read_table(alone / "vocab.parquet")["word"].to_pylist()
     found = tables(alone)
@@ -176,7 +186,9 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
 def test_every_optimizer_learns_at_its_usual_rate(
     data: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(data=data, output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu")
+    config = TrainConfig(
+        data=str(data), output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu"
+    )
     train.be_a_rank(config)
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] - 0.02

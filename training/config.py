@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, Parser, path
+from pipeline.errors import InputError, Parser, path, uri
 
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers of ``--sync-every 1``, and the learning rate each has when none is given; the first is the default."""
@@ -23,8 +23,14 @@ LARGEST_RATE = 1e30
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "cuda")
 CACHES = ("auto", "device", "none")
+READERS = ("arrow", "petastorm")
 
 NEWEST, AUTO = "newest", "auto"
+
+SHARD_CACHE_BYTES = 10_000_000_000
+"""Usual bytes of a shard cache."""
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 LIMITS = {
     "epochs": 100_000,
@@ -35,6 +41,7 @@ LIMITS = {
     "log_every": 1 << 30,
     "checkpoint_every": 1 << 30,
     "keep": 1 << 30,
+    "shard_cache_bytes": 10**18,
 }
 """The largest value of each: beyond any use, and below what would exhaust a machine."""
 
@@ -43,8 +50,8 @@ LIMITS = {
 class TrainConfig:
     """What a training run does. The same config on the same dataset gives the same global batches on any world."""
 
-    data: Path = Path("data/ptb")
-    """The dataset, a folder with manifest.json."""
+    data: str = "data/ptb"
+    """The dataset, a folder or URI with manifest.json."""
 
     output: Path = Path("runs/ptb")
     """The run's folder."""
@@ -83,6 +90,9 @@ class TrainConfig:
     """device: a GPU keeps the rows of each sampled epoch from its first use on; none: they are copied every time;
     auto: they are kept where they fit into half of its memory and are read more than once."""
 
+    reader: str = "arrow"
+    """arrow: the trainer's own; petastorm: petastorm's, in its environment. docs/data.md says what each promises."""
+
     threads: int | None = None
     """CPU threads a rank; None: cores / ranks on this machine."""
 
@@ -106,6 +116,12 @@ class TrainConfig:
     overwrite: bool = False
     """Replace a run."""
 
+    shard_cache: Path | None = None
+    """A folder of this machine that keeps what was fetched of a dataset that lies elsewhere."""
+
+    shard_cache_bytes: int | None = None
+    """How large it may become; None becomes ``SHARD_CACHE_BYTES`` where there is one."""
+
     def __post_init__(self) -> None:
         if self.sync_every < 1:
             raise InputError.flag("sync_every", self.sync_every, "1 or more")
@@ -126,16 +142,23 @@ class TrainConfig:
         if self.global_batch is None:
             per_lane = GLOBAL_BATCH[self.in_place] // max(1, self.lanes)
             self._become("global_batch", max(1, per_lane) * self.lanes)
+        if self.shard_cache is None and self.shard_cache_bytes is not None:
+            raise InputError.flag("shard_cache_bytes", self.shard_cache_bytes, "--shard-cache with it")
+        if self.shard_cache is not None and self.shard_cache_bytes is None:
+            self._become("shard_cache_bytes", SHARD_CACHE_BYTES)
         for name in LIMITS:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:
                 raise InputError.flag(name, found, f"1 to {LIMITS[name]:,}")
-        for name, possible_values in (("device", DEVICES), ("kernel", KERNELS), ("cache", CACHES)):
+        choices = {"device": DEVICES, "kernel": KERNELS, "cache": CACHES, "reader": READERS}
+        for name, possible_values in choices.items():
             if getattr(self, name) not in possible_values:
                 raise InputError.flag(name, getattr(self, name), f"one of {', '.join(possible_values)}")
         self.check_kernel(self.device)
         if self.resume is not None and self.overwrite:
             raise InputError("--overwrite begins anew and --resume goes on; leave one of them out")
+        if self.cache == "device" and self.reader == "petastorm":
+            raise InputError.flag("cache", self.cache, "auto or none with --reader petastorm, which keeps no rows")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -178,6 +201,14 @@ def _resume(text: str) -> str | int:
         raise argparse.ArgumentTypeError(f"found {text}, expected nothing, auto, or a checkpoint's step") from None
 
 
+def num_bytes(text: str) -> int:
+    """A number of bytes given as an argument: ``10G`` is 10,000,000,000."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isdecimal() or unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of bytes, such as 500M")
+    return int(digits) * UNITS[unit]
+
+
 def _divisors(number: int) -> str:
     return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
 
@@ -198,13 +229,15 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text, **options)
 
     group = parser.add_argument_group("files")
-    flag(group, "data", path, "the dataset, a folder with manifest.json")
+    flag(group, "data", uri, "the dataset, a folder or URI (s3://..., or what fsspec knows) with manifest.json")
     flag(group, "output", path, "the run's folder")
     group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace a run")
     flag(group, "checkpoint_every", int, "steps between two checkpoints (default: only at each epoch's end)")
     flag(group, "keep", int, "how many checkpoints stay, the newest")
     resume = "go on from the newest checkpoint, or the one after so many steps; auto: from a good one, if there is any"
     flag(group, "resume", _resume, resume, nargs="?", const=NEWEST, metavar="auto|STEP")
+    flag(group, "shard_cache", path, "a folder that keeps what was fetched of a dataset elsewhere; runs may share it")
+    flag(group, "shard_cache_bytes", num_bytes, "how large it may become; K, M, G and T are understood (default: 10G)")
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
@@ -219,6 +252,7 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "device", str, "auto takes cuda where there is one", choices=DEVICES)
     flag(group, "kernel", str, "what computes a step; auto takes the device's own", choices=KERNELS)
     flag(group, "cache", str, "whether a GPU keeps rows from their first use on", choices=CACHES)
+    flag(group, "reader", str, "what reads the shards; petastorm needs make setup-petastorm", choices=READERS)
     flag(group, "threads", int, "CPU threads a process (default: cores / processes on this machine)")
     help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
     group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)

@@ -94,11 +94,19 @@ class World:
 
 
 class Sigterm:
-    """Notes a SIGTERM, from its making on; ranks stop at the same step when one of them has had one."""
+    """Notes a SIGTERM within a ``with``; ranks stop at the same step when one of them has had one."""
 
     def __init__(self, world: World):
         self._world, self._asked, self._next_look, self._looked = world, False, 0, (0, 0.0)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+
+    def __enter__(self) -> "Sigterm":
+        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        if self._asked and kind is not None and issubclass(kind, RuntimeError):
+            signal.raise_signal(signal.SIGTERM)  # a launcher ends a rank that has lost another one: be quiet and go
 
     def agreed(self, step: int) -> bool:
         """Whether to stop now. Every rank asks after every step; most answers cost nothing.

@@ -3,16 +3,21 @@
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
 from pipeline.manifest import Manifest, ShardInfo
+from pipeline.storage import Location
 from training.config import TrainConfig
 from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import World
 from training.kernels.threads import num_cores
+from training.petastorm_stream import num_steps as petastorm_steps
+from training.petastorm_stream import petastorm_epochs, shares_of_epoch
 from training.plan import EpochPlan, num_steps, plan_epoch
 from training.resume import Progress
+from training.shard_cache import ShardCache
 from training.steps import Step
 from training.stream import ArrowStream, Batch, read_epochs
 
@@ -22,6 +27,13 @@ def epochs_of(
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
     numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
+    if config.reader == "petastorm":
+        shape = config.global_batch, world.rank, world.world_size
+        reading = petastorm_epochs(Path(config.data), manifest, config.seed, numbers, *shape, begin.step)
+        with closing(reading) as epochs:
+            for batches in epochs:
+                yield copied(batches, device) if device.type == "cuda" else batches
+        return
     if keeps_rows(config, manifest, device):
         kept: dict[int, KeptRows] = {}
         for epoch in numbers:
@@ -57,7 +69,15 @@ def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) ->
 
 def stream_of(config: TrainConfig, manifest: Manifest, epoch: int, step: int = 0) -> ArrowStream:
     """The epoch's batches from its ``step`` on: what comes before is not read."""
-    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan_of(config, manifest, epoch).after(step))
+    plan = plan_of(config, manifest, epoch).after(step)
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan, cache_of(config))
+
+
+def cache_of(config: TrainConfig) -> ShardCache | None:
+    """Where what is fetched of a dataset that lies elsewhere is kept, if it is."""
+    if config.shard_cache is None or config.shard_cache_bytes is None or Location.of(config.data).local:
+        return None
+    return ShardCache(config.shard_cache, config.shard_cache_bytes)
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
@@ -70,6 +90,16 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
-def total_steps(config: TrainConfig, manifest: Manifest) -> int:
-    rows = (sum(shard.rows for shard in shards_of(manifest, epoch)) for epoch in range(config.epochs))
-    return sum(num_steps(rows_of_epoch, config.lanes, config.global_batch) for rows_of_epoch in rows)
+def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Progress) -> int:
+    """Steps of the run, those that are done before it goes on from ``begin`` among them."""
+    to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
+    return begin.done - begin.step + to_come
+
+
+def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
+    """Steps of one epoch, the same on every rank."""
+    shards = shards_of(manifest, epoch)
+    if config.reader == "petastorm":
+        shares = shares_of_epoch(shards, manifest.row_group_rows, config.seed, epoch, world_size)
+        return petastorm_steps(shares, config.global_batch // world_size)
+    return num_steps(sum(shard.rows for shard in shards), config.lanes, config.global_batch)

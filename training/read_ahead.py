@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -66,14 +67,19 @@ class BetweenSteps:
             if error:
                 raise error
 
-    def read(self, items: Iterator[T]) -> Generator[T, None, None]:
-        """The same items in the same order. An item is used until the next one is asked for."""
+    def read(self, items: Iterator[T], is_ready: Callable[[], bool] = lambda: True) -> Generator[T, None, None]:
+        """The same items in the same order. An item is used until the next one is asked for.
+
+        After a step an item is made only if ``is_ready`` says that its maker need not wait. Else it is made when it is
+        asked for, so that the wait is not taken for a part of the step.
+        """
         made: list[tuple[T] | BaseException] = []
 
-        def make(member: int) -> None:
+        def make(member: int, may_wait: bool) -> None:
             if member == 0:
                 try:
-                    made.append((next(items),))
+                    if may_wait or is_ready():
+                        made.append((next(items),))
                 except BaseException as error:  # StopIteration too
                     made.append(error)
                 for _ in range(self._team.size - 1):
@@ -84,15 +90,15 @@ class BetweenSteps:
 
         try:
             while True:
-                if not made:  # nothing ran meanwhile
+                if not made:  # nothing ran meanwhile, or it was not ready
                     self._team.afterwards = None
-                    self._team.run(make)
+                    self._team.run(partial(make, may_wait=True))
                 item = made.pop()
                 if isinstance(item, StopIteration):
                     return
                 if not isinstance(item, tuple):
                     raise item
-                self._team.afterwards = make
+                self._team.afterwards = partial(make, may_wait=False)
                 yield item[0]
         finally:
             self._team.afterwards = None

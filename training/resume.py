@@ -11,7 +11,7 @@ from training.checkpoint import newest, read_record, steps
 from training.config import AUTO, NEWEST, TrainConfig
 from training.metrics import Moment
 
-FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes")
+FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader")
 """Settings that change the numbers; those that are left out change nothing, or how sums are rounded."""
 
 
@@ -121,9 +121,13 @@ def _check(record: dict[str, Any], run: Path, config: TrainConfig, manifest: Man
 def differences(record: dict[str, Any], how: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
     """What is said of ranks and threads that are others than they were. Raises InputError where bits must stay."""
     names = [name for name in ("world_size", "threads") if how[name] != record[name]]
-    if not names or (any_world and names == ["world_size"]):
+    if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
         return
     changes = " and ".join(f"{_WORDS[name]} {how[name]} instead of {record[name]}" for name in names)
+    if config.reader == "petastorm" and "world_size" in names and record["progress"]["step"]:
+        raise InputError(
+            f"--resume: found {changes}, in mid-epoch, whose order depends on it with --reader petastorm; take as many"
+        )
     if config.deterministic:
         raise InputError(
             f"--resume: found {changes}, which changes the bits; take as many, or leave --deterministic out"

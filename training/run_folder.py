@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from pipeline.errors import InputError, check_output
 from pipeline.lock import Held, locked
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.storage import Location
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
 from training.metrics import Report
@@ -76,6 +77,7 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
     output = config.output
     fresh = output / NEW if is_finished(output) else output
     folder = current(output) if goes_on else fresh
+    vocabulary = read_vocabulary(config, manifest)
     with _writing(output):
         if not goes_on:
             shutil.rmtree(output / NEW, ignore_errors=True)
@@ -84,8 +86,17 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
-        _write(folder / VOCAB, (config.data / manifest.vocab_path).read_bytes())
+        _write(folder / VOCAB, vocabulary)
     return folder
+
+
+def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
+    """The dataset's vocabulary, a Parquet file. Raises ManifestError."""
+    vocab = Location.of(config.data) / manifest.vocab_path
+    try:
+        return vocab.read_bytes()
+    except OSError as error:
+        raise ManifestError.unreadable(vocab, error) from None
 
 
 def finish(

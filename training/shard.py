@@ -8,9 +8,10 @@ Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,14 @@ import pyarrow.parquet as pq
 
 from training.unpack import MAX_BITS, PLAIN_BITS, Column, Int16, Int32, unpack_rows
 
+_CENTER, _TARGETS, _NUM_CONTEXTS = "center", "contexts_negatives.list.element", "num_contexts"  # the columns we read
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2  # PageType
 _PLAIN, _RLE_DICTIONARY = 0, 8  # Encoding
 _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the metadata, of the codec
+
+
+Read = Callable[[int, int], bytes | memoryview]
+"""Bytes of a file: from this offset on, so many."""
 
 
 class ShardError(ValueError):
@@ -47,21 +53,29 @@ class RowGroup:
 
     @classmethod
     def read(cls, path: Path, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
+        """``decode`` of a file's row group."""
+        with path.open("rb", buffering=0) as file:
+
+            def read(offset: int, num_bytes: int) -> bytes:
+                file.seek(offset)
+                return file.read(num_bytes)
+
+            return cls.decode(read, metadata, row_group, num_rows, layout)
+
+    @classmethod
+    def decode(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
         """Verifies every page's checksum, and that no row has more targets than there are places.
 
-        ``metadata`` is the file's. Raises ShardError, OSError or pa.ArrowException when the row group is not what is
-        expected.
+        ``metadata`` is the file's, ``read`` gives at least what lies in ``stored_range``. Raises ShardError, OSError or
+        pa.ArrowException when the row group is not what is expected.
         """
-        if row_group >= metadata.num_row_groups:
-            raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
-        group = metadata.row_group(row_group)
-        if group.num_rows != num_rows:
-            raise ShardError(f"row group {row_group} has {group.num_rows} rows, the manifest implies {num_rows}")
-        with path.open("rb", buffering=0) as file:
-            chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
-            center = _column(file, chunks, "center", num_rows)
-            targets = _column(file, chunks, "contexts_negatives.list.element", num_rows * layout.max_len)
-            num_contexts = _column(file, chunks, "num_contexts", num_rows)
+        chunks = _chunks(metadata, row_group)
+        found = metadata.row_group(row_group).num_rows
+        if found != num_rows:
+            raise ShardError(f"row group {row_group} has {found} rows, the manifest implies {num_rows}")
+        center = _column(read, chunks, _CENTER, num_rows)
+        targets = _column(read, chunks, _TARGETS, num_rows * layout.max_len)
+        num_contexts = _column(read, chunks, _NUM_CONTEXTS, num_rows)
         values = num_contexts[2]
         if not values.size or not 0 <= values.min() <= values.max() <= layout.max_len // layout.targets_a_context:
             raise ShardError(f"num_contexts: values that do not fit into {layout.max_len} targets a row")
@@ -83,12 +97,32 @@ class RowGroup:
         return *found, num_contexts
 
 
-def _column(file: BinaryIO, chunks: dict[str, pq.ColumnChunkMetaData], name: str, num_values: int) -> Column:
+def stored_range(metadata: pq.FileMetaData, row_group: int) -> tuple[int, int]:
+    """Where in the file the columns that we read begin and end. Raises ShardError."""
+    chunks = _chunks(metadata, row_group)
+    ranges = [_range(chunks, name) for name in (_CENTER, _TARGETS, _NUM_CONTEXTS)]
+    return min(begin for begin, _ in ranges), max(end for _, end in ranges)
+
+
+def _chunks(metadata: pq.FileMetaData, row_group: int) -> dict[str, pq.ColumnChunkMetaData]:
+    if row_group >= metadata.num_row_groups:
+        raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
+    group = metadata.row_group(row_group)
+    return {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+
+
+def _range(chunks: dict[str, pq.ColumnChunkMetaData], name: str) -> tuple[int, int]:
     if name not in chunks:
         raise ShardError(f"no column {name} among {', '.join(chunks)}")
+    chunk = chunks[name]
+    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return begin, begin + chunk.total_compressed_size
+
+
+def _column(read: Read, chunks: dict[str, pq.ColumnChunkMetaData], name: str, num_values: int) -> Column:
+    begin, end = _range(chunks, name)
     metadata = chunks[name]
-    file.seek(metadata.dictionary_page_offset if metadata.has_dictionary_page else metadata.data_page_offset)
-    chunk = memoryview(file.read(metadata.total_compressed_size))
+    chunk = memoryview(read(begin, end - begin))
     try:
         return _decoded(chunk, _CODECS[metadata.compression], "." in name, num_values)
     except (LookupError, TypeError, OverflowError, ValueError) as error:

@@ -2,18 +2,19 @@
 
 A row is copied three times on its way: from the file, by LZ4, and from its bits to its place in a batch. A thread does
 that ahead of the consumer, in machine code without the GIL, many batches at a time; the consumer is handed views.
+Shards on this machine are read when they are needed; those elsewhere are fetched before, by threads that mostly wait.
 
 B rows of a batch, L = max_len targets a row, S batches of a chunk, N = S·B, R rows of a piece.
 """
 
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, cycle, pairwise
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,14 @@ import torch
 from torch import Tensor
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
+from pipeline.storage import Location
 from training.kernels.threads import Team
 from training.permutation import permutation
 from training.plan import EpochPlan, Piece
 from training.read_ahead import BetweenSteps, read_ahead
+from training.remote import FetchAhead, RowGroupOf, remote_shards
 from training.shard import Layout, RowGroup, ShardError
+from training.shard_cache import ShardCache
 from training.unpack import Int16, Int32, empty_rows
 
 CHUNK_ROWS = 32_768
@@ -70,11 +74,20 @@ class ArrowStream:
     """The batches of one rank through one epoch, in the plan's order.
 
     Memory is NUM_CHUNKS chunks, and a row group a lane as it is stored; two a lane on a single rank, where neighbouring
-    lanes share one.
+    lanes share one; and one more, the next, for shards that do not lie on this machine. ``cache`` is for these alone.
     """
 
-    def __init__(self, dataset: Path, manifest: Manifest, shards: Sequence[ShardInfo], plan: EpochPlan):
-        self.dataset, self.shards, self.plan = dataset, shards, plan
+    def __init__(
+        self,
+        dataset: str | Path | Location,
+        manifest: Manifest,
+        shards: Sequence[ShardInfo],
+        plan: EpochPlan,
+        cache: ShardCache | None = None,
+    ):
+        self.dataset, self.shards, self.plan = Location.of(dataset), shards, plan
+        self._folder = self.dataset.local
+        self._remote = remote_shards(self.dataset, cache) if self._folder is None else None
         self._layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
         self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
 
@@ -97,18 +110,30 @@ class ArrowStream:
 
     def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> "Iterator[_Chunk]":
         """Chunks in turn, for ``chunks``; before them one of a single batch, which is all that a run waits for."""
-        num_rows = self.plan.rows_per_step * num_lanes
-        num_batches = max(1, CHUNK_ROWS // num_rows)
+        num_rows, num_batches = self.plan.rows_per_step * num_lanes, self._chunk_batches(num_lanes)
         first, *others = (_Chunk(count, num_rows, self._layout.max_len) for count in (1, *[num_batches] * num_chunks))
         return chain([first], cycle(others))
 
+    def expect(self, lanes: Sequence[Sequence[Piece]], fetch: FetchAhead) -> None:
+        """Begins to fetch what the first chunk of these lanes needs, and what comes after it."""
+        num_rows = self._chunk_batches(len(lanes)) * self.plan.rows_per_step
+        self._expect(chain.from_iterable(_upcoming(pieces, 0, num_rows) for pieces in lanes), fetch)
+
     def chunks(
-        self, lanes: Sequence[Sequence[Piece]], ring: "Iterator[_Chunk]", each: Each, at_once: int = 1, done: int = 0
+        self,
+        lanes: Sequence[Sequence[Piece]],
+        ring: "Iterator[_Chunk]",
+        each: Each,
+        fetch: FetchAhead,
+        at_once: int = 1,
+        done: int = 0,
     ) -> Iterator[Sequence[Batch]]:
         """The batches of these lanes, a chunk at a time; ``at_once`` and ``done`` as ``read_epochs`` has them."""
         share, steps_left = self.plan.rows_per_step, self.plan.num_steps
-        row_groups = _RowGroups(self, lanes)
+        ahead = self._chunk_batches(len(lanes)) * share
+        row_groups = _RowGroups(self, lanes, fetch)
         rows = [_Lane(row_groups, pieces) for pieces in lanes]
+        self.expect(lanes, fetch)
         while steps_left:
             chunk = next(ring)
             count = min(chunk.num_batches, steps_left)
@@ -128,6 +153,9 @@ class ArrowStream:
 
             each([partial(fill, index, lane) for index, lane in enumerate(rows)])
             count = min([count, *errors])
+            if self._remote and not errors:
+                upcoming = chain.from_iterable(lane.upcoming(ahead) for lane in rows)
+                self._expect(((piece, soon) for piece, soon in upcoming if not row_groups.holds(piece)), fetch)
             if count:
                 yield chunk.batches(count, at_once, done)
             if errors:
@@ -135,17 +163,44 @@ class ArrowStream:
             steps_left -= count
             done += count
 
-    def opened(self, piece: Piece) -> tuple[RowGroup, Int32]:
+    def opened(self, piece: Piece, fetch: FetchAhead | None = None) -> tuple[RowGroup, Int32]:
         """The piece's row group, and the order of all its rows."""
-        path = self.dataset / self.shards[piece.shard].path
+        shard = self.shards[piece.shard]
+        wanted = piece.row_group, piece.num_rows, self._layout
         try:
-            row_group = RowGroup.read(path, self._metadata(path), piece.row_group, piece.num_rows, self._layout)
+            if self._folder:
+                path = self._folder / shard.path
+                row_group = RowGroup.read(path, self._metadata(path), *wanted)
+            else:
+                row_group = self._fetched(piece, fetch)
         except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
             reason = " ".join(str(error).split())
             raise ManifestError(
-                f"{path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
+                f"{self.dataset / shard.path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
             ) from None
         return row_group, permutation(piece.stream, piece.num_rows)
+
+    def _fetched(self, piece: Piece, fetch: FetchAhead | None) -> RowGroup:
+        """Fetched once more where it proves damaged, since it may be so only here, or in the cache."""
+        shard, row_group = self._remote_row_group(piece)
+        try:
+            stored = fetch.take(shard, row_group) if fetch else shard.fetch(row_group, Event())
+            return stored.decode(row_group, piece.num_rows, self._layout)
+        except (pa.ArrowException, UnicodeDecodeError, ShardError):
+            return shard.fetch(row_group, Event(), fresh=True).decode(row_group, piece.num_rows, self._layout)
+
+    def _remote_row_group(self, piece: Piece) -> RowGroupOf:
+        assert self._remote
+        return self._remote(self.shards[piece.shard]), piece.row_group
+
+    def _chunk_batches(self, num_lanes: int) -> int:
+        return max(1, CHUNK_ROWS // (self.plan.rows_per_step * num_lanes))
+
+    def _expect(self, pieces: Iterable[tuple[Piece, bool]], fetch: FetchAhead) -> None:
+        """With each piece whether the next chunk needs it."""
+        if self._remote:
+            keys = [(self._remote_row_group(piece), soon) for piece, soon in pieces]
+            fetch.expect([key for key, soon in keys if soon], [key for key, soon in keys if not soon])
 
 
 def read_epochs(
@@ -167,19 +222,24 @@ def read_epochs(
     """
     between_steps = BetweenSteps(team) if team else None
     each = between_steps.each if between_steps else one_by_one
+    fetch = FetchAhead()
 
     def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
         """With each chunk whether it ends its epoch."""
         ring, before = None, done
-        for epoch in epochs:
-            stream = make(epoch)
+        streams = map(make, epochs)
+        following = next(streams, None)
+        while (stream := following) is not None:
             lanes = stream.plan.of_rank(rank, world_size)
             ring = ring or stream.ring(len(lanes), NUM_CHUNKS - 1 if team else NUM_CHUNKS)
             steps_left = stream.plan.num_steps
             if not steps_left:
+                following = next(streams, None)
                 yield (), True
-            for batches in stream.chunks(lanes, ring, each, at_once, before):
+            for batches in stream.chunks(lanes, ring, each, fetch, at_once, before):
                 steps_left -= sum(batch.num_steps for batch in batches)
+                if not steps_left and (following := next(streams, None)):
+                    following.expect(following.plan.of_rank(rank, world_size), fetch)
                 yield batches, not steps_left
             before += stream.plan.num_steps
 
@@ -189,7 +249,8 @@ def read_epochs(
             if is_last:
                 return
 
-    with closing(between_steps.read(chunks()) if between_steps else read_ahead(chunks(), NUM_CHUNKS)) as ahead:
+    items = between_steps.read(chunks(), fetch.is_ready) if between_steps else read_ahead(chunks(), NUM_CHUNKS)
+    with closing(items) as ahead, closing(fetch):
         for _ in epochs:
             batches = chain.from_iterable(one_epoch())
             yield batches
@@ -226,15 +287,17 @@ class _Chunk:
 class _RowGroups:
     """The row groups of a rank's lanes: each is read when first asked for, and kept until no lane is to ask for it."""
 
-    def __init__(self, stream: ArrowStream, lanes: Sequence[Sequence[Piece]]):
-        self._stream = stream
+    def __init__(self, stream: ArrowStream, lanes: Sequence[Sequence[Piece]], fetch: FetchAhead):
+        self._stream, self._fetch = stream, fetch
         self._uses = Counter((piece.shard, piece.row_group) for pieces in lanes for piece in pieces)
         self._kept: dict[tuple[int, int], tuple[RowGroup, Int32]] = {}
         self._lock = Lock()
 
     def of(self, piece: Piece) -> tuple[RowGroup, Int32]:
         key = piece.shard, piece.row_group
-        found = self._kept.get(key) or self._stream.opened(piece)  # two lanes at the same time may read it twice
+        found = self._kept.get(key) or self._stream.opened(
+            piece, self._fetch
+        )  # two lanes at the same time may read it twice
         with self._lock:
             self._uses[key] -= 1
             self._kept[key] = found
@@ -242,13 +305,17 @@ class _RowGroups:
                 del self._kept[key]
         return found
 
+    def holds(self, piece: Piece) -> bool:
+        """Whether it need not be read any more."""
+        return (piece.shard, piece.row_group) in self._kept
+
 
 class _Lane:
     """Hands out the rows of a lane's pieces in order, holding one piece at a time."""
 
     def __init__(self, row_groups: _RowGroups, pieces: Sequence[Piece]):
         self._row_groups = row_groups
-        self._pieces = iter(pieces)
+        self._pieces = deque(pieces)
         self._row_group: RowGroup | None = None
         self._order = np.zeros(0, dtype=np.int32)
         self.filled = 0
@@ -267,7 +334,8 @@ class _Lane:
                 assert self._row_group
                 self._row_group.unpack(self._order[:count], self.filled, share, chunk.num_rows, *arrays)
                 self._order = self._order[count:]
-            elif (piece := next(self._pieces, None)) is not None:
+            elif self._pieces:
+                piece = self._pieces.popleft()
                 self._row_group = None  # no more than one at a time
                 self._row_group, order = self._row_groups.of(piece)
                 self._order = order[piece.start : piece.stop]
@@ -276,3 +344,16 @@ class _Lane:
                 count = num_rows - self.filled
                 empty_rows(count, self.filled, share, chunk.num_rows, *arrays)
             self.filled += count
+
+    def upcoming(self, num_rows: int) -> Iterator[tuple[Piece, bool]]:
+        """The pieces that begin within the next ``num_rows`` rows, and, with False, the one after these."""
+        return _upcoming(self._pieces, self._order.size, num_rows)
+
+
+def _upcoming(pieces: Iterable[Piece], begin: int, num_rows: int) -> Iterator[tuple[Piece, bool]]:
+    """The pieces that begin before row ``num_rows`` when the first begins at ``begin``, and, with False, one more."""
+    for piece in pieces:
+        yield piece, begin < num_rows
+        if begin >= num_rows:
+            return
+        begin += piece.stop - piece.start

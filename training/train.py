@@ -44,10 +44,11 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
-from training.epochs import epochs_of, shards_of, stream_of, total_steps
+from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
+from training.petastorm_stream import check_petastorm
 from training.resume import Progress, candidates, check_same_run, differences, record_of
 from training.run_folder import check_free, claim, current, finish, owned
 from training.schedule import linear_decay
@@ -99,19 +100,23 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     config.check_kernel(device)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
+    if config.reader == "petastorm":
+        check_petastorm(config.data)
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
         check_free(config)
         if config.resume is not None:
             check_same_run(current(config.output), config, manifest, device)
+    if cache := cache_of(config):
+        cache.prepare()
     return manifest
 
 
 def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> bool:
     """The run, from tables to files, in the order in which it happens; False when SIGTERM has ended it before."""
-    sigterm = Sigterm(world)
     with ExitStack() as held:
+        sigterm = held.enter_context(Sigterm(world))
         if world.is_first:
             held.enter_context(owned(config.output))
         begun = read_checkpoint(config, world)
@@ -119,7 +124,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
 
         # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
         model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
-        all_steps = total_steps(config, manifest)
+        all_steps = total_steps(config, manifest, world.world_size, progress)
         step = make_step(config, model, manifest.config.negatives, all_steps, world)
         # Bits go by how many share the columns: on few cores, or with a small dim, fewer than were asked for.
         threads = step.team.size if step.team else torch.get_num_threads()
@@ -133,7 +138,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         report = writer = None
         if world.is_first:
             folder = claim(config, manifest, goes_on=begun is not None)
-            print(opening_lines(config, manifest, world, device, step.team), flush=True)
+            print(opening_lines(config, manifest, world, device, step.team, all_steps), flush=True)
+            if config.shard_cache and not cache_of(config):
+                print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
             if begun:
                 print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
@@ -256,9 +263,10 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
     tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
-    stream = stream_of(config, manifest, 0)
-    for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
-        stream.read(piece)
+    if config.reader == "arrow":
+        stream = stream_of(config, manifest, 0)
+        for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
+            stream.read(piece)
     return time.perf_counter() - started
 
 
@@ -282,7 +290,7 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def opening_lines(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, team: Team | None
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, team: Team | None, all_steps: int
 ) -> str:
     """What is about to happen, with the arithmetic of derived numbers."""
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
@@ -300,7 +308,7 @@ def opening_lines(
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
             f"vocabulary of {manifest.vocab_size:,}",
             f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
-            f"{config.epochs} epochs, {total_steps(config, manifest):,} steps, {in_step}",
+            f"{config.epochs} epochs, {all_steps:,} steps, {in_step}",
             f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
         ]
     )
