@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from pipeline.manifest import Manifest, ShardInfo
 from training import device_feed
+from training.batch import Batch
 from training.cuda_graph import Graphed, Step, warm_up
 from training.device_feed import KeptRows, can_keep, copied
 from training.kernels import reference
 from training.model import Kernel, RowLosses, SkipGram
 from training.plan import EpochPlan, Piece, plan_epoch
-from training.stream import ArrowStream, Batch
+from training.stream import ArrowStream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_GROUP = 64

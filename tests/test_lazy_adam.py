@@ -9,13 +9,13 @@ from conftest import Threads
 from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
+from training.batch import Batch
 from training.config import TrainConfig
 from training.distributed import World
 from training.kernels import reference
 from training.kernels.lazy_adam import LazyAdam
 from training.model import SkipGram
 from training.steps import TouchedRows
-from training.stream import Batch
 
 WORDS, NEGATIVES, LR = 50, 2, 0.01
 

@@ -24,6 +24,7 @@ from pipeline.manifest import Manifest, ShardInfo
 from pipeline.randomness import Purpose, permutation
 from pipeline.randomness import stream as stream_of_keys
 from pipeline.shards import ROW_GROUP_ROWS
+from training.batch import Batch
 from training.config import TrainConfig
 from training.device_feed import KeptRows
 from training.distributed import World
@@ -35,7 +36,7 @@ from training.plan import EpochPlan, Piece, plan_epoch
 from training.remote import FetchAhead
 from training.resume import Progress
 from training.steps import make_step
-from training.stream import ArrowStream, Batch, one_by_one, read_epochs
+from training.stream import ArrowStream, one_by_one, read_epochs
 
 ROW_GROUP = 24
 LANES = 16

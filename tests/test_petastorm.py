@@ -15,8 +15,8 @@ from test_readers import EPOCHS, GLOBAL_BATCH, IS_PETASTORMS, Dataset, real, row
 
 from pipeline.manifest import ManifestError, ShardInfo
 from training import petastorm_stream, train
+from training.batch import Batch
 from training.petastorm_stream import petastorm_epochs, shares_of_epoch
-from training.stream import Batch
 
 if not IS_PETASTORMS:
     pytest.skip("for petastorm's environment: make test runs it there", allow_module_level=True)

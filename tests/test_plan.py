@@ -15,8 +15,9 @@ from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Examples
 from pipeline.shards import ShardFile
 from pipeline.storage import Location
+from training.batch import Batch
 from training.plan import EpochPlan, plan_epoch
-from training.stream import ArrowStream, Batch
+from training.stream import ArrowStream
 
 SIZES = [1000, 1, 37, 640, 64, 129, 500]
 ROW_GROUP = 64

@@ -25,9 +25,10 @@ from conftest import ROOT, Command
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from training import train
+from training.batch import Batch
 from training.petastorm_stream import num_steps, petastorm_epochs, shares_of_epoch
 from training.plan import plan_epoch
-from training.stream import ArrowStream, Batch
+from training.stream import ArrowStream
 
 IS_PETASTORMS = pa.__version__.startswith("14.")  # so that a petastorm that is missing there is not overlooked
 GLOBAL_BATCH = 32

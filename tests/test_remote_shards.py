@@ -27,11 +27,12 @@ from test_stream import ROW_GROUP, assert_same
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training import remote, stream, train
+from training.batch import Batch
 from training.kernels.threads import Team
 from training.plan import plan_epoch
 from training.read_ahead import BetweenSteps
 from training.shard_cache import TOTAL, ShardCache
-from training.stream import ArrowStream, Batch, read_epochs
+from training.stream import ArrowStream, read_epochs
 
 EPOCHS = 2
 QUICK = ("--dim", "8", "--epochs", "2", "--device", "cpu", "--threads", "1")

@@ -20,9 +20,9 @@ from tiny import write_tiny_dataset
 
 from pipeline.manifest import Manifest
 from training import checkpoint, run_folder, train
+from training.batch import Batch
 from training.checkpoint import newest, steps
 from training.model import SkipGram
-from training.stream import Batch
 
 FLAGS = "--dim 40 --epochs 3 --device cpu --global-batch 64 --log-every 7 --threads 1"
 IN_PLACE = "--sync-every 4"

@@ -17,10 +17,11 @@ import torch
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.randomness import permutation
 from training import stream
+from training.batch import Batch
 from training.plan import EpochPlan, Piece, plan_epoch
 from training.remote import FetchAhead
 from training.shard import RowGroup
-from training.stream import NUM_CHUNKS, ArrowStream, Batch, read_epochs
+from training.stream import NUM_CHUNKS, ArrowStream, read_epochs
 
 ROW_GROUP = 64
 EPOCHS = 2

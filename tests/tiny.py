@@ -19,7 +19,7 @@ from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
 from pipeline.storage import Location
 from pipeline.vocab import Vocab, encode
-from training.stream import Batch
+from training.batch import Batch
 
 
 def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.manifest import ShardInfo
+from training.batch import Batch
 from training.permutation import permutation
 from training.plan import EpochPlan, Piece
-from training.stream import Batch
 
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 32 << 20

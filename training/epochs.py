@@ -9,6 +9,7 @@ import torch
 
 from pipeline.manifest import Manifest, ShardInfo
 from pipeline.storage import Location
+from training.batch import Batch
 from training.config import TrainConfig
 from training.device_feed import KeptRows, can_keep, copied
 from training.distributed import World
@@ -19,7 +20,7 @@ from training.plan import EpochPlan, num_steps, plan_epoch
 from training.resume import Progress
 from training.shard_cache import ShardCache
 from training.steps import Step
-from training.stream import ArrowStream, Batch, read_epochs
+from training.stream import ArrowStream, read_epochs
 
 
 def epochs_of(

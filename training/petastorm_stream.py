@@ -28,8 +28,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from pipeline.randomness import Purpose, stream
 from pipeline.storage import is_uri
+from training.batch import Batch
 from training.permutation import permutation
-from training.stream import Batch
 
 COLUMNS = ("center", "contexts_negatives", "num_contexts")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
 from torch.nn.parallel import DistributedDataParallel
 
+from training.batch import Batch
 from training.config import TrainConfig
 from training.cuda_graph import Graphed
 from training.distributed import World
@@ -21,7 +22,6 @@ from training.kernels import cpu, reference
 from training.kernels.lazy_adam import LazyAdam
 from training.kernels.threads import Team
 from training.model import RowLosses, SkipGram
-from training.stream import Batch
 
 TABLES = ("center", "context")
 """Names in a checkpoint, in the order of the model's parameters."""

@@ -7,31 +7,28 @@ Shards on this machine are read when they are needed; those elsewhere are fetche
 B rows of a batch, L = max_len targets a row, S batches of a chunk, N = S·B, R rows of a piece.
 """
 
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, cycle, pairwise
+from itertools import chain, cycle
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from pipeline.storage import Location
+from training.batch import Batch
 from training.kernels.threads import Team
+from training.lanes import Chunk, Lane, RowGroups, upcoming
 from training.permutation import permutation
 from training.plan import EpochPlan, Piece
 from training.read_ahead import BetweenSteps, read_ahead
 from training.remote import FetchAhead, RowGroupOf, remote_shards
 from training.shard import Layout, RowGroup, ShardError
 from training.shard_cache import ShardCache
-from training.unpack import Int16, Int32, empty_rows
+from training.unpack import Int16, Int32
 
 CHUNK_ROWS = 32_768
 """A chunk is as many batches as have this many rows, at least one: 8 MB at 60 targets a row.
@@ -44,30 +41,6 @@ Each = Callable[[list[Callable[[], None]]], None]
 
 NUM_CHUNKS = 3
 """One in use, one that waits, and one that is being filled; where a team reads between steps, none waits."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A rank's rows of a step: int32 ``center_B`` and ``contexts_negatives_BL``, ``num_contexts_B`` (0: empty)."""
-
-    center_B: Tensor
-    contexts_negatives_BL: Tensor
-    num_contexts_B: Tensor
-    num_steps: int = 1
-    """Steps whose rows these are, end to end."""
-
-    @classmethod
-    def empty(cls, num_rows: int, max_len: int) -> "Batch":
-        """Rows without a context."""
-        ids, counts = torch.zeros(num_rows, 1 + max_len, dtype=torch.int32), torch.zeros(num_rows, dtype=torch.int16)
-        return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
-
-    def to(self, device: torch.device) -> "Batch":
-        center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
-        return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.center_B, self.contexts_negatives_BL, self.num_contexts_B
 
 
 class ArrowStream:
@@ -108,21 +81,21 @@ class ArrowStream:
         row_group, order = self.opened(piece)
         return row_group.rows(order[piece.start : piece.stop])
 
-    def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> "Iterator[_Chunk]":
+    def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> Iterator[Chunk]:
         """Chunks in turn, for ``chunks``; before them one of a single batch, which is all that a run waits for."""
         num_rows, num_batches = self.plan.rows_per_step * num_lanes, self._chunk_batches(num_lanes)
-        first, *others = (_Chunk(count, num_rows, self._layout.max_len) for count in (1, *[num_batches] * num_chunks))
+        first, *others = (Chunk(count, num_rows, self._layout.max_len) for count in (1, *[num_batches] * num_chunks))
         return chain([first], cycle(others))
 
     def expect(self, lanes: Sequence[Sequence[Piece]], fetch: FetchAhead) -> None:
         """Begins to fetch what the first chunk of these lanes needs, and what comes after it."""
         num_rows = self._chunk_batches(len(lanes)) * self.plan.rows_per_step
-        self._expect(chain.from_iterable(_upcoming(pieces, 0, num_rows) for pieces in lanes), fetch)
+        self._expect(chain.from_iterable(upcoming(pieces, 0, num_rows) for pieces in lanes), fetch)
 
     def chunks(
         self,
         lanes: Sequence[Sequence[Piece]],
-        ring: "Iterator[_Chunk]",
+        ring: Iterator[Chunk],
         each: Each,
         fetch: FetchAhead,
         at_once: int = 1,
@@ -131,8 +104,8 @@ class ArrowStream:
         """The batches of these lanes, a chunk at a time; ``at_once`` and ``done`` as ``read_epochs`` has them."""
         share, steps_left = self.plan.rows_per_step, self.plan.num_steps
         ahead = self._chunk_batches(len(lanes)) * share
-        row_groups = _RowGroups(self, lanes, fetch)
-        rows = [_Lane(row_groups, pieces) for pieces in lanes]
+        row_groups = RowGroups(partial(self.opened, fetch=fetch), lanes)
+        rows = [Lane(row_groups, pieces) for pieces in lanes]
         self.expect(lanes, fetch)
         while steps_left:
             chunk = next(ring)
@@ -141,8 +114,8 @@ class ArrowStream:
 
             def fill(
                 index: int,
-                lane: _Lane,
-                chunk: _Chunk = chunk,
+                lane: Lane,
+                chunk: Chunk = chunk,
                 count: int = count,
                 errors: dict[int, ManifestError] = errors,
             ) -> None:
@@ -261,99 +234,3 @@ def read_epochs(
 def one_by_one(jobs: list[Callable[[], None]]) -> None:
     for job in jobs:
         job()
-
-
-class _Chunk:
-    """Memory of S batches, used again and again, and the batches as views of it."""
-
-    def __init__(self, num_batches: int, num_rows: int, max_len: int):
-        size = num_batches * num_rows
-        # numpy, unlike torch, asks Linux for 2 MB pages where an array is large.
-        self.center_N = np.zeros(size, dtype=np.int32)
-        self.targets_NL = np.zeros((size, max_len), dtype=np.int32)
-        self.num_contexts_N = np.zeros(size, dtype=np.int16)
-        self.num_batches, self.num_rows = num_batches, num_rows
-        self._columns = [torch.from_numpy(column) for column in (self.center_N, self.targets_NL, self.num_contexts_N)]
-
-    def batches(self, count: int, at_once: int, done: int) -> list[Batch]:
-        """The first ``count`` steps, cut where the run's (``done`` came before) are a multiple of ``at_once``."""
-        cuts = [0, *range(at_once - done % at_once, count, at_once), count]
-        steps = [end - begin for begin, end in pairwise(cuts)]
-        rows = [self.num_rows * num_steps for num_steps in steps]
-        center, targets, num_contexts = (torch.split(column[: self.num_rows * count], rows) for column in self._columns)
-        return [Batch(*parts) for parts in zip(center, targets, num_contexts, steps, strict=True)]
-
-
-class _RowGroups:
-    """The row groups of a rank's lanes: each is read when first asked for, and kept until no lane is to ask for it."""
-
-    def __init__(self, stream: ArrowStream, lanes: Sequence[Sequence[Piece]], fetch: FetchAhead):
-        self._stream, self._fetch = stream, fetch
-        self._uses = Counter((piece.shard, piece.row_group) for pieces in lanes for piece in pieces)
-        self._kept: dict[tuple[int, int], tuple[RowGroup, Int32]] = {}
-        self._lock = Lock()
-
-    def of(self, piece: Piece) -> tuple[RowGroup, Int32]:
-        key = piece.shard, piece.row_group
-        found = self._kept.get(key) or self._stream.opened(
-            piece, self._fetch
-        )  # two lanes at the same time may read it twice
-        with self._lock:
-            self._uses[key] -= 1
-            self._kept[key] = found
-            if not self._uses[key]:
-                del self._kept[key]
-        return found
-
-    def holds(self, piece: Piece) -> bool:
-        """Whether it need not be read any more."""
-        return (piece.shard, piece.row_group) in self._kept
-
-
-class _Lane:
-    """Hands out the rows of a lane's pieces in order, holding one piece at a time."""
-
-    def __init__(self, row_groups: _RowGroups, pieces: Sequence[Piece]):
-        self._row_groups = row_groups
-        self._pieces = deque(pieces)
-        self._row_group: RowGroup | None = None
-        self._order = np.zeros(0, dtype=np.int32)
-        self.filled = 0
-        """Rows of the chunk that the last ``fill`` has written."""
-
-    def fill(self, chunk: _Chunk, offset: int, share: int, num_rows: int) -> None:
-        """Writes the lane's next rows, ``share`` to a batch from its row ``offset`` on; empty ones when it has run out.
-
-        Raises ManifestError.
-        """
-        self.filled = 0
-        arrays = chunk.center_N[offset:], chunk.targets_NL[offset:], chunk.num_contexts_N[offset:]
-        while self.filled < num_rows:
-            count = min(num_rows - self.filled, self._order.size)
-            if count:
-                assert self._row_group
-                self._row_group.unpack(self._order[:count], self.filled, share, chunk.num_rows, *arrays)
-                self._order = self._order[count:]
-            elif self._pieces:
-                piece = self._pieces.popleft()
-                self._row_group = None  # no more than one at a time
-                self._row_group, order = self._row_groups.of(piece)
-                self._order = order[piece.start : piece.stop]
-            else:
-                self._row_group = None
-                count = num_rows - self.filled
-                empty_rows(count, self.filled, share, chunk.num_rows, *arrays)
-            self.filled += count
-
-    def upcoming(self, num_rows: int) -> Iterator[tuple[Piece, bool]]:
-        """The pieces that begin within the next ``num_rows`` rows, and, with False, the one after these."""
-        return _upcoming(self._pieces, self._order.size, num_rows)
-
-
-def _upcoming(pieces: Iterable[Piece], begin: int, num_rows: int) -> Iterator[tuple[Piece, bool]]:
-    """The pieces that begin before row ``num_rows`` when the first begins at ``begin``, and, with False, one more."""
-    for piece in pieces:
-        yield piece, begin < num_rows
-        if begin >= num_rows:
-            return
-        begin += piece.stop - piece.start

@@ -27,6 +27,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
+from training.batch import Batch
 from training.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
 from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
@@ -53,7 +54,6 @@ from training.resume import Progress, candidates, check_same_run, differences, r
 from training.run_folder import check_free, claim, current, finish, owned
 from training.schedule import linear_decay
 from training.steps import Step, finite, make_step
-from training.stream import Batch
 
 
 def main() -> None:

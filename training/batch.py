@@ -1,0 +1,30 @@
+"""Batch: what a reader hands to a step. B rows of a batch, L = max_len targets a row."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's rows of a step: int32 ``center_B`` and ``contexts_negatives_BL``, ``num_contexts_B`` (0: empty)."""
+
+    center_B: Tensor
+    contexts_negatives_BL: Tensor
+    num_contexts_B: Tensor
+    num_steps: int = 1
+    """Steps whose rows these are, end to end."""
+
+    @classmethod
+    def empty(cls, num_rows: int, max_len: int) -> "Batch":
+        """Rows without a context."""
+        ids, counts = torch.zeros(num_rows, 1 + max_len, dtype=torch.int32), torch.zeros(num_rows, dtype=torch.int16)
+        return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
+
+    def to(self, device: torch.device) -> "Batch":
+        center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
+        return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.center_B, self.contexts_negatives_BL, self.num_contexts_B
