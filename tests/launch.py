@@ -72,8 +72,15 @@ class Launched:
             assert time.monotonic() < deadline
         assert self.process.poll() is None, f"it ended first:\n{self.errors}"
 
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+    def freeze_at(self, happened: Callable[[], Any], delay_s: float = 0) -> None:
+        """Stops it some time after something has happened that is still so then, the first time that this is true."""
+        while True:
+            self.wait_for(happened)
+            time.sleep(delay_s)
+            self.freeze()
+            if happened():
+                return
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kills all at once, as a machine that goes down does."""

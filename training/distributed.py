@@ -243,7 +243,7 @@ def joined(device: torch.device) -> Iterator[World]:
 def _store(world: World) -> PrefixStore:
     """Where these ranks meet, and none that were there before them.
 
-    torchrun keeps one store over all its restarts (seen in torch 2.13), in which ranks would find addresses of dead
+    torchrun keeps one store over all its restarts (pytorch issue 135712), in which ranks would find addresses of dead
     ones. No number that torchrun gives tells lives apart: an agent that comes back counts its restarts from 0 again. So
     each rank sends rank 0 a word that nobody has sent before, and rank 0 answers with the name of this life.
     """
