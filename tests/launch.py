@@ -73,7 +73,7 @@ class Launched:
         assert self.process.poll() is None, f"it ended first:\n{self.errors}"
 
     def freeze_at(self, happened: Callable[[], Any], delay_s: float = 0) -> None:
-        """Stops it some time after something has happened that is still so then, the first time that this is true."""
+        """Stops it some time after something has happened that is still so then; the next time sooner if it is not."""
         while True:
             self.wait_for(happened)
             time.sleep(delay_s)
@@ -81,6 +81,7 @@ class Launched:
             if happened():
                 return
             self.process.send_signal(signal.SIGCONT)
+            delay_s /= 2
 
     def kill(self) -> None:
         """Kills all at once, as a machine that goes down does."""
