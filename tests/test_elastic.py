@@ -130,8 +130,8 @@ def test_torchrun_brings_back_a_run_whose_worker_was_killed(
 def test_two_agents_of_which_one_is_lost_go_on_when_it_is_back(
     data: Path, alone: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """The agent that is lost is not the one where agents meet. What takes time then: PEER_GRACE_S, and torchrun's
-    keep-alive, three times 5 s, before it believes that an agent is gone.
+    """The agent that is lost is not the one where agents meet. What takes time then: up to PEER_GRACE_S, torchrun's
+    keep-alive (it believes that an agent is gone after three times 5 s), and the start of four ranks.
     """
     output, port = tmp_path / "run", free_port()
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "tests"]
@@ -173,11 +173,11 @@ def in_place(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def test_sigterm_behind_torchrun_saves_at_the_end_of_an_averaging_period(in_place: tuple[Path, Ended]) -> None:
+    """torchrun itself ends with 1 then, and a traceback of its own."""
     output, ended = in_place
     step = newest(output)
     assert step is not None
-    assert f"stopped after step {step:,}; --resume goes on from there" in ended.stderr
-    assert "Traceback" not in ended.stderr.partition("torch/distributed")[0]
+    assert ended.stderr.count(f"stopped after step {step:,}; --resume goes on from there\n") == 1
     progress = read_record(output, step)["progress"]
     assert progress["step"] % 7 == 0
     assert not (output / ".train.lock").exists()
