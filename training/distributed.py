@@ -18,9 +18,12 @@ from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from pipeline.errors import InputError
@@ -228,7 +231,10 @@ def joined(device: torch.device) -> Iterator[World]:
     """
     world = launched()
     if world.world_size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=_store(world), rank=world.rank, world_size=world.world_size, timeout=TIMEOUT
+        )
     try:
         yield world
     except RuntimeError as error:
@@ -240,6 +246,29 @@ def joined(device: torch.device) -> Iterator[World]:
         sys.exit(1)
     if world.world_size > 1:  # after an error the process ends, and its connections with it
         dist.destroy_process_group()
+
+
+def _store(world: World) -> PrefixStore:
+    """Where these ranks meet, and none that were there before them.
+
+    torchrun keeps one store over all its restarts (pytorch issue 135712), in which ranks would find addresses of dead
+    ones. No number that torchrun gives tells lives apart: an agent that comes back counts its restarts from 0 again. So
+    each rank sends rank 0 a word that nobody has sent before, and rank 0 answers with the name of this life.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    name = uuid4().hex
+    if world.is_first:
+        for rank in range(1, world.world_size):
+            while not store.check([f"{name}/{rank}"]):
+                word = store.get(f"word of {rank}").decode()  # perhaps of one that is dead: then look again
+                store.set(f"answer to {word}", name)
+                time.sleep(0.01)
+    else:
+        word = uuid4().hex
+        store.set(f"word of {world.rank}", word)
+        name = store.get(f"answer to {word}").decode()
+        store.set(f"{name}/{world.rank}", "here")
+    return PrefixStore(name, store)
 
 
 def leave(world: World, code: int) -> None:
