@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,10 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
-from xxhash import xxh3_64, xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest
 
 from pipeline.errors import InputError
 from training.kernels.columns import all_finite
+from training.state_file import save
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -34,7 +34,6 @@ STATE = "state.safetensors"
 RECORD = "checkpoint.json"
 FORMAT_VERSION = 1
 
-_DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -92,7 +91,7 @@ class Writer:
                 "format_version": FORMAT_VERSION,
                 "step": step,
                 **record,
-                "state_xxh3": _save(beside / STATE, state),
+                "state_xxh3": save(beside / STATE, state),
             }
             _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
             for path in (self._metrics, beside):
@@ -192,29 +191,6 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
         remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
-
-
-def _save(path: Path, state: dict[str, Tensor]) -> str:
-    """Writes a safetensors file straight from the tensors, and returns its digest; the library's way costs a copy.
-
-    Source: the format's description in safetensors' README.
-    """
-    header, end = {}, 0
-    for name, tensor in state.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = xxh3_64()
-    with path.open("wb", buffering=0) as file:
-        parts = [memoryview(struct.pack("<Q", len(text)) + text), *(tensor.numpy().data for tensor in state.values())]
-        for part in parts:
-            rest = part.cast("B")
-            digest.update(rest)
-            while rest:
-                rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -22,6 +22,7 @@ from training.kernels import cpu, reference
 from training.kernels.lazy_adam import LazyAdam
 from training.kernels.threads import Team
 from training.model import RowLosses, SkipGram
+from training.state_file import page_aligned
 
 TABLES = ("center", "context")
 """Names in a checkpoint, in the order of the model's parameters."""
@@ -274,7 +275,9 @@ class Copies:
 
     def of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
-            self._kept.setdefault(name, torch.empty(tensor.shape, dtype=tensor.dtype)).copy_(tensor)
+            if name not in self._kept:
+                self._kept[name] = page_aligned(tuple(tensor.shape), tensor.dtype)
+            self._kept[name].copy_(tensor)
         return self._kept
 
 

@@ -41,6 +41,7 @@ from training.kernels.columns import (
 )
 from training.kernels.threads import Counters
 from training.kernels.vector import CHUNK, first_guess, prefetch
+from training.state_file import page_aligned
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 128
@@ -54,8 +55,6 @@ _AHEAD = 4
 """Rows that are asked for before they are needed."""
 
 _WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
-_PARTS = ("weight", "mean", "square", "gradient")
-_TABLES = ("center", "context")
 
 
 class LazyAdam:
@@ -85,7 +84,7 @@ class LazyAdam:
         with np.errstate(divide="ignore", invalid="ignore"):
             self._rate = (lr * root / -np.expm1(steps * np.log(BETA1))).astype(np.float32)
         self._epsilon = ((EPSILON * root) ** 2).astype(np.float32)
-        self._copies = np.zeros((2, 4, 0, 0), dtype=np.float32)  # for ``state``, made when it is first asked for
+        self._copies: Tensor | None = None  # for ``state``, made when it is first asked for
         ages = np.arange(_AGES, dtype=np.float64)
         self._decay = np.stack([BETA1**ages, BETA2**ages, (BETA1 / BETA2**0.5) ** ages]).astype(np.float32)
 
@@ -126,26 +125,23 @@ class LazyAdam:
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, copied to memory that the next call uses again.
 
-        Of each table its weights, moments and last gradients, (V, D) each, and of its words ``last``; ``owed``.
+        ``rows`` (2, 4, V, D): of centers and contexts the weights, moments and last gradients; ``last``; ``owed``.
         """
-        if not self._copies.size:
-            self._copies = np.zeros((2, 4, self._rows.shape[2], self._dim), dtype=np.float32)
-        rows, copies = self._rows, self._copies
+        if self._copies is None:
+            self._copies = page_aligned((2, 4, self._rows.shape[2], self._dim), torch.float32)
+        rows, copies = self._rows, self._copies.numpy()
         self.team.run(lambda member: _copy(member, rows, copies))
-        found = {"owed": torch.from_numpy(self._owed[0, : self._step + 1].copy())}
-        for table, name in enumerate(_TABLES):
-            found[f"{name}.last"] = torch.from_numpy(self._last[0, table].copy())
-            found |= {f"{name}.{kind}": torch.from_numpy(self._copies[table, part]) for part, kind in enumerate(_PARTS)}
-        return found
+        last, owed = self._last[0], self._owed[0, : self._step + 1]
+        return {"rows": self._copies, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes on from what ``state`` gave, of any number of threads."""
         self._step = len(state["owed"]) - 1
         self._owed[:, : self._step + 1] = state["owed"].numpy()
-        for table, name in enumerate(_TABLES):
-            self._last[:, table] = state[f"{name}.last"].numpy()
-            for part, kind in enumerate(_PARTS):
-                self._rows[table, :, :, part] = by_columns(state[f"{name}.{kind}"], self.team.size)
+        self._last[:] = state["last"].numpy()
+        for table in range(2):
+            for part in range(4):
+                self._rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team.size)
 
     def _arrays(self) -> list[Any]:
         return [
