@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--global-batch", type=int, default=512, help="rows of a batch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each reader (default: %(default)s)")
     arguments = parser.parse_args()
-    check_petastorm(arguments.data)
+    check_petastorm(str(arguments.data))
     manifest = Manifest.load(arguments.data)
 
     lines = provenance("pyarrow", "numpy", "petastorm", "torch")
