@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from xxhash import xxh3_64_hexdigest
 
 from training.checkpoint import CheckpointError, Writer, name_of, newest, read, read_record, steps
+from training.state_file import PAGE, page_aligned
+from training.state_file import save as save_state
 
 RECORD = {"text": "é", "loss": 0.1 + 0.2, "nothing": None, "list": [1, 2.5]}
 
@@ -73,7 +76,34 @@ def test_the_newest_stay_and_what_a_run_went_back_from_goes(run: Path, writer: W
     save(writer, 20)  # again, over the one that is there
     assert (steps(run), newest(run)) == ([20], 20)
     assert_whole(run, 20)
+    writer.close()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", name_of(20)]
+
+
+def test_a_longer_or_shorter_state_over_an_old_one_is_read_as_it_is(run: Path, writer: Writer) -> None:
+    sizes = (5000, 700_000, 6, 700_001, 9000)
+    for step, size in enumerate(sizes, 1):
+        writer.save(step, lambda size=size: {"rows": torch.arange(size, dtype=torch.float32)}, RECORD)  # type: ignore[misc]
+        writer.wait()
+        assert torch.equal(read(run, step).state["rows"], torch.arange(size, dtype=torch.float32))
+    assert steps(run) == [4, 5]
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000, 700_001])
+def test_pages_written_past_the_cache_are_those_that_are_read(tmp_path: Path, size: int) -> None:
+    """Memory that begins with a page goes past it, other memory does not; the files are the same."""
+    aligned = page_aligned((size,), torch.float32)
+    assert aligned.data_ptr() % PAGE == 0
+    aligned.copy_(torch.randn(size))
+    other = page_aligned((size + 1,), torch.float32)[1:]
+    other.copy_(aligned)
+    digests = [
+        save_state(tmp_path / name, {"rows": rows, "n": torch.tensor(7)})
+        for name, rows in (("a", aligned), ("b", other))
+    ]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert digests == [xxh3_64_hexdigest((tmp_path / "a").read_bytes())] * 2
+    assert torch.equal(load_file(tmp_path / "a")["rows"], aligned)
 
 
 def test_a_state_is_asked_for_when_the_one_before_is_written(
@@ -186,6 +216,7 @@ def test_a_run_that_ends_at_any_moment_leaves_a_latest_that_is_whole(
     for owner, name in (
         (os, "fsync"),
         (shutil, "rmtree"),
+        (os, "open"),
         *((Path, name) for name in ("open", "mkdir", "rename", "replace")),
     ):
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))

@@ -32,6 +32,7 @@ FOLDER = "checkpoints"
 LATEST = "latest"
 STATE = "state.safetensors"
 RECORD = "checkpoint.json"
+SPARE = ".spare"
 FORMAT_VERSION = 1
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -50,13 +51,18 @@ class Checkpoint:
 
 
 class Writer:
-    """Writes the checkpoints of one run, in a thread: training waits for no disk. One at a time is being written."""
+    """Writes the checkpoints of one run, in a thread: training waits for no disk. One at a time is being written.
+
+    The oldest one's place on the disk is the next one's: to find new room, and to give up old, takes a disk as long as
+    the writing. So there is one checkpoint's room more in use than ``keep``.
+    """
 
     def __init__(self, run: Path, keep: int):
         self.folder, self._metrics, self._keep = run / FOLDER, run / "metrics.jsonl", keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        for left in self.folder.glob(".step-*"):  # by a run that was killed
+        self._spare = self.folder / SPARE
+        for left in (*self.folder.glob(".step-*"), self._spare):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
@@ -77,6 +83,7 @@ class Writer:
     def close(self) -> None:
         """Waits, whatever comes of it: for runs that end otherwise."""
         self._pool.shutdown()
+        shutil.rmtree(self._spare, ignore_errors=True)
 
     def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
         name = name_of(step)
@@ -86,7 +93,10 @@ class Writer:
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
+            if self._spare.exists():
+                self._spare.rename(beside)
+            else:
+                beside.mkdir()
             body = {
                 "format_version": FORMAT_VERSION,
                 "step": step,
@@ -120,7 +130,10 @@ class Writer:
             present = steps(self.folder.parent)
             for old in present:
                 if old > step or old in [found for found in present if found <= step][: -self._keep]:
-                    shutil.rmtree(self.folder / name_of(old))
+                    if self._spare.exists():
+                        shutil.rmtree(self.folder / name_of(old))
+                    else:
+                        (self.folder / name_of(old)).rename(self._spare)
 
 
 def name_of(step: int) -> str:

@@ -34,6 +34,7 @@ def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def save(path: Path, state: dict[str, Tensor]) -> str:
     """Writes the file, waits until the disk has it, and returns the digest (XXH3, 64 bits) of all of it.
 
+    A file that is there is overwritten where it lies.
     The largest tensor goes past the cache if it is ``page_aligned`` and the file system lets it. Raises OSError.
     """
     names = sorted(state, key=lambda name: -state[name].nbytes)
@@ -45,13 +46,14 @@ def save(path: Path, state: dict[str, Tensor]) -> str:
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     digest = xxh3_64()
-    with path.open("wb", buffering=0) as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
         for part in (memoryview(struct.pack("<Q", len(text)) + text), *(state[name].numpy().data for name in names)):
             content = part.cast("B")
             digest.update(content)
             content = content[_write_directly(file, content) :]
             while content:
                 content = content[file.write(content) :]
+        file.truncate()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
