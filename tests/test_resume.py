@@ -20,9 +20,13 @@ from tiny import write_tiny_dataset
 
 from pipeline.manifest import Manifest
 from training import checkpoint, run_folder, train
+from training import steps as steps_module
 from training.batch import Batch
 from training.checkpoint import newest, steps
+from training.config import TrainConfig
+from training.distributed import World
 from training.model import SkipGram
+from training.steps import make_step
 
 FLAGS = "--dim 40 --epochs 3 --device cpu --global-batch 64 --log-every 7 --threads 1"
 IN_PLACE = "--sync-every 4"
@@ -215,6 +219,25 @@ def test_without_any_good_checkpoint_nothing_is_begun_anew(training: Command, tm
     before = sorted((tmp_path / "run").rglob("*"))
     training("--resume auto").assert_refused(str(path), "there is none before it")
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.parametrize("saved_after", range(1, 5))
+def test_ranks_that_go_on_are_averaged_when_they_would_have_been(
+    saved_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved by one rank, at any step; on several ranks the next average comes with the fourth step all the same."""
+    averages: list[int] = []
+    made = 0
+    monkeypatch.setattr(steps_module, "average_parameters", lambda *_: averages.append(made))
+    config = TrainConfig(global_batch=16, lanes=1, dim=8, sync_every=4, device="cpu")
+    alone, one_of_two = (
+        make_step(config, SkipGram(20, 8, in_place=True), 2, 8, World(0, ranks, 0, ranks)) for ranks in (1, 2)
+    )
+    for made in range(1, 9):
+        if made == saved_after + 1:
+            one_of_two.load(alone.state())
+        (alone if made <= saved_after else one_of_two)(Batch.empty(16, 12), 0.025)
+    assert averages == [made for made in (4, 8) if made > saved_after]
 
 
 # Which runs may go on

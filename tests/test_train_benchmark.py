@@ -20,6 +20,7 @@ from benchmarks import gensim_loop, plain_loop, train, train_runs, train_tables
 from benchmarks.train_runs import Bench
 from benchmarks.train_tables import Run, Runs, Target
 from pipeline.manifest import Manifest
+from training.config import parse
 from training.evaluate import AnalogiesResult, PairsResult
 from training.kernels import reference
 
@@ -287,3 +288,10 @@ def test_seconds_of_an_errand_are_those_of_whole_processes() -> None:
     assert "| ours, text to vectors | 12.0 | 1.00 | 1.33 |" in lines
     assert "| ours, once more on the dataset | 4.0 | 3.00 | 4.00 |" in lines
     assert "| gensim, build_vocab and train | 12.0 |  |  |" in lines
+
+
+@pytest.mark.parametrize("loop", train_runs.OURS)
+def test_the_trainer_understands_the_flags_of_each_loop_of_ours(loop: str) -> None:
+    nproc, flags = train_runs.OURS[loop]
+    config, _ = parse([*train_runs.options({"nproc": nproc}), *flags])
+    config.check_world(nproc)
