@@ -32,10 +32,9 @@ SAMPLED_EPOCHS = 2
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Four shards of many row groups for each of two sampled epochs."""
     folder = tmp_path_factory.mktemp("dataset")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
-        patch.setattr(tiny, "ROW_GROUP_ROWS", ROW_GROUP)
-        manifest = tiny.write_tiny_dataset(folder, num_sequences=150, epochs=SAMPLED_EPOCHS, window=2, negatives=1)
+    manifest = tiny.write_tiny_dataset(
+        folder, row_group_rows=ROW_GROUP, num_sequences=150, epochs=SAMPLED_EPOCHS, window=2, negatives=1
+    )
     assert all(shard.rows > 3 * ROW_GROUP for shard in manifest.shards)
     return folder, manifest
 

@@ -63,10 +63,7 @@ class Dataset:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Some 800 rows in four shards: a lane has parts of a few row groups, and runs out within its last step."""
     folder = tmp_path_factory.mktemp("dataset")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
-        patch.setattr(tiny, "ROW_GROUP_ROWS", ROW_GROUP)
-        manifest = tiny.write_tiny_dataset(folder, num_sequences=100, window=2, negatives=2)
+    manifest = tiny.write_tiny_dataset(folder, row_group_rows=ROW_GROUP, num_sequences=100, window=2, negatives=2)
     assert manifest.max_len == MAX_LEN
     longest = math.ceil(sum(shard.rows for shard in manifest.shards) / LANES)
     assert longest % (GLOBAL_BATCH // LANES)

@@ -79,11 +79,8 @@ def reader(request: pytest.FixtureRequest) -> Reader:
 
 
 def written(folder: Path, num_shards: int, row_group_rows: int) -> Dataset:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", row_group_rows)
-        patch.setattr(tiny, "ROW_GROUP_ROWS", row_group_rows)
-        config = {"num_shards": num_shards, "epochs": EPOCHS, "window": 2, "negatives": 2}
-        return Dataset(folder, tiny.write_tiny_dataset(folder, num_sequences=100, **config))
+    config = {"num_shards": num_shards, "epochs": EPOCHS, "window": 2, "negatives": 2}
+    return Dataset(folder, tiny.write_tiny_dataset(folder, 100, row_group_rows=row_group_rows, **config))
 
 
 @pytest.fixture(

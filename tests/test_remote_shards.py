@@ -42,10 +42,7 @@ QUICK = ("--dim", "8", "--epochs", "2", "--device", "cpu", "--threads", "1")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four shards of many row groups for each of two sampled epochs."""
     folder = tmp_path_factory.mktemp("dataset")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
-        patch.setattr(tiny, "ROW_GROUP_ROWS", ROW_GROUP)
-        tiny.write_tiny_dataset(folder, num_sequences=100, epochs=EPOCHS, window=2, negatives=2)
+    tiny.write_tiny_dataset(folder, row_group_rows=ROW_GROUP, num_sequences=100, epochs=EPOCHS, window=2, negatives=2)
     return folder
 
 

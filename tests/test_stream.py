@@ -42,10 +42,9 @@ class Dataset:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four shards of many row groups, the last of each shorter, for each of two sampled epochs."""
     folder = tmp_path_factory.mktemp("dataset")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", ROW_GROUP)
-        patch.setattr(tiny, "ROW_GROUP_ROWS", ROW_GROUP)
-        manifest = tiny.write_tiny_dataset(folder, num_sequences=100, epochs=EPOCHS, window=2, negatives=2)
+    manifest = tiny.write_tiny_dataset(
+        folder, row_group_rows=ROW_GROUP, num_sequences=100, epochs=EPOCHS, window=2, negatives=2
+    )
     assert all(shard.rows > 2 * ROW_GROUP and shard.rows % ROW_GROUP for shard in manifest.shards)
     return Dataset(folder, manifest)
 

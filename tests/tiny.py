@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pytest
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -30,7 +31,13 @@ def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]
     (folder / "summary.json").write_text("{}")
 
 
-def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 60, **config: Any) -> Manifest:
+def write_tiny_dataset(
+    folder: Path,
+    num_sequences: int = 400,
+    num_words: int = 60,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    **config: Any,
+) -> Manifest:
     """Writes a valid dataset FOLDER and returns its manifest: sequences of 4 to 12 words ``w0`` ... by Zipf's law.
 
     The same bytes every time for equal arguments. ``config`` are PipelineConfig's, but for ``holdout``; left out, all
@@ -58,16 +65,18 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
     vocab.write(generation / "vocab.parquet")
     shard_of = np.arange(encoded.lengths.size) % (settings.num_shards or 1)
     shards, num_subsampled, num_pairs = [], 0, 0
-    for epoch in range(settings.epochs):
-        for number in range(settings.num_shards or 1):
-            examples = sample(whole.where(shard_of == number), tables, settings, epoch)
-            file = ShardFile(Location.of(generation), "train", epoch, number, "tiny", settings)
-            file.append(examples)
-            info = file.close()
-            if info is not None:
-                shards.append(info)
-            num_subsampled += examples.num_subsampled
-            num_pairs += file.num_pairs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", row_group_rows)
+        for epoch in range(settings.epochs):
+            for number in range(settings.num_shards or 1):
+                examples = sample(whole.where(shard_of == number), tables, settings, epoch)
+                file = ShardFile(Location.of(generation), "train", epoch, number, "tiny", settings)
+                file.append(examples)
+                info = file.close()
+                if info is not None:
+                    shards.append(info)
+                num_subsampled += examples.num_subsampled
+                num_pairs += file.num_pairs
     manifest = Manifest(
         generation=generation.name,
         config=settings,
@@ -88,7 +97,7 @@ def write_tiny_dataset(folder: Path, num_sequences: int = 400, num_words: int = 
         vocab_size=len(vocab),
         vocab_digest=vocab.digest(),
         max_len=settings.max_len,
-        row_group_rows=ROW_GROUP_ROWS,
+        row_group_rows=row_group_rows,
         versions=versions(),
         shards=tuple(shards),
     )

@@ -88,7 +88,7 @@ class Writer:
     def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
         name = name_of(step)
         beside, final = self.folder / f".{name}", self.folder / name
-        if not all(_is_finite(tensor) for tensor in state.values()):
+        if not all(is_finite(tensor) for tensor in state.values()):
             raise CheckpointError(f"{final}: found tables with numbers that are not finite; {self._good()}lower --lr")
         try:
             self.folder.mkdir(exist_ok=True)
@@ -206,7 +206,8 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
     return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number in it is one."""
     return tensor.dtype != torch.float32 or bool(all_finite(tensor.view(1, 1, -1).numpy()))
 
 

@@ -184,7 +184,6 @@ def first_rows(shards: Sequence[ShardInfo]) -> npt.NDArray[np.int64]:
 
 def rows_of(piece: Piece, first: npt.NDArray[np.int64], row_group_rows: int) -> npt.NDArray[np.int64]:
     """The rows of a piece in the plan's order."""
-    order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop].astype(
-        np.int64
-    )  # NumPy 1 would stay at 32
-    return np.asarray(first[piece.shard] + piece.row_group * row_group_rows + order)
+    order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
+    # Made 64 bits wide here, since NumPy 1 would stay at 32.
+    return np.asarray(first[piece.shard] + piece.row_group * row_group_rows + order.astype(np.int64))

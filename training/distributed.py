@@ -22,7 +22,6 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
@@ -248,7 +247,7 @@ def joined(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _store(world: World) -> PrefixStore:
+def _store(world: World) -> Any:
     """Where these ranks meet, and none that were there before them.
 
     torchrun keeps one store over all its restarts (pytorch issue 135712), in which ranks would find addresses of dead
@@ -268,7 +267,7 @@ def _store(world: World) -> PrefixStore:
         store.set(f"word of {world.rank}", word)
         name = store.get(f"answer to {word}").decode()
         store.set(f"{name}/{world.rank}", "here")
-    return PrefixStore(name, store)
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def leave(world: World, code: int) -> None:

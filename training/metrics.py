@@ -158,7 +158,9 @@ class Report:
             if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise InputError(f"{self._file.name}: cannot be written ({error.strerror}); make room") from None
+            raise InputError(
+                f"{self._file.name}: cannot be written ({error.strerror}); make room and go on with --resume"
+            ) from None
         self._remember(line)
 
     def _remember(self, line: dict[str, Any]) -> None:

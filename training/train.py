@@ -28,7 +28,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
-from training.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
+from training.checkpoint import Checkpoint, CheckpointError, Writer, is_finite, read, steps
 from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
     TERMINATED,
@@ -263,6 +263,7 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
     tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
     tiny.is_finite()
     tiny.settle()
+    all(is_finite(tensor) for tensor in tiny.state().values())
     if config.reader == "arrow":
         stream = stream_of(config, manifest, 0)
         for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
