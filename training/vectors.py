@@ -1,4 +1,4 @@
-"""Vectors: the word vectors of a finished run, and the words nearest to one.
+"""What a finished run has learnt: Vectors, to look words up in, and Tables, to go on from or to compare.
 
 V words, D dimensions.
 """
@@ -27,19 +27,8 @@ class Vectors:
     @classmethod
     def load(cls, run: Path) -> "Vectors":
         """The vectors of the run in folder ``run``. Raises InputError when there is no finished one."""
-        if not (run / SUMMARY).is_file():
-            raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
-        try:
-            words = pq.read_table(run / VOCAB, columns=["word"])["word"].to_pylist()
-            with safe_open(run / VECTORS, framework="numpy") as file:  # the context table stays on the disk
-                center_VD = file.get_tensor("center")
-        except (OSError, pa.ArrowException, SafetensorError) as error:
-            raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
-        if len(words) != len(center_VD):
-            raise InputError(f"{run}: {len(center_VD)} vectors for {len(words)} words; train again")
-        if not np.isfinite((center_VD.min(), center_VD.max())).all():
-            raise InputError(f"{run}: {VECTORS} holds values that are no numbers; train again")
-        return cls(words, center_VD)
+        vocabulary, (center_VD,) = _read(run, "center")  # the context table stays on the disk
+        return cls(vocabulary["word"].to_pylist(), center_VD)
 
     def most_similar(self, word: str, topk: int = 10) -> list[tuple[str, float]]:
         """The ``topk`` words nearest to ``word`` by cosine, nearest first (d2l 15.4.5), itself and <unk> left out.
@@ -63,3 +52,39 @@ class Vectors:
             raise InputError(
                 f"{word!r} is not among the {len(self.words) - 1:,} words of the vocabulary{hint}"
             ) from None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """``words`` (V), how often each occurs ``counts_V`` (int64), and both tables (float32); row 0 is <unk> and zero."""
+
+    words: list[str]
+    counts_V: npt.NDArray[np.int64]
+    center_VD: npt.NDArray[np.float32]
+    context_VD: npt.NDArray[np.float32]
+
+    @classmethod
+    def load(cls, run: Path) -> "Tables":
+        """All that the run in folder ``run`` has learnt. Raises InputError when there is no finished one."""
+        vocabulary, (center_VD, context_VD) = _read(run, "center", "context")
+        counts_V = vocabulary["count"].to_numpy()
+        return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
+
+
+def _read(run: Path, *names: str) -> tuple[pa.Table, list[npt.NDArray[np.float32]]]:
+    """The vocabulary and the tables ``names`` of a run: all of one run, even where a link to it moves meanwhile."""
+    folder = run.resolve()
+    if not (folder / SUMMARY).is_file():
+        raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
+    try:
+        vocabulary = pq.read_table(folder / VOCAB, columns=["word", "count"])
+        with safe_open(folder / VECTORS, framework="numpy") as file:
+            tables = [file.get_tensor(name) for name in names]
+    except (OSError, pa.ArrowException, SafetensorError) as error:
+        raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
+    for table_VD in tables:
+        if len(vocabulary) != len(table_VD):
+            raise InputError(f"{run}: {len(table_VD)} vectors for {len(vocabulary)} words; train again")
+        if not np.isfinite((table_VD.min(), table_VD.max())).all():
+            raise InputError(f"{run}: {VECTORS} holds values that are no numbers; train again")
+    return vocabulary, tables
