@@ -90,7 +90,7 @@ def _locked(output: Location) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             with writing(output):
-                is_alone = stack.enter_context(locked(output.local / LOCK))
+                is_alone = stack.enter_context(locked(output.local / LOCK)) is not None
         except Held:
             raise InputError(
                 f"--output {output}: another prepare is writing there; wait for its end, or stop it"

@@ -1,0 +1,97 @@
+"""Retrains on a corpus that grows, and publishes what is better: one cycle, or one step of it.
+
+python jobs/retrain.py run --config examples/retrain-demo.yaml         all steps, in order
+python jobs/retrain.py plan|prepare|train|evaluate|publish --config F  one of them; done work is not done again
+python jobs/retrain.py rollback --config F                             the version before the newest one
+python jobs/retrain.py status --config F                               what is published, and where the cycle is
+
+Exit codes: 0 done, or nothing is new (run); 2 what you can mend, in one line; 3 nothing is new (plan); 4 the gates said
+no and the published vectors stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 anything else. docs/retraining.md.
+"""
+
+import argparse
+import signal
+import sys
+from functools import cache
+
+from retraining.children import ChildError
+from retraining.config import RetrainConfig, read_config
+from retraining.status import status
+from retraining.steps import evaluate, plan, prepare, publish, rollback, train
+from retraining.workspace import Workspace
+from session import build_session, run
+
+from pipeline.errors import Parser, path
+
+NOTHING_NEW, REFUSED = 3, 4
+STEPS = ("plan", "prepare", "train", "evaluate", "publish")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser("jobs/retrain.py", "Retrains on a corpus that grows, and publishes what the gates accept.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    for name, text in (
+        ("run", "all steps in order; what is done is not done again"),
+        ("plan", "finds what is new; exit code 3 when nothing is"),
+        ("prepare", "the corpus as a dataset (spark-submit)"),
+        ("train", "vectors, beginning with the published ones (torchrun)"),
+        ("evaluate", "turns them onto the published ones and asks the gates; exit code 4 when one says no"),
+        ("publish", "makes them the published ones"),
+        ("rollback", "publishes an earlier version again"),
+        ("status", "what is published, and where the newest cycle is"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML, see examples/")
+        if name == "rollback":
+            command.add_argument("--to", metavar="VERSION", help="such as 000003 (default: the one before the newest)")
+    return parser.parse_args()
+
+
+class _Command(Parser):
+    """The parser of one command."""
+
+    def __init__(self, prog: str, description: str, **_: object):
+        super().__init__(prog, description)
+
+
+def main() -> None:
+    arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    config = read_config(arguments.config)
+    workspace = Workspace(config.workspace)
+    if arguments.command == "status":
+        print(status(config, workspace))
+        return
+    try:
+        with workspace.owned() as lock:
+            if arguments.command == "rollback":
+                rollback(config, workspace, arguments.to)
+                return
+            steps = STEPS if arguments.command == "run" else (arguments.command,)
+            for step in steps:
+                code = take(step, config, workspace, lock)
+                if code:
+                    sys.exit(0 if code == NOTHING_NEW and arguments.command == "run" else code)
+    except ChildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def take(step: str, config: RetrainConfig, workspace: Workspace, lock: int | None) -> int:
+    """Takes one step; its exit code."""
+    session = cache(lambda: build_session(f"shardvec: {config.name}"))  # for a corpus that lies elsewhere alone
+    if step == "plan":
+        return 0 if plan(config, workspace, session) else NOTHING_NEW
+    if step == "prepare":
+        prepare(config, workspace, lock, session)
+    elif step == "train":
+        train(config, workspace, lock)
+    elif step == "evaluate":
+        return 0 if evaluate(config, workspace) else REFUSED
+    else:
+        publish(config, workspace)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""The challenger: new vectors turned onto the published ones, in a folder as it would be published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save
+from training.align import align
+from training.heldout import Heldout
+
+from retraining.workspace import Cycle, remove
+from training.run_folder import SUMMARY, VECTORS, VOCAB, whole
+from training.vectors import Tables
+
+OF_THE_RUN = (
+    *("dataset_id", "vocab_size", "examples", "steps", "loss", "mean_loss"),
+    *("world_size", "threads", "kernel", "device", "versions", "commit"),
+)
+"""What a version says of its training; nothing that differs between two equal runs, such as times."""
+
+
+def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None:
+    """Makes CYCLE/challenger, whole or not at all; equal bytes for equal runs. ``current`` is the published version."""
+    beside = cycle.challenger.with_name(".challenger")
+    remove(beside)
+    remove(cycle.challenger)
+    beside.mkdir()
+    tables = Tables.load(cycle.run)
+    if current is not None:
+        alignment = align(tables, Tables.load(current))
+        alignment.write(beside)
+        tables = alignment.tables
+    if holds_out:
+        Heldout.of_dataset(cycle.dataset).write(beside)
+    _write(beside / VECTORS, save({"center": tables.center_VD, "context": tables.context_VD}))
+    _write(beside / VOCAB, (cycle.run / VOCAB).read_bytes())
+    summary = json.loads((cycle.run / SUMMARY).read_bytes())
+    card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
+    card |= {"run_id": cycle.run_id, "dim": tables.center_VD.shape[1], "supersedes": current.name if current else None}
+    _write(beside / SUMMARY, f"{json.dumps(card, indent=1)}\n".encode())
+    beside.replace(cycle.challenger)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole(path) as file:
+        file.write(content)

@@ -1,0 +1,57 @@
+"""What the registry is told of cycles: each challenger, and which version is the champion."""
+
+import sys
+
+from pipeline.errors import InputError
+from retraining.config import RetrainConfig
+from retraining.registry import Registry
+from retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
+    uri = config.registry.tracking_uri
+    folder = workspace.folder.absolute()
+    if uri is None:
+        return Registry(f"sqlite:///{folder / REGISTRY_DB}", config.name, folder / ARTIFACTS)
+    return Registry(uri, config.name, None)
+
+
+def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
+    """Raises InputError where the registry cannot be reached and the config does not allow for that."""
+    try:
+        registry_of(config, workspace).check()
+    except InputError as error:
+        _bear(config, error)
+
+
+def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: str) -> None:
+    """Records a cycle and gives its version ``alias``; and first, what could not be recorded before.
+
+    Told twice, the registry is as if told once.
+    """
+    registry = registry_of(config, workspace)
+    try:
+        for version, other in workspace.publications().items() if alias == CHAMPION else ():
+            if other != cycle and other.read("registry") is None and workspace.version(version).exists():
+                _record(registry, workspace, other)
+        number = _record(registry, workspace, cycle)
+        registry.set_alias(alias, number)
+        if alias == CHAMPION:
+            registry.remove_alias(CHALLENGER)
+    except InputError as error:
+        _bear(config, error)
+
+
+def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
+    vectors = workspace.version_of(cycle.run_id) or cycle.challenger
+    number = registry.record(cycle.run_id, cycle.folder, vectors)
+    cycle.write("registry", {"version": number})
+    return number
+
+
+def _bear(config: RetrainConfig, error: InputError) -> None:
+    if config.registry.if_unreachable == "fail":
+        raise error
+    print(f"warning: {error}; going on in the workspace alone", file=sys.stderr)

@@ -1,0 +1,52 @@
+"""What a workspace holds, for people, in a few lines."""
+
+import os
+
+from pipeline.errors import InputError
+from retraining.config import RetrainConfig
+from retraining.registration import CHAMPION, registry_of
+from retraining.workspace import LOCK, REGISTRY_DB, Workspace, card
+
+
+def status(config: RetrainConfig, workspace: Workspace) -> str:
+    """What is published, what was before, the newest cycle, the registry, and who is at work; changes nothing."""
+    folder = workspace.folder
+    if not folder.is_dir():
+        return f"{folder}: nothing yet; `run` makes the first version"
+    lines = [f"{config.name}, in {folder}"]
+    publications = workspace.publications()
+    try:
+        current = workspace.current()
+        lines.append(f"published: version {current.name}" if current else "published: nothing yet")
+        if current:
+            about = card(current)
+            lines[-1] += f", cycle {about['run_id']}, {about['vocab_size']:,} words, dim {about['dim']}"
+    except InputError as error:
+        current = None
+        lines.append(f"published: DAMAGED: {error}")
+    for version, cycle in publications.items():
+        record = cycle.read("publish")
+        assert record is not None
+        here = "" if workspace.version(version).exists() else ", in the registry alone"
+        mark = " <- current" if current and version == current.name else ""
+        lines.append(f"  version {version}: published {record['published']}, cycle {cycle.run_id}{here}{mark}")
+    if newest := workspace.newest():
+        done = [step for step in ("plan", "prepare", "train", "decision", "publish") if newest.read(step)]
+        decision = newest.read("decision")
+        lines.append(f"newest cycle: {newest.run_id}, done: {', '.join(done) or 'nothing'}")
+        if decision:
+            lines.append(f"  judged {decision['decided']}: {decision['reason']}")
+    lines.append(_registry_line(config, workspace))
+    if os.path.exists(folder / LOCK) and (owner := workspace.owner()):
+        lines.append(f"at work: process {owner['pid']} on {owner['host']}")
+    return "\n".join(lines)
+
+
+def _registry_line(config: RetrainConfig, workspace: Workspace) -> str:
+    if config.registry.tracking_uri is None and not (workspace.folder / REGISTRY_DB).exists():
+        return "registry: nothing yet"
+    try:
+        run_id = registry_of(config, workspace).alias(CHAMPION)
+    except InputError as error:
+        return f"registry: {error}"
+    return f"registry: {config.name}@{CHAMPION} is " + (f"cycle {run_id}" if run_id else "not there")

@@ -1,0 +1,269 @@
+"""A workspace: the folder of all that cycles make, and the link `current` to the published vectors.
+
+WORKSPACE/
+  .lock                    one command at a time
+  cycle.json               the run id of the newest cycle
+  cycles/RUN_ID/           plan.json prepare.json train.json decision.json publish.json: a record a finished step
+      prepare.log train.log
+      dataset/ run/ challenger/      of the newest cycle alone
+  published/000001/        a version: never changed once it is there
+  current -> published/000001
+  mlflow.db artifacts/     the registry, unless that is elsewhere
+"""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.errors import InputError, check_output
+from pipeline.lock import Held, locked
+from training.run_folder import SUMMARY, whole
+
+CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
+REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
+OWN = (CYCLES, PUBLISHED, CURRENT, POINTER, LOCK, f"{REGISTRY_DB}*", ARTIFACTS, DEMO, ".*")
+NOT_BUGS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR)
+"""What the user can mend when files cannot be written."""
+ORPHANS_S = 90
+"""How long what a killed command has started may take to end."""
+
+
+@dataclass(frozen=True, order=True)
+class Cycle:
+    """One corpus with one config, on its way to be published."""
+
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    def read(self, step: str) -> dict[str, Any] | None:
+        """The record of a finished step; None when it is not finished."""
+        return read_json(self.folder / f"{step}.json")
+
+    def write(self, step: str, record: dict[str, Any]) -> None:
+        write_json(self.folder / f"{step}.json", record)
+
+    def forget(self, *steps: str) -> None:
+        for step in steps:
+            (self.folder / f"{step}.json").unlink(missing_ok=True)
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def challenger(self) -> Path:
+        return self.folder / "challenger"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths and records; knows nothing of what steps do."""
+
+    folder: Path
+
+    def cycle(self, run_id: str) -> Cycle:
+        return Cycle(self.folder / CYCLES / run_id)
+
+    def newest(self) -> Cycle | None:
+        """The cycle that was planned last."""
+        record = read_json(self.folder / POINTER)
+        return self.cycle(record["run_id"]) if record else None
+
+    def begin(self, cycle: Cycle) -> None:
+        """Makes ``cycle`` the newest, and frees the disk of what others needed."""
+        write_json(self.folder / POINTER, {"run_id": cycle.run_id})
+        for other in (self.folder / CYCLES).iterdir():
+            for heavy in other.iterdir() if other.name != cycle.run_id else ():
+                if heavy.is_dir():
+                    remove(heavy)
+
+    def current(self) -> Path | None:
+        """The folder of the published version; None before the first. Raises InputError where it is damaged."""
+        link = self.folder / CURRENT
+        if not os.path.lexists(link):
+            if self.versions():
+                newest = self.versions()[-1]
+                raise InputError(
+                    f"{link}: missing, but there are published versions; name the one that readers are to have: "
+                    f"rollback --to {newest.name}"
+                )
+            return None
+        version = self.folder / PUBLISHED / Path(os.readlink(link)).name
+        if not link.is_symlink() or not (version / SUMMARY).is_file():
+            others = ", ".join(found.name for found in self.versions()) or "none"
+            raise InputError(
+                f"{link}: {version} is gone or not whole, expected the published vectors; "
+                f"rollback --to VERSION publishes another, or fetches it from the registry (here: {others})"
+            )
+        return version
+
+    def cycles(self) -> list[Cycle]:
+        return [Cycle(folder) for folder in sorted((self.folder / CYCLES).glob("[!.]*"))]
+
+    def publications(self) -> dict[str, Cycle]:
+        """Every version that was ever published, oldest first, whether its files are still here, and whose it is."""
+        records = [(cycle, cycle.read("publish")) for cycle in self.cycles()]
+        return dict(sorted((record["version"], cycle) for cycle, record in records if record))
+
+    def version(self, name: str) -> Path:
+        return self.folder / PUBLISHED / name
+
+    def versions(self) -> list[Path]:
+        """The published versions that are here, oldest first."""
+        folder = self.folder / PUBLISHED
+        return sorted(found for found in folder.glob("[0-9]*") if (found / SUMMARY).is_file())
+
+    def version_of(self, run_id: str) -> Path | None:
+        """The version that a cycle has published."""
+        return next((found for found in self.versions() if card(found)["run_id"] == run_id), None)
+
+    def add(self, cycle: Cycle) -> Path:
+        """The challenger of ``cycle`` as a version, which nobody reads yet; done twice, it is the same."""
+        if found := self.version_of(cycle.run_id):
+            return found
+        numbers = [int(found.name) for found in (self.folder / PUBLISHED).glob("[0-9]*")]
+        version = self.folder / PUBLISHED / f"{max(numbers, default=0) + 1:06d}"
+        version.parent.mkdir(exist_ok=True)
+        cycle.challenger.replace(version)
+        return version
+
+    def point_to(self, version: Path) -> None:
+        """Lets `current` name ``version``, in one step: a reader finds the old one or the new one."""
+        beside = self.folder / f".{CURRENT}.{os.getpid()}"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(Path(PUBLISHED, version.name))
+        beside.replace(self.folder / CURRENT)
+
+    def prune(self, keep: int) -> None:
+        """Removes old versions: all but the newest ``keep``, the current one, and the one it took the place of."""
+        current = self.current()
+        stays = {found.name for found in self.versions()[-keep:]}
+        if current:
+            stays |= {current.name, card(current)["supersedes"]}
+        for version in (*self.versions(), *(self.folder / PUBLISHED).glob(".*")):
+            if version.name not in stays:
+                remove(version)
+
+    @contextmanager
+    def owned(self) -> Iterator[int | None]:
+        """Keeps other commands out; yields the lock's file, for children to hold as well, where there are locks.
+
+        What a killed command has started ends with it, but not at once: it is waited for. Raises InputError when a
+        live one has the lock.
+        """
+        check_output(self.folder, OWN, "workspace")
+        with ExitStack() as stack:
+            with self.writing():
+                (self.folder / CYCLES).mkdir(parents=True, exist_ok=True)
+                file = self._lock(stack)
+                if file:
+                    file.truncate(0)
+                    file.write(json.dumps(_me()).encode())
+                    file.flush()
+            for leftover in self.folder.glob(f".{CURRENT}.*"):
+                leftover.unlink(missing_ok=True)
+            with self.writing():
+                yield file.fileno() if file else None
+
+    def _lock(self, stack: ExitStack) -> BinaryIO | None:
+        deadline = time.monotonic() + ORPHANS_S
+        while True:
+            try:
+                return stack.enter_context(locked(self.folder / LOCK))
+            except Held:
+                owner = self.owner()
+                if owner is None or _is_alive(owner) or time.monotonic() > deadline:
+                    raise InputError(self._held(owner)) from None
+            time.sleep(0.2)
+
+    def owner(self) -> dict[str, Any] | None:
+        """Who wrote the lock; it may have ended since."""
+        try:
+            return json.loads((self.folder / LOCK).read_bytes())  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            return None
+
+    def _held(self, owner: dict[str, Any] | None) -> str:
+        if owner is None:
+            who = "another command"
+        elif _is_alive(owner):
+            who = f"process {owner['pid']} on {owner['host']}"
+        else:
+            who = f"what process {owner['pid']}, which is dead, has started"
+        return f"{self.folder}: found {who} at work there, expected one at a time; wait for its end, or stop it"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns the OSError of a write into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NOT_BUGS:
+                raise
+            where = error.filename or self.folder
+            raise InputError(
+                f"{where}: cannot be used ({error.strerror}); make room or mend it, and give the same command again"
+            ) from error
+
+
+def card(version: Path) -> dict[str, Any]:
+    """What a published version says of itself."""
+    return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none. Raises InputError for one that is damaged."""
+    try:
+        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); remove it, and its step is done again") from None
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        file.write(f"{json.dumps(record, indent=1)}\n".encode())
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder so that nobody finds half of it: under another name first."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name.lstrip('.')}")
+        if doomed != folder:
+            shutil.rmtree(doomed, ignore_errors=True)
+            folder.replace(doomed)
+        shutil.rmtree(doomed)
+
+
+def _me() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Whether the owner may still run: of another machine's we cannot know."""
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
