@@ -165,13 +165,12 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
         center_B, targets_BL = heldout.center_B[block], heldout.contexts_negatives_BL[block]
         label_BL = np.arange(targets_BL.shape[1]) < heldout.num_contexts_B[block, None]
         mask_BL = known_V[targets_BL]
-        counts_B = known_V[center_B] & (mask_BL & label_BL).any(axis=1)
-        center_B, targets_BL, label_BL, mask_BL = (part[counts_B] for part in (center_B, targets_BL, label_BL, mask_BL))
-        label, mask = torch.from_numpy(label_BL), torch.from_numpy(mask_BL)
+        counted = np.flatnonzero(known_V[center_B] & (mask_BL & label_BL).any(axis=1))
+        label, mask = torch.from_numpy(label_BL[counted]), torch.from_numpy(mask_BL[counted])
         for index, (tables, rows_V) in enumerate(models):
-            loss_B = _row_losses(tables, rows_V[center_B], rows_V[targets_BL], label, mask)
+            loss_B = _row_losses(tables, rows_V[center_B[counted]], rows_V[targets_BL[counted]], label, mask)
             sums[index] += loss_B.double().sum().item()
-        rows, places = rows + int(counts_B.sum()), places + int(mask_BL.sum())
+        rows, places = rows + len(counted), places + int(mask.sum())
     if not rows:
         return None
     return Losses(float(sums[0] / rows), float(sums[1] / rows), rows, places, int(known_V.sum()))
