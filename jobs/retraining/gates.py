@@ -147,13 +147,14 @@ def judge(gates: Gates, challenger: Path, champion: Path | None, dataset: Path) 
     """
     new = Tables.load(challenger)
     old = None if champion is None else Tables.load(champion)
-    outcomes = [
-        *_losses(gates, new, old, champion, dataset),
-        *(outcome for file in gates.pairs for outcome in _pairs(gates, new, old, file)),
-        *(_analogies(gates, new, old, gates.analogies) if gates.analogies else ()),
-        *_neighbours(gates, new, old),
-        _norms(new),
-    ]
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are outcomes, not warnings
+        outcomes = [
+            *_losses(gates, new, old, champion, dataset),
+            *(outcome for file in gates.pairs for outcome in _pairs(gates, new, old, file)),
+            *(_analogies(gates, new, old, gates.analogies) if gates.analogies else ()),
+            *_neighbours(gates, new, old),
+            _norms(new),
+        ]
     return Decision(all(outcome.passed is not False for outcome in outcomes), tuple(outcomes))
 
 
