@@ -3,7 +3,7 @@ under test but the formulas and the numbers of the purposes."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 MASK = (1 << 64) - 1
 
@@ -144,6 +144,52 @@ def row_loss(scores: Sequence[float], num_contexts: int, negatives: int) -> floa
     real = num_contexts * (1 + negatives)
     losses = [math.log1p(math.exp(-s if j < num_contexts else s)) for j, s in enumerate(scores[:real])]
     return sum(losses) / max(1, real)
+
+
+def cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    """v·w / (|v|·|w|)."""
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    return dot / math.sqrt(sum(a * a for a in first) * sum(b * b for b in second))
+
+
+def shared_loss(
+    rows: Iterable[tuple[int, Sequence[int], int]],
+    words: Sequence[str],
+    model: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    other: Container[str],
+) -> tuple[float, int, int]:
+    """The mean loss of ``model`` (word to center and context vector) over what ``other`` knows too; rows, places.
+
+    A row is a center, its targets (0 where there is none), and how many of them, the first ones, are contexts.
+    """
+    losses, places = [], 0
+    for center, targets, num_contexts in rows:
+        known = [t > 0 and words[t] in model and words[t] in other for t in targets]
+        if words[center] not in model or words[center] not in other or not any(known[:num_contexts]):
+            continue
+        v = model[words[center]][0]
+        costs = []
+        for place in (place for place in range(len(targets)) if known[place]):
+            score = sum(a * b for a, b in zip(v, model[words[targets[place]]][1], strict=True))
+            costs.append(math.log1p(math.exp(-score if place < num_contexts else score)))
+        losses.append(sum(costs) / len(costs))
+        places += len(costs)
+    return sum(losses) / len(losses), len(losses), places
+
+
+def overlap(
+    first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]], asked: Sequence[str], topk: int
+) -> float:
+    """The mean share of the ``topk`` words nearest to each of ``asked`` that are so in both, of words in both."""
+    shared = [word for word in first if word in second]
+    total = 0.0
+    for word in asked:
+        found = []
+        for model in (first, second):
+            cosines = sorted(((cosine(model[word], model[w]), w) for w in shared if w != word), reverse=True)
+            found.append({w for _, w in cosines[:topk]})
+        total += len(found[0] & found[1]) / topk
+    return total / len(asked)
 
 
 def train_in_place(

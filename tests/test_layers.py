@@ -46,7 +46,15 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
     [
         (
             "pyspark triton gensim",
-            ["training.train", "training.stream", "training.neighbors", "training.evaluate", "training.export"],
+            [
+                "training.train",
+                "training.stream",
+                "training.neighbors",
+                "training.evaluate",
+                "training.export",
+                "training.align",
+            ]
+            + ["training.heldout", "training.compare"],
         ),
         ("pyspark triton gensim scipy", ["training.train", "training.neighbors", "training.export"]),
         ("torch", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,32 @@ from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
 from pipeline.storage import Location
 from pipeline.vocab import Vocab, encode
 from training.batch import Batch
+from training.vectors import Tables as Model
 
 
 def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]) -> None:
     """Writes a finished run's FOLDER, as far as those who read its vectors look; counts fall from V to 1."""
+    write_tables(folder, Model(words, np.arange(len(words), 0, -1), center_VD, np.zeros_like(center_VD)))
+
+
+def write_tables(folder: Path, tables: Model) -> None:
+    """Writes a finished run's FOLDER with all that ``tables`` has."""
     folder.mkdir(parents=True)
-    save_file({"center": center_VD, "context": np.zeros_like(center_VD)}, folder / "vectors.safetensors")
-    Vocab(pa.array(words), np.arange(len(words), 0, -1)).write(folder / "vocab.parquet")
+    save_file({"center": tables.center_VD, "context": tables.context_VD}, folder / "vectors.safetensors")
+    Vocab(pa.array(tables.words), tables.counts_V).write(folder / "vocab.parquet")
     (folder / "summary.json").write_text("{}")
+
+
+def random_model(num_words: int, dim: int, seed: int, trained: bool = False) -> Model:
+    """Words ``w1`` ..., fewer and fewer of each; as ``trained`` ones are, longer, and all a little alike."""
+    rng = np.random.default_rng(seed)
+    center_VD, context_VD = rng.standard_normal((2, num_words, dim), dtype=np.float32)
+    if trained:
+        center_VD, context_VD = center_VD * np.float32(0.4) + 1, context_VD * np.float32(0.4) - 1
+        center_VD, context_VD = (table_VD * np.float32(3 / dim**0.5) for table_VD in (center_VD, context_VD))
+    center_VD[0] = context_VD[0] = 0
+    counts_V = (10_000 // np.arange(1, num_words + 1)).astype(np.int64)
+    return Model(["<unk>", *(f"w{row}" for row in range(1, num_words))], counts_V, center_VD, context_VD)
 
 
 def write_tiny_dataset(
@@ -101,6 +120,15 @@ def write_tiny_dataset(
         versions=versions(),
         shards=tuple(shards),
     )
+    manifest.save(folder)
+    return manifest
+
+
+def write_held_out(folder: Path) -> Manifest:
+    """A tiny dataset of two sampled epochs, of which one is held out, in row groups of 100 rows."""
+    manifest = write_tiny_dataset(folder, epochs=2, row_group_rows=100)
+    shards = tuple(replace(shard, split="train" if shard.epoch else "heldout", epoch=0) for shard in manifest.shards)
+    manifest = replace(manifest, shards=shards)
     manifest.save(folder)
     return manifest
 

@@ -1,0 +1,1 @@
+"""Scheduled retraining: what jobs/retrain.py is made of."""
