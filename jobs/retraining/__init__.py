@@ -1,0 +1,1 @@
+"""What jobs/retrain.py is made of."""
