@@ -34,6 +34,8 @@ METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 VALUE_LENGTH = 500
 """Longer settings are cut; plan.json has them whole."""
 HASHED_AT_ONCE = 1 << 20
+BUSY_S = 5.0
+"""How long another process may hold an SQLite registry."""
 
 
 def sqlite_uri(file: Path) -> str:
@@ -125,14 +127,18 @@ class Registry:
             beside = target.with_name(f".{target.name}.fetched")
             shutil.rmtree(beside, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-            mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(beside), tracking_uri=self._uri)
-            if digest_of(beside) != version.tags[VECTORS]:
-                shutil.rmtree(beside)
+            found = Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(beside), tracking_uri=self._uri)
+            )
+            whole = digest_of(found) == version.tags[VECTORS]
+            if whole:
+                found.replace(target)
+            shutil.rmtree(beside, ignore_errors=True)
+            if not whole:
                 raise InputError(
                     f"{self._where}: the artifacts of version {version.version} are not those that were recorded; "
                     f"roll back to another version"
                 )
-            beside.replace(target)
 
     def _calling(self, remedy: str, bugs: tuple[str, ...] = BUGS) -> AbstractContextManager[None]:
         if self._file:
@@ -142,11 +148,10 @@ class Registry:
     def _check_database(self, file: Path) -> None:
         """MLflow would try again for an hour where the file cannot be written."""
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(file, timeout=5, isolation_level=None)) as database:
+            with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("ROLLBACK")
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise InputError(
                 f"{self._where}: cannot be written ({reason(error)}); mend that, or name another"
             ) from None
