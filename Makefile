@@ -59,7 +59,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard tools/*.*)
 	    echo "as a CPU build and several GB where it brings CUDA, and takes minutes without a word."; \
 	    "$$python" -m venv --clear .venv; \
 	fi
-	@$(IN_ENV) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,training,dev]'
+	@$(IN_ENV) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,training,retrain,dev]'
 	@$(IN_ENV) python tools/finish_environment.py
 	@touch $@
 

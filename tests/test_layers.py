@@ -45,19 +45,11 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
     ("blocked", "modules"),
     [
         (
-            "pyspark triton gensim",
-            [
-                "training.train",
-                "training.stream",
-                "training.neighbors",
-                "training.evaluate",
-                "training.export",
-                "training.align",
-            ]
-            + ["training.heldout", "training.compare"],
+            "pyspark triton gensim mlflow",
+            [f"training.{name}" for name in "train stream neighbors evaluate export align heldout compare".split()],
         ),
-        ("pyspark triton gensim scipy", ["training.train", "training.neighbors", "training.export"]),
-        ("torch", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
+        ("pyspark triton gensim mlflow scipy", ["training.train", "training.neighbors", "training.export"]),
+        ("torch mlflow", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
     ],
 )
 def test_what_is_not_needed_is_not_imported(blocked: str, modules: list[str]) -> None:

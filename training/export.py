@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Parser, path
+from training.registry import opened
 from training.run_folder import VECTORS, VOCAB, whole
 from training.vectors import Vectors
 
@@ -40,7 +41,9 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
     for file in filter(None, (output, metadata)):
         check_free(file, run, overwrite)
-    vectors = Vectors.load(run)
+    with opened(run) as folder:
+        vectors = Vectors.load(folder)
+        counts = pq.read_table(folder / VOCAB, columns=["count"])["count"].combine_chunks()[1:]
     words, num_changed = without_space(vectors.words[1:])
     center_VD = vectors.center_VD[1:]
     try:
@@ -53,7 +56,6 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
             else:
                 write_word2vec_binary(vectors_file, words, center_VD)
             if metadata:
-                counts = pq.read_table(run / VOCAB, columns=["count"])["count"].combine_chunks()[1:]
                 with whole(metadata) as metadata_file:
                     write_lines(metadata_file, pa.array(["word\tcount"]))
                     write_lines(metadata_file, pc.binary_join_element_wise(words, pc.cast(counts, pa.string()), "\t"))

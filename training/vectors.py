@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import InputError
+from training.registry import opened
 from training.run_folder import SUMMARY, VECTORS, VOCAB
 
 
@@ -25,8 +26,11 @@ class Vectors:
     center_VD: npt.NDArray[np.float32]
 
     @classmethod
-    def load(cls, run: Path) -> "Vectors":
-        """The vectors of the run in folder ``run``. Raises InputError when there is no finished one."""
+    def load(cls, run: Path | str) -> "Vectors":
+        """The vectors of the run in folder ``run``, or registered with MLflow, as in "models:/demo@champion".
+
+        Raises InputError when there is no finished one.
+        """
         vocabulary, (center_VD,) = _read(run, "center")  # the context table stays on the disk
         return cls(vocabulary["word"].to_pylist(), center_VD)
 
@@ -64,24 +68,25 @@ class Tables:
     context_VD: npt.NDArray[np.float32]
 
     @classmethod
-    def load(cls, run: Path) -> "Tables":
-        """All that the run in folder ``run`` has learnt. Raises InputError when there is no finished one."""
+    def load(cls, run: Path | str) -> "Tables":
+        """All that the run ``run`` has learnt; named, and refused, as by Vectors.load."""
         vocabulary, (center_VD, context_VD) = _read(run, "center", "context")
         counts_V = vocabulary["count"].to_numpy()
         return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
 
 
-def _read(run: Path, *names: str) -> tuple[pa.Table, list[npt.NDArray[np.float32]]]:
+def _read(run: Path | str, *names: str) -> tuple[pa.Table, list[npt.NDArray[np.float32]]]:
     """The vocabulary and the tables ``names`` of a run: all of one run, even where a link to it moves meanwhile."""
-    folder = run.resolve()
-    if not (folder / SUMMARY).is_file():
-        raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
-    try:
-        vocabulary = pq.read_table(folder / VOCAB, columns=["word", "count"])
-        with safe_open(folder / VECTORS, framework="numpy") as file:
-            tables = [file.get_tensor(name) for name in names]
-    except (OSError, pa.ArrowException, SafetensorError) as error:
-        raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
+    with opened(run) as place:
+        folder = place.resolve()
+        if not (folder / SUMMARY).is_file():
+            raise InputError(f"{run}: no {SUMMARY}, so no finished run; train one with training/train.py")
+        try:
+            vocabulary = pq.read_table(folder / VOCAB, columns=["word", "count"])
+            with safe_open(folder / VECTORS, framework="numpy") as file:
+                tables = [file.get_tensor(name) for name in names]
+        except (OSError, pa.ArrowException, SafetensorError) as error:
+            raise InputError(f"{run}: {VECTORS} or {VOCAB} cannot be read ({error}); train again") from None
     for table_VD in tables:
         if len(vocabulary) != len(table_VD):
             raise InputError(f"{run}: {len(table_VD)} vectors for {len(vocabulary)} words; train again")

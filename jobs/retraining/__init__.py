@@ -1,1 +1,1 @@
-"""Scheduled retraining: what jobs/retrain.py is made of."""
+"""What jobs/retrain.py is made of."""

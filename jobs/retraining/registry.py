@@ -1,0 +1,307 @@
+"""The registry: what MLflow keeps of every cycle, and which model version is the champion.
+
+A cycle is one MLflow run and one version of the registered model, found again by their tags; so every call may be
+repeated, after a crash at any point, and changes nothing that is done.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
+from training.run_folder import SUMMARY
+
+RUN_ID, VECTORS, LOGGED, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.logged", "shardvec.checked"
+FOLDER = "vectors"
+"""Where a run's artifacts have the files of its version."""
+ARTIFACTS = (
+    *("plan.json", "prepare.log", "train.log"),
+    *("run/config.json", "run/metrics.jsonl", "run/summary.json", "run/loss.png"),
+)
+OF_STEPS = ("loss", "tokens_per_s", "lr")
+OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""As many as MLflow takes in one request."""
+VALUE_LENGTH = 500
+"""Longer settings are cut; plan.json has them whole."""
+HASHED_AT_ONCE = 1 << 20
+BUSY_S = 5.0
+"""How long another process may hold an SQLite registry."""
+
+
+def sqlite_uri(file: Path) -> str:
+    """The tracking URI of an SQLite file, whatever its path."""
+    return SQLITE + str(file.absolute()).replace("%", "%25").replace("?", "%3F")
+
+
+class Registry:
+    """The experiment and the registered model ``name`` at ``tracking_uri``: a tracking server, or sqlite:///FILE.
+
+    ``artifacts`` is where the files of an SQLite registry lie; left out, a folder beside it. A server has its own.
+    Whatever the user can mend is an InputError: a server that does not answer, credentials, a disk that is full.
+    """
+
+    def __init__(self, tracking_uri: str, name: str, artifacts: Path | None = None):
+        if not tracking_uri.startswith((SQLITE, "http://", "https://")):
+            found = shown(tracking_uri)
+            raise InputError(f"registry.tracking_uri: found {found}, expected http(s)://HOST:PORT or {SQLITE}FILE")
+        if not re.fullmatch(r"[\w.-][\w. -]*", name):
+            raise InputError(f"name: found {name!r}, expected letters, digits and . _ - alone; MLflow's model has it")
+        self._uri, self._name = tracking_uri, name
+        self._where = f"registry {shown(tracking_uri)}"
+        self._file = sqlite_file(tracking_uri)
+        self._artifacts = self._file and (artifacts or self._file.with_name("artifacts")).resolve().as_uri()
+
+    def check(self) -> None:
+        """Raises InputError unless the registry answers within seconds, and can be written."""
+
+        def write() -> None:
+            self._client().set_experiment_tag(self._experiment(), CHECKED, "yes")
+
+        remedy = "start it, or set registry.if_unreachable: publish_locally"
+        with self._calling(remedy, bugs=()):  # what calls our questions nonsense is no tracking server
+            if self._file:
+                write()  # the first time MLflow makes its tables, which is slow on slow disks
+            else:
+                answered(write)
+
+    def record(self, run_id: str, cycle: Path, vectors: Path) -> str:
+        """The model version of the cycle in folder ``cycle``, with the files of folder ``vectors``; made once.
+
+        A cycle that was trained or turned anew has other vectors, and becomes another run and another version.
+        """
+        digest = digest_of(vectors)
+        with self._calling("mend that and give the command again"):
+            client = self._client()
+            run = self._run(run_id, digest)
+            version = self._version(run_id, digest)
+            if version is None:
+                self._log(run, cycle)
+                client.log_artifacts(run.info.run_id, str(vectors), FOLDER)
+            self._log_decision(run, cycle)
+            if version is None:
+                client.set_terminated(run.info.run_id)
+                self._make_model()
+                tags = {RUN_ID: run_id, VECTORS: digest}
+                source = f"{run.info.artifact_uri}/{FOLDER}"
+                version = client.create_model_version(
+                    self._name, source, run.info.run_id, tags=tags, await_creation_for=0
+                )
+            return str(version.version)
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """``alias`` points at ``version``, in one move."""
+        with self._calling(f"was version {version} deleted by hand? record the cycle again"):
+            self._client().set_registered_model_alias(self._name, alias, version)
+
+    def remove_alias(self, alias: str) -> None:
+        with self._calling("mend that and give the command again"):
+            if alias in self._aliases():
+                self._client().delete_registered_model_alias(self._name, alias)
+
+    def alias(self, alias: str) -> str | None:
+        """The run id of the cycle that ``alias`` points at; None where somebody has deleted alias, version or model."""
+        with self._calling("mend that and give the command again"):
+            version = self._aliases().get(alias)
+            found = version and _or_none(self._client().get_model_version, self._name, str(version))
+            return found.tags.get(RUN_ID) if found else None
+
+    def fetch(self, run_id: str, target: Path) -> None:
+        """Makes folder ``target``, of the vectors of cycle ``run_id``: whole, or not at all."""
+        with self._calling("bring its artifacts back, or roll back to another version"):
+            import mlflow
+
+            version = self._version(run_id)
+            if version is None:
+                raise InputError(f"{self._where}: found no version of cycle {run_id} in {self._name}; it was deleted")
+            source = self._client().get_model_version_download_uri(self._name, str(version.version))
+            beside = target.with_name(f".{target.name}.fetched")
+            shutil.rmtree(beside, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found = Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(beside), tracking_uri=self._uri)
+            )
+            whole = digest_of(found) == version.tags[VECTORS]
+            if whole:
+                found.replace(target)
+            shutil.rmtree(beside, ignore_errors=True)
+            if not whole:
+                raise InputError(
+                    f"{self._where}: the artifacts of version {version.version} are not those that were recorded; "
+                    f"roll back to another version"
+                )
+
+    def _calling(self, remedy: str, bugs: tuple[str, ...] = BUGS) -> AbstractContextManager[None]:
+        if self._file:
+            self._check_database(self._file)
+        return calling(self._where, remedy, bugs)
+
+    def _check_database(self, file: Path) -> None:
+        """MLflow would try again for an hour where the file cannot be written."""
+        try:
+            with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{self._where}: cannot be written ({reason(error)}); mend that, or name another"
+            ) from None
+
+    def _client(self) -> Any:
+        import mlflow
+
+        return mlflow.MlflowClient(self._uri, self._uri)
+
+    def _experiment(self) -> str:
+        """The id of the experiment, made unless it is there. Raises InputError when it cannot be used."""
+        client = self._client()
+        place = self._artifacts
+        found = client.get_experiment_by_name(self._name)
+        if found is None:
+            return str(client.create_experiment(self._name, artifact_location=place))
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"{self._where}: experiment {self._name} was deleted by hand; bring it back with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+            )
+        if place and found.artifact_location != place:
+            raise InputError(
+                f"{self._where}: keeps artifacts in {found.artifact_location}, expected {place}, so the workspace has "
+                f"moved; move it back, or remove the registry's file to begin a new one"
+            )
+        return str(found.experiment_id)
+
+    def _run(self, run_id: str, digest: str) -> Any:
+        """The MLflow run of these vectors, made unless it is there."""
+        client, experiment = self._client(), self._experiment()
+        wanted = f"tags.`{RUN_ID}` = '{run_id}' and tags.`{VECTORS}` = '{digest}'"
+        if found := client.search_runs([experiment], wanted, max_results=1):
+            return found[0]
+        return client.create_run(experiment, run_name=run_id, tags={RUN_ID: run_id, VECTORS: digest})
+
+    def _version(self, run_id: str, digest: str | None = None) -> Any:
+        """The newest version of a cycle, with these vectors if they are named; None when there is none."""
+        found = self._client().search_model_versions(f"name = '{self._name}' and tags.`{RUN_ID}` = '{run_id}'")
+        matching = [version for version in found if digest in (None, version.tags.get(VECTORS))]
+        return max(matching, key=lambda version: int(version.version), default=None)
+
+    def _make_model(self) -> None:
+        if _or_none(self._client().get_registered_model, self._name) is None:
+            self._client().create_registered_model(self._name)
+
+    def _aliases(self) -> dict[str, str]:
+        model = _or_none(self._client().get_registered_model, self._name)
+        return dict(model.aliases) if model else {}
+
+    def _log(self, run: Any, cycle: Path) -> None:
+        """Settings, metrics and files of a cycle, as far as they are there: those of an old one are not.
+
+        A metric of the same step, time and value is one metric to MLflow, so all have the time at which the run began.
+        """
+        from mlflow.entities import Metric, Param
+
+        client, mlflow_id = self._client(), run.info.run_id
+        if LOGGED not in run.data.tags:
+            settings = {"plan": _read(cycle / "plan.json").get("settings"), "train": _read(cycle / "run/config.json")}
+            params = (Param(name, value) for name, value in flat(settings) if name not in run.data.params)
+            for chunk in _chunks(params, PARAMS_AT_ONCE):
+                client.log_batch(mlflow_id, params=chunk)
+            metrics = (Metric(name, value, run.info.start_time, step) for name, value, step in curves(cycle / "run"))
+            for chunk in _chunks(metrics, METRICS_AT_ONCE):
+                client.log_batch(mlflow_id, metrics=chunk)
+            summary = _read(cycle / "run" / SUMMARY)
+            for name in ("dataset_id", "commit"):
+                client.set_tag(mlflow_id, f"shardvec.{name}", str(summary.get(name)))
+            client.set_tag(mlflow_id, LOGGED, "yes")
+        for name in ARTIFACTS:
+            if (cycle / name).is_file():
+                client.log_artifact(mlflow_id, str(cycle / name), str(Path(name).parent) if "/" in name else None)
+
+    def _log_decision(self, run: Any, cycle: Path) -> None:
+        """What the gates said; of a cycle that they judge again, the last decision."""
+        from mlflow.entities import Metric
+
+        file = cycle / "decision.json"
+        if not file.is_file():
+            return
+        client, decision, time_ms = self._client(), _read(file), int(file.stat().st_mtime * 1000)
+        values = [
+            (f"gates/{_key(gate['name'])}{suffix}", gate.get(of))
+            for gate in decision.get("gates", ())
+            for suffix, of in (("", "value"), ("/champion", "champion_value"))
+        ]
+        metrics = [Metric(name, value, time_ms, 0) for name, value in values if _is_number(value)]
+        client.log_batch(run.info.run_id, metrics=metrics)
+        client.set_tag(run.info.run_id, "shardvec.decision", "accepted" if decision["accepted"] else "refused")
+        client.log_artifact(run.info.run_id, str(file))
+
+
+def curves(run: Path) -> Iterator[tuple[str, float, int]]:
+    """(name, value, step) of what metrics.jsonl tells of steps and epochs; what is not finite is left out."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            prefix, names = ("epoch/", OF_EPOCHS) if line["kind"] == "epoch" else ("", OF_STEPS)
+            yield from ((prefix + name, line[name], line["step"]) for name in names if _is_number(line.get(name)))
+
+
+def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is None is left out."""
+    for name, value in (settings or {}).items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{_key(name)}.")
+        elif value is not None:
+            yield f"{prefix}{_key(name)}", (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
+
+
+def digest_of(folder: Path) -> str:
+    """The SHA-256 of a folder's files and their names."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while piece := content.read(HASHED_AT_ONCE):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _or_none(get: Any, *names: str) -> Any:
+    """What ``get`` finds; None when there is no such thing."""
+    from mlflow import MlflowException
+
+    try:
+        return get(*names)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+
+
+def _key(name: str) -> str:
+    """``name`` with the characters that MLflow takes."""
+    return re.sub(r"[^\w.@ -]", "_", str(name)).replace("@", "_at_")[:100]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _chunks(items: Any, size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
