@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
 from pipeline.errors import InputError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.storage import Location
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig
 from training.distributed import World
@@ -122,7 +124,7 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
         raise InputError(
             f"--init-from {run}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
         )
-    vocabulary = pq.read_table(BytesIO(read_vocabulary(config, manifest)), columns=["word", "count"])
+    vocabulary = _vocabulary(config, manifest)
     words = vocabulary["word"].to_pylist()
     grown = growth(words, vocabulary["count"].to_numpy(), before.words, before.counts_V)
     if not grown.kept:
@@ -137,6 +139,13 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
     rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
     kept_K = kept_K.contiguous()
     return Start(_digest(before), grown, kept_K), {"kept": kept_K, **rows}
+
+
+def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
+    try:
+        return pq.read_table(BytesIO(read_vocabulary(config, manifest)), columns=["word", "count"])
+    except pa.ArrowException as error:
+        raise ManifestError.unreadable(Location.of(config.data) / manifest.vocab_path, error) from None
 
 
 def _digest(tables: Tables) -> str:
