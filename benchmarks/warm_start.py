@@ -1,7 +1,7 @@
 """What a warm start gives on a text that has grown by a tenth: epochs until the cold run's loss, and how much stays.
 
     python benchmarks/warm_start.py --text ptb.train.txt --repeats 3
-    python benchmarks/warm_start.py --text wiki.txt --repeats 3 --tokenizer words --published-epochs 3 --epochs 4
+    python benchmarks/warm_start.py --text wiki.txt --repeats 3 --tokenizer words --epochs 4 --sampled-epochs 4
 
 Vectors trained on the first 10 of 11 parts of the text's lines are the published ones. On the whole text a cold run and
 warm ones are trained as users train, with the turn's number as seed. Their losses are those of the whole text's
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="a sequence a line, plain or .gz")
     parser.add_argument("--tokenizer", default="whitespace", help="prepare's (default: %(default)s)")
     parser.add_argument("--min-count", type=int, default=10, help="prepare's (default: %(default)s)")
-    parser.add_argument("--published-epochs", type=int, default=5, help="of the published run (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="of each challenger (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="of each run (default: %(default)s)")
+    parser.add_argument("--sampled-epochs", type=int, default=1, help="prepare's --epochs (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="seeds (default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     arguments = parser.parse_args()
@@ -87,6 +87,7 @@ def prepared(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
         (scratch / f"{name}.txt").write_text("".join(some), encoding="utf-8")
         flags = {"input": scratch / f"{name}.txt", "output": scratch / name, "holdout": 0.01}
         flags |= {"tokenizer": arguments.tokenizer, "min-count": arguments.min_count}
+        flags |= {"epochs": arguments.sampled_epochs}
         run("spark-submit", "jobs/prepare.py", flags)
         found.append(scratch / name)
     return found[0], found[1]
@@ -98,8 +99,8 @@ def challengers(
     """The cold run and the warm ones of one seed, by name."""
     flags, rates = MODES[mode]
     published = scratch / f"published {mode} {seed}"
-    run_trainer(data, published, arguments.published_epochs, seed, flags)
     epochs, half = arguments.epochs, arguments.epochs // 2
+    run_trainer(data, published, epochs, seed, flags)
     kinds: dict[str, tuple[int, dict[str, str]]] = {"cold": (epochs, {})}
     for rate in rates:
         kinds[f"warm, lr {rate:g}"] = epochs, {"init-from": str(published), "lr": f"{rate:g}"}
@@ -208,8 +209,8 @@ def report(
     out += [
         "",
         f"After each epoch: held-out loss, and overlap@{NEIGHBOURS} with the published vectors, means of "
-        f"{arguments.repeats} seed(s). overlap@{NEIGHBOURS}: of the nearest of the {WORDS:,} most frequent words, those "
-        "that are among the nearest in the published vectors too. The last columns: each seed, and the worst of them.",
+        f"{arguments.repeats} seed(s). overlap@{NEIGHBOURS}: of the words nearest to the {WORDS:,} most frequent ones, "
+        "those that are nearest in the published vectors too. The last columns: each seed, and the worst of them.",
     ]
     return out
 

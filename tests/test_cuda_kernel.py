@@ -155,8 +155,8 @@ def test_frozen_rows_stay_and_the_others_go_where_the_references_go(adagrad: boo
     sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
     sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
     reference.update(*clean_batch, *expected, 5, 0.1, expected_sums if adagrad else (), frozen_V=frozen_V)
-    rows_alone = zip(*(column.split(1) for column in batch), strict=True)
-    for rows in rows_alone:  # in turn, on a GPU too
+    for row in range(6):  # in turn, on a GPU too
+        rows = batch[0][row : row + 1], batch[1][row : row + 1], batch[2][row : row + 1]
         cuda.update(*rows, *found, 5, 0.1, sums if adagrad else (), frozen_V.to(DEVICE))
     for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
         assert_equal(found_VD[:POISON], expected_VD[:POISON])
