@@ -146,14 +146,33 @@ def test_update_equals_the_references(
         assert_equal(found_V, expected_V)
 
 
+@pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "rowwise_adagrad"])
+def test_frozen_rows_stay_and_the_others_go_where_the_references_go(adagrad: bool) -> None:
+    batch, tables = example(6, 5, 5, 100, lowest=1)
+    clean_batch, expected = without_poison(batch, tables)
+    batch, found = to_device(batch, tables)
+    frozen_V = torch.arange(WORDS) % 3 == 1
+    sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
+    sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
+    reference.update(*clean_batch, *expected, 5, 0.1, expected_sums if adagrad else (), frozen_V=frozen_V)
+    for row in range(6):  # in turn, on a GPU too
+        rows = batch[0][row : row + 1], batch[1][row : row + 1], batch[2][row : row + 1]
+        cuda.update(*rows, *found, 5, 0.1, sums if adagrad else (), frozen_V.to(DEVICE))
+    for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
+        assert_equal(found_VD[:POISON], expected_VD[:POISON])
+        assert torch.equal(found_VD[:POISON].cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])
+    for found_V, expected_V in zip(sums, expected_sums, strict=True):
+        assert_equal(found_V, expected_V)
+
+
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from training.kernels import cuda
 
 types = {"center_B": "*i32", "contexts_negatives_BL": "*i32", "num_contexts_B": "*i16"}
-types |= {"num_rows": "i32", "rows_each": "i32"}
-update = [(cuda._update, {"adagrad": adagrad}) for adagrad in (False, True)]
+types |= {"num_rows": "i32", "rows_each": "i32", "frozen_V": "*u8"}
+update = [(cuda._update, {"adagrad": adagrad, "freezes": freezes}) for adagrad, freezes in ((0, 0), (1, 0), (1, 1))]
 for kernel, more in [(cuda._forward, {}), (cuda._backward, {}), *update]:
     constants = {**cuda._sizes(60, 100, 5), **more}
     options = {"num_warps": constants.pop("num_warps")}
@@ -179,9 +198,9 @@ def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    forward, backward, sgd, adagrad = (set(line.split()) for line in done.stdout.splitlines())
-    for reads in (forward, sgd, adagrad):
+    forward, backward, sgd, adagrad, frozen = (set(line.split()) for line in done.stdout.splitlines())
+    for reads in (forward, sgd, adagrad, frozen):
         assert "ld.global.cg.v4.b32" in reads
-    for adds in (backward, sgd, adagrad):
+    for adds in (backward, sgd, adagrad, frozen):
         assert "red.global.gpu.relaxed.add.v4.f32" in adds
-    assert not [word for word in forward | backward | sgd | adagrad if "acq_rel" in word]
+    assert not [word for word in forward | backward | sgd | adagrad | frozen if "acq_rel" in word]

@@ -240,6 +240,39 @@ def test_in_place_a_rate_beyond_reason_is_seen_in_the_tables(adagrad: bool, lr: 
     assert not trainer.is_finite()
 
 
+@RULES
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_in_place_frozen_rows_and_sums_stay_and_the_others_go_where_the_references_go(
+    threads: Threads, adagrad: bool, num_threads: int
+) -> None:
+    threads(num_threads)
+    rows, tables = random_rows(150, WORDS, repeat=False), random_tables(WORDS, 100, 0.1)
+    frozen_V = torch.arange(WORDS) % 3 == 1
+    expected = tuple(table.clone() for table in tables)
+    expected_sums = (torch.ones(WORDS), torch.ones(WORDS)) if adagrad else ()
+    expected_losses = reference.update(
+        *rows, expected[0], expected[1], 2, 0.05, expected_sums, cpu.ROWS_AT_ONCE, frozen_V
+    )
+    found = tuple(table.clone() for table in tables)
+    trainer = cpu.InPlace(found[0], found[1], negatives=2, adagrad=adagrad)
+    for sums_V in trainer.accumulators:
+        sums_V.fill_(1.0)
+    trainer.pull()
+    trainer.frozen_V = frozen_V
+    torch.testing.assert_close(trainer.update(*rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
+    trainer.push()
+    start = (*tables, torch.ones(WORDS), torch.ones(WORDS))
+    for ours, theirs, before in zip((*found, *trainer.accumulators), (*expected, *expected_sums), start, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ours[frozen_V], before[frozen_V])
+        assert torch.equal(theirs[frozen_V], before[frozen_V])
+        assert not torch.equal(ours[~frozen_V], before[~frozen_V])
+    trainer.frozen_V = None
+    trainer.update(*rows, 0.05)
+    trainer.push()
+    assert not torch.equal(found[1][frozen_V], tables[1][frozen_V])
+
+
 # What they are built from
 
 

@@ -164,6 +164,42 @@ def test_padding_is_never_read() -> None:
         assert torch.equal(ours[: WORDS - 1], theirs[: WORDS - 1])
 
 
+@pytest.mark.parametrize("at_once", [1, 10])
+def test_frozen_rows_stay_and_move_later_as_if_they_had_never_had_a_gradient(at_once: int) -> None:
+    """Oracle: torch's Adam, which gets gradients of 0 for them meanwhile, and so remembers nothing."""
+    steps, tables, words_K = steps_with_rare_words(60), random_tables(WORDS, 20), torch.arange(1, WORDS, 3)
+    leaves = [table.clone().requires_grad_() for table in tables]
+    optimizer = torch.optim.Adam(leaves, lr=LR)
+    ours = (tables[0].clone(), tables[1].clone())
+    adam = LazyAdam(*ours, NEGATIVES, LR, 60)
+    adam.freeze(words_K.numpy())
+    for first in range(0, 60, at_once):
+        if first == 30:
+            adam.push()
+            for found, leaf, start_VD in zip(ours, leaves, tables, strict=True):
+                assert torch.equal(found[words_K], start_VD[words_K])
+                assert (found - leaf.detach()).abs().mean() < 1e-6
+            again = (tables[0].clone(), tables[1].clone())
+            state = {name: tensor.clone() for name, tensor in adam.state().items()}
+            adam = LazyAdam(*again, NEGATIVES, LR, 60)
+            adam.load(state)
+            ours = again
+            adam.thaw()
+        for rows in steps[first : first + at_once]:
+            optimizer.zero_grad()
+            reference.row_losses(*rows, leaves[0], leaves[1], NEGATIVES).sum().backward()  # type: ignore[no-untyped-call]
+            for leaf in leaves:
+                if first < 30 and leaf.grad is not None:
+                    leaf.grad[words_K] = 0
+            optimizer.step()
+        some = steps[first : first + at_once]
+        adam.steps(*joined(some), len(some))
+    adam.push()
+    for found, leaf, start_VD in zip(ours, leaves, tables, strict=True):
+        assert (found - leaf.detach()).abs().mean() < 1e-5
+        assert (found - start_VD)[words_K].abs().max() > LR
+
+
 # Ranks
 
 

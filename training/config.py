@@ -70,6 +70,12 @@ class TrainConfig:
     dim: int = 100
     """D, length of a vector."""
 
+    init_from: Path | None = None
+    """A finished run's folder: words that its vocabulary has, too, begin with its rows, in both tables."""
+
+    freeze_epochs: int = 0
+    """Epochs at the beginning in which those rows do not move."""
+
     sync_every: int = 1
     """1: gradients are averaged over the ranks every step. N: each rank trains its own tables in place, and they are
     averaged every N steps."""
@@ -150,6 +156,10 @@ class TrainConfig:
             found = getattr(self, name)
             if found is not None and not 1 <= found <= LIMITS[name]:
                 raise InputError.flag(name, found, f"1 to {LIMITS[name]:,}")
+        if not 0 <= self.freeze_epochs <= self.epochs:
+            raise InputError.flag("freeze_epochs", self.freeze_epochs, f"0 to --epochs {self.epochs}")
+        if self.freeze_epochs and self.init_from is None and self.resume is None:
+            raise InputError.flag("freeze_epochs", self.freeze_epochs, "--init-from with it, whose words are frozen")
         choices = {"device": DEVICES, "kernel": KERNELS, "cache": CACHES, "reader": READERS}
         for name, possible_values in choices.items():
             if getattr(self, name) not in possible_values:
@@ -240,6 +250,9 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "shard_cache_bytes", num_bytes, "how large it may become; K, M, G and T are understood (default: 10G)")
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector")
+    init_from = "a finished run's folder, whose vectors its words begin with; rows are matched by word"
+    flag(group, "init_from", path, init_from, metavar="RUN")
+    flag(group, "freeze_epochs", int, "first epochs in which these vectors stay, and those of new words alone train")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
     flag(group, "sync_every", int, "steps between two averagings; 1: of gradients, N: of tables trained in place")
     flag(group, "optimizer", str, f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)")

@@ -10,8 +10,9 @@ from pipeline.manifest import Manifest
 from training.checkpoint import newest, read_record, steps
 from training.config import AUTO, NEWEST, TrainConfig
 from training.metrics import Moment
+from training.warm_start import Start
 
-FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader")
+FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader", "freeze_epochs")
 """Settings that change the numbers; those that are left out change nothing, or how sums are rounded."""
 
 
@@ -54,13 +55,19 @@ class Progress:
 
 
 def record_of(
-    progress: Progress, config: TrainConfig, manifest: Manifest, how: dict[str, Any], metrics_bytes: int
+    progress: Progress,
+    config: TrainConfig,
+    manifest: Manifest,
+    how: dict[str, Any],
+    start: Start | None,
+    metrics_bytes: int,
 ) -> dict[str, Any]:
     """What a checkpoint holds beside the tensors; ``how`` is ranks, threads and kernel."""
     return {
         "dataset_id": manifest.dataset_id,
         "settings": {**{name: getattr(config, name) for name in FIXED}, "epochs": config.epochs},
         **how,
+        "start": start.record if start else None,
         "progress": asdict(progress),
         "metrics_bytes": metrics_bytes,
     }
@@ -88,8 +95,10 @@ def candidates(run: Path, config: TrainConfig) -> list[int]:
     return [wanted]
 
 
-def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: str) -> None:
-    """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset."""
+def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None) -> None:
+    """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset, and which began
+    with what --init-from names, if it names anything.
+    """
     for step in candidates(run, config):
         try:
             record = read_record(run, step)
@@ -97,17 +106,29 @@ def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: s
             if config.resume != AUTO:
                 raise
             continue
-        _check(record, run, config, manifest, device)
+        _check(record, run, config, manifest, device, start)
         return
+    if config.freeze_epochs and start is None:
+        raise InputError.flag("freeze_epochs", config.freeze_epochs, "--init-from too: there is no checkpoint")
 
 
-def _check(record: dict[str, Any], run: Path, config: TrainConfig, manifest: Manifest, device: str) -> None:
+def _check(
+    record: dict[str, Any], run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None
+) -> None:
     if record["dataset_id"] != manifest.dataset_id:
         raise InputError(
             f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record['dataset_id']}, which "
             f"{run} is trained on; name that one, or begin anew with another --output"
         )
-    before = {**record["settings"], "kernel": record["kernel"]}
+    began_with = (record.get("start") or {}).get("xxh3")
+    if start and start.xxh3 != began_with:
+        expected = f"vectors {began_with}" if began_with else "none"
+        raise InputError(
+            f"--init-from {config.init_from}: found vectors {start.xxh3}, expected {expected}, which {run} "
+            f"began with; leave it out to go on, since the checkpoint holds all that is needed, or begin anew with "
+            f"another --output"
+        )
+    before = {"freeze_epochs": 0, **record["settings"], "kernel": record["kernel"]}
     now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
     falls_to_its_end = config.in_place and config.optimizer == "sgd"
     if falls_to_its_end or config.epochs < record["progress"]["epoch"]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from training.batch import Batch
 from training.config import TrainConfig
@@ -46,6 +47,12 @@ class Step(Protocol):
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains; the loss of each row, shape (B,)."""
+
+    def freeze(self, words_K: Tensor) -> None:
+        """Keeps both rows of words (ids, int64) that no step has moved where they are, to the bit, until ``thaw``."""
+
+    def thaw(self) -> None:
+        """Lets all rows move again. To be called between two epochs."""
 
     def end_epoch(self) -> None:
         """Brings the ranks' tables together where they have drifted apart."""
@@ -100,6 +107,7 @@ class Gradients:
         # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
         self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
         self._graphed: Graphed | None = None
+        self._hooks: list[RemovableHandle] = []
         self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
@@ -121,6 +129,18 @@ class Gradients:
         (losses_B.sum() * self._world_size).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return losses_B.detach()
+
+    def freeze(self, words_K: Tensor) -> None:
+        """Without gradients none of the optimizers moves a row: what they remember of it stays 0."""
+        words_K = words_K.to(self._model.center.weight.device)
+        for table in self._model.parameters():
+            hook = table.register_hook(lambda gradient_VD: gradient_VD.index_fill(0, words_K, 0))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+
+    def thaw(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._graphed = None  # the hooks were captured
 
     def end_epoch(self) -> None:
         """The ranks are in step."""
@@ -173,6 +193,12 @@ class TouchedRows:
         self._adam.apply(self._world.gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
         return losses_B
 
+    def freeze(self, words_K: Tensor) -> None:
+        self._adam.freeze(words_K.numpy())
+
+    def thaw(self) -> None:
+        self._adam.thaw()
+
     def end_epoch(self) -> None:
         """The ranks are in step."""
 
@@ -213,6 +239,14 @@ class InPlace:
             self._average()
         return losses_B
 
+    def freeze(self, words_K: Tensor) -> None:
+        table = self._model.center.weight
+        self._tables.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        self._tables.frozen_V[words_K.to(table.device)] = True
+
+    def thaw(self) -> None:
+        self._tables.frozen_V = None
+
     def end_epoch(self) -> None:
         if self._since:
             self._average()
@@ -250,7 +284,10 @@ class InPlace:
             averages = [nn.Parameter(table) for table in own]
             average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
             for table, average in zip(own, averages, strict=True):
-                table.copy_(average.detach())  # it has been given other storage, and kernels hold on to theirs
+                mean = average.detach()  # it has been given other storage, and kernels hold on to theirs
+                if self._tables.frozen_V is not None:  # three thirds need not be a whole
+                    mean[self._tables.frozen_V] = table[self._tables.frozen_V]
+                table.copy_(mean)
             self._tables.pull()
 
 

@@ -54,6 +54,7 @@ from training.resume import Progress, candidates, check_same_run, differences, r
 from training.run_folder import check_free, claim, current, finish, owned
 from training.schedule import linear_decay
 from training.steps import Step, finite, make_step
+from training.warm_start import Start, read_start, warm_start
 
 
 def main() -> None:
@@ -106,8 +107,9 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     manifest.check_files(config.data)
     if launched().is_first:
         check_free(config)
+        start = read_start(config, manifest)[0] if config.init_from else None
         if config.resume is not None:
-            check_same_run(current(config.output), config, manifest, device)
+            check_same_run(current(config.output), config, manifest, device, start)
     if cache := cache_of(config):
         cache.prepare()
     return manifest
@@ -123,7 +125,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         progress = Progress.of(begun.record) if begun else Progress()
 
         # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
-        model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place).to(device)
+        model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place)
+        start = Start.of(begun) if begun else warm_start(config, manifest, world, model)
+        model.to(device)
         all_steps = total_steps(config, manifest, world.world_size, progress)
         step = make_step(config, model, manifest.config.negatives, all_steps, world)
         # Bits go by how many share the columns: on few cores, or with a small dim, fewer than were asked for.
@@ -133,14 +137,18 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         if begun:
             step.load(begun.state)
             step.settle()
+        if start and progress.epoch < config.freeze_epochs:
+            step.freeze(start.kept_K)
 
         # The run's folder, which is rank 0's.
         report = writer = None
         if world.is_first:
             folder = claim(config, manifest, goes_on=begun is not None)
-            print(opening_lines(config, manifest, world, device, step.team, all_steps), flush=True)
+            print(opening_lines(config, manifest, world, device, step.team, all_steps, start), flush=True)
             if config.shard_cache and not cache_of(config):
                 print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
+            if config.freeze_epochs and start and not start.growth.new:
+                print("warning: --freeze-epochs trains nothing: there is no new word; leave it out", file=sys.stderr)
             if begun:
                 print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
@@ -150,8 +158,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         def save() -> None:
             progress.saved = progress.done
             if report and writer:
-                record = record_of(progress, config, manifest, how, report.num_bytes)
-                writer.save(progress.done, step.state, record)
+                record = record_of(progress, config, manifest, how, start, report.num_bytes)
+                kept = {"kept": start.kept_K} if start and progress.epoch < config.freeze_epochs else {}
+                writer.save(progress.done, lambda: {**step.state(), **kept}, record)
 
         del begun
         compile_s = warm_up(config, manifest, world, device)
@@ -170,7 +179,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         if report:
             total = progress.now.since(Moment())
             numbers = {"loss": report.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
-            finish(folder, config, manifest, model, report, {**asdict(total), **numbers, **how, "device": str(device)})
+            grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
+            totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
+            finish(folder, config, manifest, model, report, totals)
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}")
         return True
 
@@ -210,6 +221,8 @@ def run_epochs(
                     if stopping:
                         return
             step.end_epoch()
+            if progress.epoch + 1 == config.freeze_epochs:
+                step.thaw()
             step.settle()
             progress.now = check_finite(meter.moment(finite(model)), progress, config)
             if report:
@@ -291,7 +304,13 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def opening_lines(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, team: Team | None, all_steps: int
+    config: TrainConfig,
+    manifest: Manifest,
+    world: World,
+    device: torch.device,
+    team: Team | None,
+    all_steps: int,
+    start: Start | None,
 ) -> str:
     """What is about to happen, with the arithmetic of derived numbers."""
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
@@ -304,6 +323,11 @@ def opening_lines(
     threads = f"{torch.get_num_threads()} thread(s) a rank"
     if team and team.size < torch.get_num_threads():
         threads += f", of which dim {config.dim} employs {team.size}"
+    warm = []
+    if start:
+        source = f" from {config.init_from}" if config.init_from else ""
+        frozen = f"; these stay for {config.freeze_epochs} epoch(s)" if config.freeze_epochs else ""
+        warm = [f"warm start{source}: {start.growth}{frozen}"]
     return "\n".join(
         [
             f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
@@ -311,6 +335,7 @@ def opening_lines(
             f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
             f"{config.epochs} epochs, {all_steps:,} steps, {in_step}",
             f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
+            *warm,
         ]
     )
 

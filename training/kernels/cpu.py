@@ -8,6 +8,7 @@ rounding.
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -150,7 +151,8 @@ def _gradients_of_columns(
 class InPlace:
     """Tables that ``update`` trains in place, by SGD, or by row-wise Adagrad where ``adagrad``.
 
-    It works on copies. ``push`` writes them into the tables, ``pull`` takes what was changed there.
+    It works on copies. ``push`` writes them into the tables, ``pull`` takes what was changed there. Rows of words in
+    ``frozen_V`` (bool), where it is given, do not move.
     """
 
     def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
@@ -159,6 +161,7 @@ class InPlace:
         self._negatives = negatives
         self.team = team_for(center_VD.shape[1])
         self._counters = self.team.counters()
+        self.frozen_V: Tensor | None = None
         self.pull()
 
     def pull(self) -> None:
@@ -191,7 +194,8 @@ class InPlace:
             on_large_pages(size, ROWS_AT_ONCE * self._center.shape[2] + CHUNK),  # gradients of centers
         )
         batch = (center_B, contexts_negatives_BL, num_contexts_B)
-        tensors = (*batch, self._center, self._context, *self._sums, losses_B, *buffers)
+        frozen_V = torch.zeros(0, dtype=torch.bool) if self.frozen_V is None else self.frozen_V
+        tensors = (*batch, self._center, self._context, *self._sums, frozen_V, losses_B, *buffers)
         arrays: list[Any] = [tensor.numpy() for tensor in tensors]
         settings: list[Any] = [self._negatives, self.tables[0].shape[1], np.float32(lr), bool(self.accumulators)]
         self.team.run(lambda member: _update(member, self._counters, *settings, *arrays))
@@ -213,6 +217,7 @@ def _update(
     context_TVC: Floats,
     center_sums_TV: Floats,
     context_sums_TV: Floats,
+    frozen_V: npt.NDArray[np.bool_],
     losses_B: Floats,
     shares: Floats,
     scratch: Floats,
@@ -226,6 +231,7 @@ def _update(
     width = center_VC.shape[1]
     chunks = num_chunks(member, width, dim)
     epsilon = np.float32(ADAGRAD_EPSILON)
+    freezes = frozen_V.size > 0
     turn = 0
     for first in range(0, center_B.size, ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, center_B.size)
@@ -252,12 +258,20 @@ def _update(
                 square = slopes_J[count + row - first] / np.float32(dim)
                 for j in range(num_contexts_B[row] * (1 + negatives)):
                     target = targets_BL[row, j]
-                    context_sums_V[target] += slopes_J[at] * slopes_J[at] * square
+                    if not freezes or not frozen_V[target]:
+                        context_sums_V[target] += slopes_J[at] * slopes_J[at] * square
                     steps_J[at] = -lr / (np.sqrt(context_sums_V[target]) + epsilon) * slopes_J[at]
                     at += 1
         else:
             for j in range(count):
                 steps_J[j] = -lr * slopes_J[j]
+        if freezes:
+            at = 0
+            for row in range(first, last):
+                for j in range(num_contexts_B[row] * (1 + negatives)):
+                    if frozen_V[targets_BL[row, j]]:
+                        steps_J[at] = 0
+                    at += 1
 
         # Contexts move; then the centers.
         gradients_BC[: (last - first) * width] = 0
@@ -271,6 +285,8 @@ def _update(
             turn = add_up(counters, member, shares, turn, last - first, steps_J)
         for row in range(first, last):
             center, rate = center_B[row], lr
+            if freezes and frozen_V[center]:
+                continue
             if adagrad:
                 center_sums_V[center] += steps_J[row - first] / np.float32(dim)
                 rate = lr / (np.sqrt(center_sums_V[center]) + epsilon)

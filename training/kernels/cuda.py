@@ -70,6 +70,7 @@ def update(
     negatives: int,
     lr: float | Tensor,
     accumulators: tuple[Tensor, ...] = (),
+    frozen_V: Tensor | None = None,
 ) -> Tensor:
     """Trains both tables in place as ``reference.update`` does; returns the losses on the way, shape (B,).
 
@@ -90,12 +91,14 @@ def update(
         *batch,
         *tables,
         *(accumulators or tables),  # pointers that are not read without accumulators
+        num_contexts_B if frozen_V is None else frozen_V.view(torch.uint8),  # nor this one without frozen words
         slopes_BL,
         losses_B,
         lr,
         num_rows,
         rows_each,
         adagrad=bool(accumulators),
+        freezes=frozen_V is not None,
         **_sizes(max_len, center_VD.shape[1], negatives),
     )
     return losses_B
@@ -107,7 +110,7 @@ class InPlace(reference.InPlace):
     def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
         batch = center_B, contexts_negatives_BL, num_contexts_B
-        return update(*batch, *self.tables, self._negatives, lr, self.accumulators)
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators, self.frozen_V)
 
 
 class _RowLosses(torch.autograd.Function):
@@ -220,12 +223,14 @@ def _update(
     context_VD: tl.tensor,
     center_accumulator_V: tl.tensor,
     context_accumulator_V: tl.tensor,
+    frozen_V: tl.tensor,
     slopes_BL: tl.tensor,
     losses_B: tl.tensor,
     lr: tl.tensor,
     num_rows: int,
     rows_each: int,
     adagrad: tl.constexpr,
+    freezes: tl.constexpr,
     max_len: tl.constexpr,
     dim: tl.constexpr,
     negatives: tl.constexpr,
@@ -245,6 +250,8 @@ def _update(
         tl.debug_barrier()  # every thread sees the slopes, and no word moves before all were gathered
         for first in range(0, num_targets, block_t):
             targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, block_t)
+            if freezes:
+                moves_T &= tl.load(frozen_V + targets_T) == 0
             step_T = tl.full([block_t], 0.0, tl.float32) + rate
             if adagrad:
                 # A word that comes twice has the same slope twice, so that their order is nothing.
@@ -252,6 +259,8 @@ def _update(
                 step_T = rate / _accumulate(context_accumulator_V + targets_T, square_T, moves_T)
             _add(context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, dim, block_d)
         step = rate
+        if freezes:
+            center = tl.where(tl.load(frozen_V + center) == 0, center, 0)  # row 0 never moves
         if adagrad:
             square = tl.sum(center_gradient_D * center_gradient_D, axis=0) / dim
             step = rate / _accumulate(center_accumulator_V + center, square, center > 0)

@@ -56,6 +56,9 @@ _AHEAD = 4
 
 _WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
 
+_FROZEN = np.iinfo(np.int32).max
+"""As the step of a row's last gradient: no step is later, so none takes the row for one that it has to move."""
+
 
 class LazyAdam:
     """Both tables under Adam, by ``steps``; where a step's rows are spread over ranks, by ``slopes`` and ``apply``.
@@ -113,10 +116,21 @@ class LazyAdam:
         arguments: list[Any] = [self._step, self._negatives, self._dim, max_len, ranges, everybodys.numpy()]
         self.team.run(lambda member: _apply(member, *arguments, *self._arrays()))
 
+    def freeze(self, words_K: npt.NDArray[np.int64]) -> None:
+        """Keeps the rows of words that no step has touched where they are, until ``thaw``; steps cost what they did."""
+        self._last[:, :, 0, words_K] = _FROZEN
+
+    def thaw(self) -> None:
+        """Lets frozen rows move from now on, as rows that no step has touched."""
+        frozen_V = self._last[0, 0, 0] == _FROZEN
+        self._last[:, :, 0, frozen_V] = 0
+        self._rows[:, :, frozen_V, _GRADIENT] = 0  # of steps that were not to move them
+
     def push(self) -> None:
         """Writes the tables as they are after the last step; changes nothing that comes later."""
         for index, table_VD in enumerate(self.tables):
             rows, last = self._rows[index], self._last[:, index]
+            last = np.where(last == _FROZEN, np.int32(0), last)
             weights = on_large_pages(*rows[:, :, _WEIGHT].shape)
             state: list[Any] = [rows, last, self._owed, self._epsilon, self._decay, weights.numpy()]
             _up_to_date(*state)

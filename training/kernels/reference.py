@@ -46,6 +46,7 @@ def update(
     lr: float,
     accumulators: tuple[Tensor, ...] = (),
     rows_at_once: int = 1,
+    frozen_V: Tensor | None = None,
 ) -> Tensor:
     """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` on the way.
 
@@ -55,8 +56,10 @@ def update(
     lr / sqrt(accumulator) after the mean square of the gradient was added, which is done for every target in turn.
 
     ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
-    move after all of their contexts.
+    move after all of their contexts. Rows of words in ``frozen_V`` (bool) stay as they are, accumulators and all.
     """
+    if frozen_V is None:
+        frozen_V = torch.zeros(len(center_VD), dtype=torch.bool, device=center_VD.device)
     losses_B = torch.zeros(len(center_B), device=center_VD.device)
     centers, counts = center_B.tolist(), num_contexts_B.tolist()
     for first in range(0, len(centers), rows_at_once):
@@ -71,13 +74,16 @@ def update(
             slopes[row] = scores_T.sigmoid() - label_T
         for row in rows:
             gradients[row] = slopes[row] @ context_VD[targets[row]]
-            context_gradients_TD = slopes[row][:, None] * vectors[row]
+            moves_T = ~frozen_V[targets[row]]
+            moving, context_gradients_TD = targets[row][moves_T], (slopes[row][:, None] * vectors[row])[moves_T]
             if not accumulators:
-                context_VD.index_add_(0, targets[row], context_gradients_TD, alpha=-lr)
+                context_VD.index_add_(0, moving, context_gradients_TD, alpha=-lr)
             else:
-                for target, gradient_D in zip(targets[row].tolist(), context_gradients_TD, strict=True):
+                for target, gradient_D in zip(moving.tolist(), context_gradients_TD, strict=True):
                     _adagrad(context_VD[target], accumulators[1][target], gradient_D, lr)
         for row in rows:
+            if frozen_V[centers[row]]:
+                continue
             if not accumulators:
                 center_VD[centers[row]] -= lr * gradients[row]
             else:
@@ -94,6 +100,7 @@ class InPlace:
     """The tables under ``update``, with the methods that every kernel's ``InPlace`` has."""
 
     team = None
+    frozen_V: Tensor | None = None
 
     def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
         self.tables = (center_VD.detach(), context_VD.detach())
@@ -103,7 +110,7 @@ class InPlace:
     def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
         batch = center_B, contexts_negatives_BL, num_contexts_B
-        return update(*batch, *self.tables, self._negatives, lr, self.accumulators)
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators, frozen_V=self.frozen_V)
 
     def push(self) -> None:
         """It works on the tables themselves."""

@@ -1,0 +1,156 @@
+"""A warm start: a run begins with the vectors of another, matched by word; and how a vocabulary grows.
+
+V words, D dimensions, K words that are in both vocabularies. Row 0, <unk>, is in neither.
+"""
+
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from xxhash import xxh3_64
+
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.storage import Location
+from training.checkpoint import Checkpoint
+from training.config import TrainConfig
+from training.distributed import World
+from training.model import SkipGram
+from training.run_folder import read_vocabulary
+from training.vectors import Tables
+
+
+@dataclass(frozen=True)
+class Growth:
+    """From one vocabulary to the next: words of both, words of the new one alone, words of the old one alone."""
+
+    kept: int
+    new: int
+    lost: int
+    kept_share: float
+    """Of the tokens of all words in the new vocabulary, those of kept words, 0 to 1."""
+    lost_share: float
+    """Of the tokens of all words in the old vocabulary, those of lost words, 0 to 1."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kept:,} words kept ({self.kept_share:.1%} of the tokens), {self.new:,} new, "
+            f"{self.lost:,} lost ({self.lost_share:.1%} of the old tokens)"
+        )
+
+
+def growth(
+    words: list[str],
+    counts_V: npt.NDArray[np.int64],
+    words_before: list[str],
+    counts_before_V: npt.NDArray[np.int64],
+) -> Growth:
+    """How a vocabulary has grown out of the one before; V differs between the two. Whose ids are which is nothing."""
+    known, known_before = set(words[1:]), set(words_before[1:])
+    kept_V = np.array([word in known_before for word in words[1:]], dtype=bool)
+    lost_V = np.array([word not in known for word in words_before[1:]], dtype=bool)
+    return Growth(
+        kept=int(kept_V.sum()),
+        new=int((~kept_V).sum()),
+        lost=int(lost_V.sum()),
+        kept_share=_share(counts_V[1:], kept_V),
+        lost_share=_share(counts_before_V[1:], lost_V),
+    )
+
+
+def _share(counts_V: npt.NDArray[np.int64], chosen_V: npt.NDArray[np.bool_]) -> float:
+    return float(counts_V[chosen_V].sum() / max(1, counts_V.sum()))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run has begun with: the vectors' digest, ``growth``, and the kept words' ids ``kept_K`` (int64)."""
+
+    xxh3: str
+    growth: Growth
+    kept_K: Tensor
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in JSON."""
+        return {"xxh3": self.xxh3, "growth": asdict(self.growth)}
+
+    @classmethod
+    def of(cls, begun: Checkpoint) -> "Start | None":
+        """The start of the run that has written a checkpoint; ``kept_K`` is empty when no row is frozen any more."""
+        record = begun.record.get("start")
+        if record is None:
+            return None
+        return cls(record["xxh3"], Growth(**record["growth"]), begun.state.get("kept", torch.zeros(0).long()))
+
+
+def warm_start(config: TrainConfig, manifest: Manifest, world: World, model: SkipGram) -> Start | None:
+    """Puts the rows of --init-from into ``model``, on every rank; rank 0 alone reads them. None for a cold start."""
+    if config.init_from is None:
+        return None
+    record, rows = None, dict[str, Tensor]()
+    if world.is_first:
+        start, rows = read_start(config, manifest)
+        record = start.record
+    record, rows = world.of_first(record, rows)
+    with torch.no_grad():
+        model.center.weight[rows["kept"]] = rows["center"]
+        model.context.weight[rows["kept"]] = rows["context"]
+    return Start(record["xxh3"], Growth(**record["growth"]), rows["kept"])
+
+
+def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str, Tensor]]:
+    """The start from --init-from on this dataset; ``kept`` (K), and ``center`` and ``context`` (K, D) of these words.
+
+    Raises InputError when there is nothing that this run could begin with.
+    """
+    run = config.init_from
+    assert run is not None
+    if run.resolve() == config.output.resolve():
+        raise InputError(f"--init-from {run}: is --output too, so the run would replace what it reads; name another")
+    try:
+        before = Tables.load(run)
+    except InputError as error:
+        remedy = "; or leave it out, since a checkpoint holds all that is needed" if config.resume is not None else ""
+        raise InputError(f"--init-from {error}{remedy}") from None
+    dim = before.center_VD.shape[1]
+    if dim != config.dim:
+        raise InputError(
+            f"--init-from {run}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
+        )
+    vocabulary = _vocabulary(config, manifest)
+    words = vocabulary["word"].to_pylist()
+    grown = growth(words, vocabulary["count"].to_numpy(), before.words, before.counts_V)
+    if not grown.kept:
+        raise InputError(
+            f"--init-from {run}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
+            f"{config.data}; name a run on text like this, or leave it out"
+        )
+    row_of = {word: row for row, word in enumerate(before.words[1:], 1)}
+    pairs = [(row, row_of[word]) for row, word in enumerate(words[1:], 1) if word in row_of]
+    kept_K, from_K = torch.tensor(pairs).unbind(1)
+    tables = {"center": before.center_VD, "context": before.context_VD}
+    rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
+    kept_K = kept_K.contiguous()
+    return Start(_digest(before), grown, kept_K), {"kept": kept_K, **rows}
+
+
+def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
+    try:
+        return pq.read_table(BytesIO(read_vocabulary(config, manifest)), columns=["word", "count"])
+    except pa.ArrowException as error:
+        raise ManifestError.unreadable(Location.of(config.data) / manifest.vocab_path, error) from None
+
+
+def _digest(tables: Tables) -> str:
+    """XXH3 of words and vectors: what decides where a run begins, wherever they lie."""
+    digest = xxh3_64("\n".join(tables.words).encode())
+    for table_VD in (tables.center_VD, tables.context_VD):
+        digest.update(np.ascontiguousarray(table_VD).data.cast("B"))
+    return digest.hexdigest()
