@@ -46,7 +46,10 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
     [
         (
             "pyspark triton gensim mlflow",
-            [f"training.{name}" for name in "train stream neighbors evaluate export align heldout compare".split()],
+            [
+                f"training.{name}"
+                for name in ["train", "stream", "neighbors", "evaluate", "export", "align", "heldout", "compare"]
+            ],
         ),
         ("pyspark triton gensim mlflow scipy", ["training.train", "training.neighbors", "training.export"]),
         ("torch mlflow", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
