@@ -276,8 +276,17 @@ def test_what_was_deleted_by_hand_is_missed(registry: Registry, tmp_path: Path) 
         delete()
         assert registry.alias("champion") is None
         published()
-    with pytest.raises(InputError, match=r"was version 99 deleted by hand"):
+    with pytest.raises(InputError, match=r"Model Version .*version=99. not found; mend that"):
         registry.set_alias("champion", "99")
+
+
+def test_a_run_deleted_by_hand_is_logged_anew(local: Registry, tmp_path: Path) -> None:
+    cycle = write_cycle(tmp_path / "cycle")
+    record(local, "r1", cycle)
+    once = contents(local)
+    client(local).delete_run(client(local).get_model_version("demo", "1").run_id)
+    assert record(local, "r1", cycle) == "1"
+    assert contents(local) == once
 
 
 def test_an_experiment_deleted_by_hand_is_named(local: Registry) -> None:
@@ -313,7 +322,7 @@ def test_a_version_is_fetched_whole_or_not_at_all(registry: Registry, tmp_path: 
 def test_artifacts_that_are_gone_are_one_line(local: Registry, tmp_path: Path) -> None:
     record(local, "r1", write_cycle(tmp_path / "cycle"))
     shutil.rmtree(tmp_path / "a work space" / "artifacts")
-    with pytest.raises(InputError, match="bring its artifacts back"):
+    with pytest.raises(InputError, match="mend that, or roll back to another version"):
         local.fetch("r1", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
