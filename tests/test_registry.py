@@ -319,6 +319,11 @@ def test_a_version_is_fetched_whole_or_not_at_all(registry: Registry, tmp_path: 
     assert list(target.parent.iterdir()) == []
 
 
+def test_vectors_that_are_gone_are_one_line(local: Registry, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the vectors of cycle r1; run that cycle again"):
+        local.record("r1", tmp_path, tmp_path / "challenger")
+
+
 def test_artifacts_that_are_gone_are_one_line(local: Registry, tmp_path: Path) -> None:
     record(local, "r1", write_cycle(tmp_path / "cycle"))
     shutil.rmtree(tmp_path / "a work space" / "artifacts")
@@ -550,7 +555,7 @@ def test_what_is_not_finite_is_no_metric(tmp_path: Path) -> None:
 
 
 def test_settings_are_flat_and_short() -> None:
-    assert list(flat({"a": {"b": 1, "c": None}, "d": ["x", 2], "e": "y" * 600})) == [
+    assert list(flat({"a": {"b": 1, "c": None, "f": ""}, "d": ["x", 2], "e": "y" * 600})) == [
         ("a.b", "1"),
         ("d", '["x", 2]'),
         ("e", "y" * 500),

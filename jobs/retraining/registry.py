@@ -80,6 +80,8 @@ class Registry:
 
         A cycle that was trained or turned anew has other vectors, and becomes another run and another version.
         """
+        if not vectors.is_dir():
+            raise InputError(f"{vectors}: found nothing, expected the vectors of cycle {run_id}; run that cycle again")
         digest = digest_of(vectors)
         with self._calling(AGAIN):
             client = self._client()
@@ -258,11 +260,11 @@ def curves(run: Path) -> Iterator[tuple[str, float, int]]:
 
 
 def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is None is left out."""
+    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is empty is left out."""
     for name, value in (settings or {}).items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{_key(name)}.")
-        elif value is not None:
+        elif value is not None and value != "":
             yield f"{prefix}{_key(name)}", (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
 
 
