@@ -276,8 +276,17 @@ def test_what_was_deleted_by_hand_is_missed(registry: Registry, tmp_path: Path) 
         delete()
         assert registry.alias("champion") is None
         published()
-    with pytest.raises(InputError, match=r"was version 99 deleted by hand"):
+    with pytest.raises(InputError, match=r"Model Version .*version=99. not found; mend that"):
         registry.set_alias("champion", "99")
+
+
+def test_a_run_deleted_by_hand_is_logged_anew(local: Registry, tmp_path: Path) -> None:
+    cycle = write_cycle(tmp_path / "cycle")
+    record(local, "r1", cycle)
+    once = contents(local)
+    client(local).delete_run(client(local).get_model_version("demo", "1").run_id)
+    assert record(local, "r1", cycle) == "1"
+    assert contents(local) == once
 
 
 def test_an_experiment_deleted_by_hand_is_named(local: Registry) -> None:
@@ -310,10 +319,15 @@ def test_a_version_is_fetched_whole_or_not_at_all(registry: Registry, tmp_path: 
     assert list(target.parent.iterdir()) == []
 
 
+def test_vectors_that_are_gone_are_one_line(local: Registry, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the vectors of cycle r1; run that cycle again"):
+        local.record("r1", tmp_path, tmp_path / "challenger")
+
+
 def test_artifacts_that_are_gone_are_one_line(local: Registry, tmp_path: Path) -> None:
     record(local, "r1", write_cycle(tmp_path / "cycle"))
     shutil.rmtree(tmp_path / "a work space" / "artifacts")
-    with pytest.raises(InputError, match="bring its artifacts back"):
+    with pytest.raises(InputError, match="mend that, or roll back to another version"):
         local.fetch("r1", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
@@ -541,7 +555,7 @@ def test_what_is_not_finite_is_no_metric(tmp_path: Path) -> None:
 
 
 def test_settings_are_flat_and_short() -> None:
-    assert list(flat({"a": {"b": 1, "c": None}, "d": ["x", 2], "e": "y" * 600})) == [
+    assert list(flat({"a": {"b": 1, "c": None, "f": ""}, "d": ["x", 2], "e": "y" * 600})) == [
         ("a.b", "1"),
         ("d", '["x", 2]'),
         ("e", "y" * 500),

@@ -38,6 +38,9 @@ BOUNDS = {
 AT_FIRST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
 """Of a first answer, whatever the user has set: both tries end before the deadline."""
 
+ONE_AT_A_TIME = threading.RLock()
+"""The environment and the loggers are the whole process's."""
+
 BUGS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """Answers that say that we have asked for nonsense."""
 
@@ -113,7 +116,7 @@ def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[N
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at MLflow's import
     unset = {name: value for name, value in BOUNDS.items() if name not in os.environ}
-    with _environment(unset), _silence():
+    with ONE_AT_A_TIME, _environment(unset), _silence():
         try:
             import mlflow
         except ModuleNotFoundError as error:

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
 from training.run_folder import SUMMARY
 
+AGAIN = "mend that and give the command again"
 RUN_ID, VECTORS, LOGGED, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.logged", "shardvec.checked"
 FOLDER = "vectors"
 """Where a run's artifacts have the files of its version."""
@@ -79,17 +80,19 @@ class Registry:
 
         A cycle that was trained or turned anew has other vectors, and becomes another run and another version.
         """
+        if not vectors.is_dir():
+            raise InputError(f"{vectors}: found nothing, expected the vectors of cycle {run_id}; run that cycle again")
         digest = digest_of(vectors)
-        with self._calling("mend that and give the command again"):
+        with self._calling(AGAIN):
             client = self._client()
-            run = self._run(run_id, digest)
             version = self._version(run_id, digest)
-            if version is None:
+            run = self._run(run_id, digest)
+            if version is None or LOGGED not in run.data.tags:  # somebody may have deleted the version, or the run
                 self._log(run, cycle)
                 client.log_artifacts(run.info.run_id, str(vectors), FOLDER)
+                client.set_terminated(run.info.run_id)
             self._log_decision(run, cycle)
             if version is None:
-                client.set_terminated(run.info.run_id)
                 self._make_model()
                 tags = {RUN_ID: run_id, VECTORS: digest}
                 source = f"{run.info.artifact_uri}/{FOLDER}"
@@ -100,24 +103,24 @@ class Registry:
 
     def set_alias(self, alias: str, version: str) -> None:
         """``alias`` points at ``version``, in one move."""
-        with self._calling(f"was version {version} deleted by hand? record the cycle again"):
+        with self._calling(AGAIN):
             self._client().set_registered_model_alias(self._name, alias, version)
 
     def remove_alias(self, alias: str) -> None:
-        with self._calling("mend that and give the command again"):
+        with self._calling(AGAIN):
             if alias in self._aliases():
                 self._client().delete_registered_model_alias(self._name, alias)
 
     def alias(self, alias: str) -> str | None:
         """The run id of the cycle that ``alias`` points at; None where somebody has deleted alias, version or model."""
-        with self._calling("mend that and give the command again"):
+        with self._calling(AGAIN):
             version = self._aliases().get(alias)
             found = version and _or_none(self._client().get_model_version, self._name, str(version))
             return found.tags.get(RUN_ID) if found else None
 
     def fetch(self, run_id: str, target: Path) -> None:
         """Makes folder ``target``, of the vectors of cycle ``run_id``: whole, or not at all."""
-        with self._calling("bring its artifacts back, or roll back to another version"):
+        with self._calling("mend that, or roll back to another version"):
             import mlflow
 
             version = self._version(run_id)
@@ -257,11 +260,11 @@ def curves(run: Path) -> Iterator[tuple[str, float, int]]:
 
 
 def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is None is left out."""
+    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is empty is left out."""
     for name, value in (settings or {}).items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{_key(name)}.")
-        elif value is not None:
+        elif value is not None and value != "":
             yield f"{prefix}{_key(name)}", (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
 
 
