@@ -82,7 +82,7 @@ class Tools:
 class FileRegistry:
     """A registry that is a JSON file; a server whose name is ``down`` does not answer."""
 
-    def __init__(self, uri: str, name: str, artifacts: Path | None):
+    def __init__(self, uri: str, name: str, artifacts: Path | None = None):
         self._uri, self._file = uri, Path(uri.removeprefix("sqlite:///"))
 
     def check(self) -> None:

@@ -4,7 +4,7 @@ import sys
 
 from pipeline.errors import InputError
 from retraining.config import RetrainConfig
-from retraining.registry import Registry
+from retraining.registry import Registry, sqlite_uri
 from retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -12,10 +12,9 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
     uri = config.registry.tracking_uri
-    folder = workspace.folder.absolute()
     if uri is None:
-        return Registry(f"sqlite:///{folder / REGISTRY_DB}", config.name, folder / ARTIFACTS)
-    return Registry(uri, config.name, None)
+        return Registry(sqlite_uri(workspace.folder / REGISTRY_DB), config.name, workspace.folder / ARTIFACTS)
+    return Registry(uri, config.name)
 
 
 def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
