@@ -234,18 +234,18 @@ def _if_any(score: Score, vectors: Vectors) -> tuple[float, str] | None:
 
 
 def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outcome]:
+    growth = None if old is None else Growth.between(new, old)
     for name, least in ((OVERLAP, gates.overlap), (COVERAGE, gates.coverage)):
         if least is None:
             continue
-        if old is None:
+        if old is None or growth is None:
             yield _not_asked(name, "at least")
-            continue
-        growth = Growth.between(new, old)
-        if name == OVERLAP:
-            value, detail = neighbour_overlap(new, old, gates.frequent_words), f"{gates.frequent_words:,} words"
+        elif name == OVERLAP:
+            value = neighbour_overlap(new, old, gates.frequent_words)
+            yield _held(name, value, None, "at least", least, f"{min(gates.frequent_words, growth.kept):,} words")
         else:
-            value, detail = growth.coverage, f"{growth.kept:,} words kept, {growth.new:,} new, {growth.lost:,} lost"
-        yield _held(name, value, None, "at least", least, detail)
+            detail = f"{growth.kept:,} words kept, {growth.new:,} new, {growth.lost:,} lost"
+            yield _held(name, growth.coverage, None, "at least", least, detail)
 
 
 def _norms(new: Tables) -> Outcome:
