@@ -143,7 +143,7 @@ def judge(gates: Gates, challenger: Path, champion: Path | None, dataset: Path) 
     challenger was trained on. Without a champion this is a first version: what compares is not asked. A file of pairs
     or questions that says nothing about the champion's words, or the first version's, is a mistake of the
     configuration: InputError, as for a file that is missing. One that has nothing left on the shared words fails the
-    challenger. Takes seconds at 70,000 words, and 600 MB.
+    challenger. Takes half a minute of one core and 1 GB for 70,000 words and all of questions-words.txt.
     """
     new = Tables.load(challenger)
     old = None if champion is None else Tables.load(champion)
@@ -234,18 +234,18 @@ def _if_any(score: Score, vectors: Vectors) -> tuple[float, str] | None:
 
 
 def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outcome]:
+    growth = None if old is None else Growth.between(new, old)
     for name, least in ((OVERLAP, gates.overlap), (COVERAGE, gates.coverage)):
         if least is None:
             continue
-        if old is None:
+        if old is None or growth is None:
             yield _not_asked(name, "at least")
-            continue
-        growth = Growth.between(new, old)
-        if name == OVERLAP:
-            value, detail = neighbour_overlap(new, old, gates.frequent_words), f"{gates.frequent_words:,} words"
+        elif name == OVERLAP:
+            value = neighbour_overlap(new, old, gates.frequent_words)
+            yield _held(name, value, None, "at least", least, f"{min(gates.frequent_words, growth.kept):,} words")
         else:
-            value, detail = growth.coverage, f"{growth.kept:,} words kept, {growth.new:,} new, {growth.lost:,} lost"
-        yield _held(name, value, None, "at least", least, detail)
+            detail = f"{growth.kept:,} words kept, {growth.new:,} new, {growth.lost:,} lost"
+            yield _held(name, growth.coverage, None, "at least", least, detail)
 
 
 def _norms(new: Tables) -> Outcome:
