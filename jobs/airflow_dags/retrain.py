@@ -12,7 +12,6 @@ Airflow Variables, all optional:
 Other DAGs run on what is published with schedule=[Asset("shardvec_vectors")].
 """
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,8 @@ class Step(BaseOperator):  # type: ignore[misc]  # Airflow is not there where ty
         self.process = SubprocessHook()
 
     def execute(self, context: Any) -> None:
-        programs = Path(self.root, self.python).parent  # spark-submit and torchrun lie beside the Python
-        environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         command = [self.python, "jobs/retrain.py", self.task_id, "--config", self.config]
-        code = self.process.run_command(command, env=environment, cwd=self.root).exit_code
+        code = self.process.run_command(command, cwd=self.root).exit_code
         if code == NOTHING_NEW and self.task_id == "plan":
             raise AirflowSkipException("nothing is new")
         if code in FOR_A_PERSON:
@@ -62,8 +59,12 @@ class Step(BaseOperator):  # type: ignore[misc]  # Airflow is not there where ty
             raise AirflowException(f"{self.task_id} ended with exit code {code}")
 
     def on_kill(self) -> None:
-        """The step and all that it started get SIGTERM, so that training saves a checkpoint."""
-        self.process.send_sigterm()
+        """The step gets SIGTERM and hands it on, so that training saves a checkpoint.
+
+        Not the whole process group at once, as BashOperator does it: the ranks would get it three times.
+        """
+        if self.process.sub_process is not None:
+            self.process.sub_process.terminate()
 
 
 with DAG(
@@ -81,5 +82,5 @@ with DAG(
         Step(task_id="prepare", retries=2),  # Spark tries its tasks again by itself; this is for a lost driver
         Step(task_id="train", retries=3),  # the longest, so the likeliest to be killed; goes on from its checkpoint
         Step(task_id="evaluate", retries=1),  # local arithmetic: if it fails twice, it will fail again
-        Step(task_id="publish", retries=3, outlets=[Asset(f"{NAME}_vectors")]),  # a tracking server that is down
+        Step(task_id="publish", retries=3, outlets=[Asset(f"{NAME}_vectors")]),  # a tracking server that did not answer
     )
