@@ -1,6 +1,7 @@
 """The environment that `make setup` makes: Java, torchrun, and a Spark that keeps quiet."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,73 @@ def everything_on_the_path_but_java(folder: Path) -> Path:
             if program.name != "java" and not (folder / program.name).is_symlink():
                 (folder / program.name).symlink_to(program)
     return folder
+
+
+# --- Airflow's ---
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What `make setup-airflow` reads, with no environment yet."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    for name in ("Makefile", "constraints-airflow.txt"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def fake_python(path: Path, version: str) -> Path:
+    """A Python that says it is of that version; the environment it makes has a pip that fails where fail is there."""
+    major, minor = version.split(".")
+    in_environment = '#!/bin/sh\necho pip: "$@"; test ! -e fail\n'
+    write_program(
+        path,
+        f"""#!/bin/sh
+case "$1$2" in
+    --version) echo Python {version} ;;
+    -c*) exec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor}, 0); $2" ;;
+    -mvenv) rm -rf .venv-airflow; mkdir -p .venv-airflow/bin; cat > .venv-airflow/bin/python <<'END'
+{in_environment}END
+        chmod +x .venv-airflow/bin/python ;;
+esac
+""",
+    )
+    return path
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.15"])
+def test_a_python_that_airflow_cannot_have_is_named(project: Path, tmp_path: Path, version: str) -> None:
+    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+        fake_python(tmp_path / "bin" / name, version)
+    said = run("make", "-C", project, "setup-airflow", PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    assert said.returncode == 2
+    assert f"Airflow 3.3 needs Python 3.11 to 3.14; found Python {version}, " in said.stderr
+    assert "make setup-airflow PYTHON=/path/to/python3.12" in said.stderr
+    assert not (project / ".venv-airflow").exists()
+
+
+def test_airflows_environment_is_made_again_when_it_was_interrupted_and_left_alone_when_ready(
+    project: Path, tmp_path: Path
+) -> None:
+    python = fake_python(tmp_path / "python", "3.12")
+    make = "make", "-C", project, "setup-airflow", f"PYTHON={python}"
+    (project / "fail").touch()
+    assert run(*make).returncode == 2
+    (project / "fail").unlink()
+    again = run(*make)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "Making .venv-airflow with Python 3.12" in again.stdout
+    assert (
+        "pip: -m pip install --quiet --disable-pip-version-check -c constraints-airflow.txt apache-airflow"
+        in again.stdout
+    )
+    assert "pip" not in run(*make).stdout
+    constraints = project / "constraints-airflow.txt"
+    os.utime(constraints, (constraints.stat().st_atime, (project / ".venv-airflow" / "ready").stat().st_mtime + 10))
+    assert "Bringing .venv-airflow up to date" in run(*make).stdout
+
+
+def test_airflows_versions_are_pinned_and_named_without_a_place() -> None:
+    lines = (ROOT / "constraints-airflow.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+    assert any(line.startswith("apache-airflow==3.") for line in lines)
