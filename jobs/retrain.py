@@ -14,7 +14,7 @@ import signal
 import sys
 from functools import cache
 
-from retraining.children import ChildError
+from retraining.children import StepError
 from retraining.config import RetrainConfig, read_config
 from retraining.status import status
 from retraining.steps import evaluate, plan, prepare, publish, rollback, train
@@ -72,7 +72,7 @@ def main() -> None:
                 code = take(step, config, workspace, lock)
                 if code:
                     sys.exit(0 if code == NOTHING_NEW and arguments.command == "run" else code)
-    except ChildError as error:
+    except StepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

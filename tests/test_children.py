@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from retraining.children import GRACE_S, ChildError, call
+from retraining.children import GRACE_S, StepError, call
 
 from pipeline.errors import InputError
 
@@ -41,7 +41,7 @@ def test_what_the_user_can_mend_is_said_in_the_commands_own_words(tmp_path: Path
 
 
 def test_what_is_left_names_the_log(tmp_path: Path) -> None:
-    with pytest.raises(ChildError, match=rf"ended with 7; what it printed is in {tmp_path}/log"):
+    with pytest.raises(StepError, match=rf"ended with 7; what it printed is in {tmp_path}/log"):
         call(python("import sys; sys.exit(7)"), tmp_path / "log", None)
 
 

@@ -1,5 +1,7 @@
 """Laws of training.compare."""
 
+import random
+
 import numpy as np
 import oracles
 import pytest
@@ -7,7 +9,7 @@ from scipy.stats import ortho_group
 from tiny import random_model
 
 from training import compare
-from training.compare import Growth, Norms, neighbour_overlap, rows_in, shared_rows
+from training.compare import Norms, growth, neighbour_overlap, rows_in, shared_rows
 from training.vectors import Tables
 
 
@@ -84,13 +86,6 @@ def test_few_shared_words_are_all_neighbours(num_shared: int, expected: float) -
     assert neighbour_overlap(new, old) == expected
 
 
-def test_coverage_is_the_share_of_counted_tokens_without_unk() -> None:
-    old = Tables(["<unk>", "a", "b", "c"], np.array([50, 6, 3, 1]), *np.ones((2, 4, 2), np.float32))
-    new = Tables(["<unk>", "c", "x", "a", "y"], np.array([0, 9, 9, 9, 9]), *np.ones((2, 5, 2), np.float32))
-    assert Growth.between(new, old) == Growth(kept=2, new=2, lost=1, coverage=0.7)
-    assert Growth.between(old, old) == Growth(kept=3, new=0, lost=0, coverage=1.0)
-
-
 def test_norms_are_those_of_words_and_say_what_is_bad() -> None:
     center_VD = np.array([[0, 0], [3, 4], [0, 1], [0, 2]], np.float32)
     tables = Tables(["<unk>", "a", "b", "c"], np.ones(4, np.int64), center_VD, 2 * center_VD)
@@ -101,3 +96,17 @@ def test_norms_are_those_of_words_and_say_what_is_bad() -> None:
     assert Norms.of(tables) == Norms(bad=3, center=(0, 2, 5), context=(0, 0, 0))
     tables.center_VD[1:] = np.inf
     assert Norms.of(tables) == Norms(bad=5, center=None, context=(0, 0, 0))
+
+
+def test_growth_is_counted_word_by_word() -> None:
+    """Also where a text has the literal <unk>, whose id is not 0."""
+    rng = random.Random(0)
+    for _ in range(50):
+        old, new = (["<unk>", *rng.sample([*"abcdefghij", "<unk>"], rng.randint(1, 9))] for _ in range(2))
+        counts = [np.array([rng.randint(1, 99) for _ in words]) for words in (new, old)]
+        kept = [row for row in range(1, len(new)) if new[row] in old[1:]]
+        lost = [row for row in range(1, len(old)) if old[row] not in new[1:]]
+        found = growth(new, counts[0], old, counts[1])
+        assert (found.kept, found.new, found.lost) == (len(kept), len(new) - 1 - len(kept), len(lost))
+        assert found.kept_share == pytest.approx(sum(counts[0][row] for row in kept) / sum(counts[0][1:]))
+        assert found.lost_share == pytest.approx(sum(counts[1][row] for row in lost) / sum(counts[1][1:]))

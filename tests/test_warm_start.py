@@ -26,13 +26,14 @@ from tiny import copies, write_run, write_tiny_dataset
 from pipeline.manifest import Manifest
 from training import train
 from training.batch import Batch
+from training.compare import growth
 from training.config import TrainConfig
 from training.distributed import World
 from training.epochs import stream_of
 from training.kernels import reference
 from training.model import SkipGram
 from training.vectors import Tables
-from training.warm_start import growth, warm_start
+from training.warm_start import warm_start
 
 FLAGS = "--dim 40 --epochs 3 --device cpu --global-batch 64 --threads 1"
 IN_PLACE = "--sync-every 4"
@@ -174,20 +175,6 @@ def launch(data: Path, output: Path, flags: str) -> None:
 
 
 # Growth
-
-
-def test_growth_is_counted_word_by_word() -> None:
-    """Also where a text has the literal <unk>, whose id is not 0."""
-    rng = random.Random(0)
-    for _ in range(50):
-        old, new = (["<unk>", *rng.sample([*"abcdefghij", "<unk>"], rng.randint(1, 9))] for _ in range(2))
-        counts = [np.array([rng.randint(1, 99) for _ in words]) for words in (new, old)]
-        kept = [row for row in range(1, len(new)) if new[row] in old[1:]]
-        lost = [row for row in range(1, len(old)) if old[row] not in new[1:]]
-        found = growth(new, counts[0], old, counts[1])
-        assert (found.kept, found.new, found.lost) == (len(kept), len(new) - 1 - len(kept), len(lost))
-        assert found.kept_share == pytest.approx(sum(counts[0][row] for row in kept) / sum(counts[0][1:]))
-        assert found.lost_share == pytest.approx(sum(counts[1][row] for row in lost) / sum(counts[1][1:]))
 
 
 def test_a_run_says_how_its_vocabulary_has_grown(training: Command, old_run: Path, tmp_path: Path) -> None:

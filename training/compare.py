@@ -14,6 +14,7 @@ BLOCK_SCORES = 1 << 23
 """Cosines that are in memory at once: 32 MB."""
 
 Rows = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 
 
 def rows_in(words: list[str], others: list[str]) -> Rows:
@@ -64,20 +65,39 @@ def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Rows, topk: int) -> Rows
 
 @dataclass(frozen=True)
 class Growth:
-    """Words of either model, <unk> left out, and what the lost ones weigh."""
+    """From one vocabulary to the next: words of both, words of the new one alone, words of the old one alone."""
 
     kept: int
     new: int
     lost: int
-    coverage: float
-    """The share, 0 to 1, of the champion's counted tokens whose word the challenger still has."""
+    kept_share: float
+    """Of the tokens of all words in the new vocabulary, those of kept words, 0 to 1."""
+    lost_share: float
+    """Of the tokens of all words in the old vocabulary, those of lost words, 0 to 1."""
 
-    @classmethod
-    def between(cls, challenger: Tables, champion: Tables) -> "Growth":
-        published_S, _ = shared_rows(champion.words, challenger.words)
-        kept, counted = len(published_S), int(champion.counts_V[1:].sum())
-        coverage = int(champion.counts_V[published_S].sum()) / counted if counted else 1.0
-        return cls(kept, len(challenger.words) - 1 - kept, len(champion.words) - 1 - kept, coverage)
+    def __str__(self) -> str:
+        return (
+            f"{self.kept:,} words kept ({self.kept_share:.1%} of the tokens), {self.new:,} new, "
+            f"{self.lost:,} lost ({self.lost_share:.1%} of the old tokens)"
+        )
+
+
+def growth(words: list[str], counts_V: Counts, words_before: list[str], counts_before_V: Counts) -> Growth:
+    """How a vocabulary has grown out of the one before, <unk> left out; V differs between the two."""
+    mine_S, theirs_S = shared_rows(words, words_before)
+    return Growth(
+        kept=len(mine_S),
+        new=len(words) - 1 - len(mine_S),
+        lost=len(words_before) - 1 - len(theirs_S),
+        kept_share=_share(counts_V, mine_S),
+        lost_share=1 - _share(counts_before_V, theirs_S),
+    )
+
+
+def _share(counts_V: Counts, rows_S: Rows) -> float:
+    """Of all tokens but <unk>, those of ``rows_S``; all of nothing."""
+    counted = int(counts_V[1:].sum())
+    return int(counts_V[rows_S].sum()) / counted if counted else 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -19,53 +18,12 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training.checkpoint import Checkpoint
+from training.compare import Growth, growth, shared_rows
 from training.config import TrainConfig
 from training.distributed import World
 from training.model import SkipGram
 from training.run_folder import read_vocabulary
 from training.vectors import Tables
-
-
-@dataclass(frozen=True)
-class Growth:
-    """From one vocabulary to the next: words of both, words of the new one alone, words of the old one alone."""
-
-    kept: int
-    new: int
-    lost: int
-    kept_share: float
-    """Of the tokens of all words in the new vocabulary, those of kept words, 0 to 1."""
-    lost_share: float
-    """Of the tokens of all words in the old vocabulary, those of lost words, 0 to 1."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kept:,} words kept ({self.kept_share:.1%} of the tokens), {self.new:,} new, "
-            f"{self.lost:,} lost ({self.lost_share:.1%} of the old tokens)"
-        )
-
-
-def growth(
-    words: list[str],
-    counts_V: npt.NDArray[np.int64],
-    words_before: list[str],
-    counts_before_V: npt.NDArray[np.int64],
-) -> Growth:
-    """How a vocabulary has grown out of the one before; V differs between the two. Whose ids are which is nothing."""
-    known, known_before = set(words[1:]), set(words_before[1:])
-    kept_V = np.array([word in known_before for word in words[1:]], dtype=bool)
-    lost_V = np.array([word not in known for word in words_before[1:]], dtype=bool)
-    return Growth(
-        kept=int(kept_V.sum()),
-        new=int((~kept_V).sum()),
-        lost=int(lost_V.sum()),
-        kept_share=_share(counts_V[1:], kept_V),
-        lost_share=_share(counts_before_V[1:], lost_V),
-    )
-
-
-def _share(counts_V: npt.NDArray[np.int64], chosen_V: npt.NDArray[np.bool_]) -> float:
-    return float(counts_V[chosen_V].sum() / max(1, counts_V.sum()))
 
 
 @dataclass(frozen=True)
@@ -132,12 +90,9 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
             f"--init-from {run}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
             f"{config.data}; name a run on text like this, or leave it out"
         )
-    row_of = {word: row for row, word in enumerate(before.words[1:], 1)}
-    pairs = [(row, row_of[word]) for row, word in enumerate(words[1:], 1) if word in row_of]
-    kept_K, from_K = torch.tensor(pairs).unbind(1)
+    kept_K, from_K = map(torch.from_numpy, shared_rows(words, before.words))
     tables = {"center": before.center_VD, "context": before.context_VD}
     rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
-    kept_K = kept_K.contiguous()
     return Start(_digest(before), grown, kept_K), {"kept": kept_K, **rows}
 
 

@@ -18,15 +18,15 @@ GRACE_S = 60
 _PR_SET_PDEATHSIG = 1
 
 
-class ChildError(Exception):
-    """A command that failed by nothing that the user is known to be able to mend."""
+class StepError(Exception):
+    """What failed by nothing that the user is known to be able to mend, and may go well the next time."""
 
 
 def call(arguments: list[str], log: Path, lock: int | None) -> None:
     """Runs a command to its end; what it prints goes to the screen and to ``log``, after its argument list.
 
     It holds ``lock`` too, and gets SIGTERM when we end, even by SIGKILL (on Linux). Raises InputError with the
-    command's own line where it failed by what the user can mend, else ChildError.
+    command's own line where it failed by what the user can mend, else StepError.
     """
     line = shlex.join(arguments)
     print(f"$ {line}", flush=True)
@@ -37,13 +37,14 @@ def call(arguments: list[str], log: Path, lock: int | None) -> None:
     if code != 0 and said:
         raise InputError(f"{arguments[0]}: {said}")
     if code != 0:
-        raise ChildError(f"{arguments[0]} ended with {code}; what it printed is in {log}")
+        raise StepError(f"{arguments[0]} ended with {code}; what it printed is in {log}")
 
 
 def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
     """The exit code, and the last line that says what the user can mend."""
     ours = str(Path(sys.executable).parent)  # where spark-submit and torchrun of this environment are
     environment = {**os.environ, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S - 5))  # torchrun's own is half of that
     try:
         child = subprocess.Popen(
             arguments,

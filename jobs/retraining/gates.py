@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from training.compare import Growth, Norms, neighbour_overlap, shared_rows
+from training.compare import Norms, growth, neighbour_overlap, shared_rows
 from training.evaluate import analogies, word_pairs
 from training.heldout import Heldout, losses
 from training.vectors import Tables, Vectors
@@ -234,18 +234,18 @@ def _if_any(score: Score, vectors: Vectors) -> tuple[float, str] | None:
 
 
 def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outcome]:
-    growth = None if old is None else Growth.between(new, old)
     for name, least in ((OVERLAP, gates.overlap), (COVERAGE, gates.coverage)):
         if least is None:
             continue
-        if old is None or growth is None:
+        if old is None:
             yield _not_asked(name, "at least")
-        elif name == OVERLAP:
+            continue
+        grown = growth(new.words, new.counts_V, old.words, old.counts_V)
+        if name == OVERLAP:
             value = neighbour_overlap(new, old, gates.frequent_words)
-            yield _held(name, value, None, "at least", least, f"{min(gates.frequent_words, growth.kept):,} words")
+            yield _held(name, value, None, "at least", least, f"{min(gates.frequent_words, grown.kept):,} words")
         else:
-            detail = f"{growth.kept:,} words kept, {growth.new:,} new, {growth.lost:,} lost"
-            yield _held(name, growth.coverage, None, "at least", least, detail)
+            yield _held(name, 1 - grown.lost_share, None, "at least", least, str(grown))
 
 
 def _norms(new: Tables) -> Outcome:

@@ -3,6 +3,7 @@
 import sys
 
 from pipeline.errors import InputError
+from retraining.children import StepError
 from retraining.config import RetrainConfig
 from retraining.registry import Registry, sqlite_uri
 from retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
@@ -22,13 +23,16 @@ def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
     try:
         registry_of(config, workspace).check()
     except InputError as error:
-        _bear(config, error)
+        if config.registry.if_unreachable == "fail":
+            raise
+        _warn(error)
 
 
 def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: str) -> None:
     """Records a cycle and gives its version ``alias``; and first, what could not be recorded before.
 
-    Told twice, the registry is as if told once.
+    Told twice, the registry is as if told once. Raises StepError where it cannot be told, unless the config allows for
+    that: it could be reached when the cycle began, so the next time may do.
     """
     registry = registry_of(config, workspace)
     try:
@@ -40,7 +44,9 @@ def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: s
         if alias == CHAMPION:
             registry.remove_alias(CHALLENGER)
     except InputError as error:
-        _bear(config, error)
+        if config.registry.if_unreachable == "fail":
+            raise StepError(error) from None
+        _warn(error)
 
 
 def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
@@ -50,7 +56,5 @@ def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
     return number
 
 
-def _bear(config: RetrainConfig, error: InputError) -> None:
-    if config.registry.if_unreachable == "fail":
-        raise error
+def _warn(error: InputError) -> None:
     print(f"warning: {error}; going on in the workspace alone", file=sys.stderr)
