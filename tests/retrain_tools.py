@@ -9,6 +9,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -187,9 +188,11 @@ Point = tuple[str, str, str]
 def killed(folder: Path, command: str, point: Point, timeout_s: float = 120) -> int:
     """Runs ``command`` in a process of its own, which gets SIGKILL at ``point``; its exit code."""
     context = get_context("forkserver")  # with all modules loaded, once
-    context.set_forkserver_preload(["retrain", "retrain_tools", "retraining.gates", "scipy.linalg"])
+    context.set_forkserver_preload(["retrain", "retrain_tools", "retraining.challenger", "retraining.judge"])
     process = context.Process(target=_run_and_die, args=(str(folder), command, point))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server loads nothing where it has no path to it
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        process.start()
     process.join(timeout_s)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
@@ -200,7 +203,7 @@ def _run_and_die(folder: str, command: str, point: Point) -> None:
     install(Tools(), setattr)
     place, name, when = point
     module, _, kind = place.partition(":")
-    owner: Any = sys.modules[module]
+    owner: Any = import_module(module)
     owner = getattr(owner, kind) if kind else owner
     real = getattr(owner, name)
 

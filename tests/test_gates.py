@@ -1,4 +1,4 @@
-"""Laws of retraining.gates."""
+"""Laws of retraining.gates and retraining.judge."""
 
 import dataclasses
 import json
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Threads
-from retraining.gates import Decision, Gates, Outcome, judge
+from retraining.gates import Gates
+from retraining.judge import Decision, Outcome, judge
 from tiny import random_model, write_held_out, write_tables
 
 from pipeline.errors import InputError

@@ -446,8 +446,8 @@ POINTS: list[Point] = [
     ("retrain_tools:Tools", "train", "before"),
     ("retrain_tools:Tools", "train", "after"),
     ("retraining.challenger", "align", "after"),
-    (STEPS, "make_challenger", "after"),
-    (STEPS, "judge", "after"),
+    ("retraining.challenger", "make_challenger", "after"),
+    ("retraining.judge", "judge", "after"),
     (REGISTRY, "record", "before"),
     (REGISTRY, "record", "after"),
     (REGISTRY, "set_alias", "after"),
@@ -502,7 +502,7 @@ def test_what_is_finished_is_not_done_again_after_a_kill(
     folder, _ = unkilled
     shutil.rmtree(folder / "w")
     shutil.copytree(folder / "before", folder / "w", symlinks=True)
-    killed(folder, "run", (STEPS, "make_challenger", "before"))
+    killed(folder, "run", ("retraining.challenger", "make_challenger", "before"))
     monkeypatch.chdir(folder)
     tools = retrain_tools.Tools()
     retrain_tools.install(tools, monkeypatch.setattr)

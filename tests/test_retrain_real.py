@@ -45,7 +45,7 @@ class Real:
             "corpus": {"input": str(self.folder / "corpus.txt")},
             "prepare": {"min_count": 5, "sample": 1e-3, "holdout": 0.05, "num_shards": 2},
             "train": {"epochs": 3, "threads": 1, "checkpoint_every": 20, "deterministic": True},
-            "warm_start": {"epochs": 2},
+            "warm_start": {"epochs": 8},
             "gates": {"frequent_words": 200},
         }
         self.config.write_text(yaml.safe_dump({**config, **changes}))

@@ -18,7 +18,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from pipeline.errors import InputError
 from training.compare import shared_rows
-from training.run_folder import whole
+from training.files import whole
 from training.vectors import Tables
 
 ROTATION, DRIFT = "alignment.safetensors", "drift.parquet"

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Parser, path
+from training.files import VECTORS, VOCAB, whole
 from training.registry import opened
-from training.run_folder import VECTORS, VOCAB, whole
 from training.vectors import Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")

@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training.compare import rows_in
+from training.files import VOCAB, whole
 from training.model import SigmoidBCELoss, skip_gram
-from training.run_folder import VOCAB, whole
 from training.shard import Layout, RowGroup, ShardError
 from training.vectors import Tables
 

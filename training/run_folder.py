@@ -1,7 +1,6 @@
 """The run's folder: claimed before training, filled at its end; every file appears whole or not at all."""
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +21,10 @@ from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
+from training.files import SUMMARY, VECTORS, VOCAB, whole
 from training.metrics import Report
 from training.model import SkipGram
 
-SUMMARY = "summary.json"
-VECTORS = "vectors.safetensors"
-VOCAB = "vocab.parquet"
 NEW = ".new"
 LOCK = ".train.lock"
 OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png")
@@ -155,18 +152,6 @@ def _writing(output: Path) -> Iterator[None]:
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     _write(path, f"{json.dumps(record, indent=1)}\n".encode())
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in, beside ``path``; it is there under that name when all is written, and else not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            yield file
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import InputError
+from training.files import SUMMARY, VECTORS, VOCAB
 from training.registry import opened
-from training.run_folder import SUMMARY, VECTORS, VOCAB
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save
-from training.align import align
-from training.heldout import Heldout
 
 from retraining.workspace import Cycle, remove
-from training.run_folder import SUMMARY, VECTORS, VOCAB, whole
+from training.align import align
+from training.files import SUMMARY, VECTORS, VOCAB, whole
+from training.heldout import Heldout
 from training.vectors import Tables
 
 OF_THE_RUN = (

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from training.files import SUMMARY
 from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
-from training.run_folder import SUMMARY
 
 AGAIN = "mend that and give the command again"
 RUN_ID, VECTORS, LOGGED, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.logged", "shardvec.checked"

@@ -15,10 +15,8 @@ from pyspark.sql import SparkSession
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
-from retraining.challenger import make_challenger
 from retraining.children import call
 from retraining.config import RetrainConfig
-from retraining.gates import judge
 from retraining.plan import check_dim, check_grown, digest, plain, prepare_command, run_id_of, state_of, train_command
 from retraining.registration import CHALLENGER, CHAMPION, reach_registry, register, registry_of
 from retraining.workspace import CURRENT, Cycle, Workspace, card, remove
@@ -106,6 +104,9 @@ def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None
 def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
     """Turns the new vectors onto the published ones and asks the gates; whether all of them say yes."""
     cycle, _ = open_cycle(workspace, "train")
+    from retraining.challenger import make_challenger  # torch and scipy take seconds, and most nights nothing is new
+    from retraining.judge import judge
+
     champion = champion_for(cycle, workspace)
     key = decision_key(config, cycle, champion)
     decision = cycle.read("decision")
@@ -115,7 +116,7 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
         make_challenger(cycle, champion, config.prepare.holdout > 0)
         judged = judge(config.gates, cycle.challenger, champion, cycle.dataset)
         decision = {"key": key, "decided": now(), "champion": champion.name if champion else None}
-        decision |= {**asdict(judged), "text": str(judged), "reason": str(judged).splitlines()[-1]}
+        decision |= {**asdict(judged), "text": str(judged), "reason": judged.verdict}
         cycle.write("decision", decision)
     print(decision["text"])
     if cycle.read("publish") is None:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import InputError, check_output
 from pipeline.lock import Held, locked
-from training.run_folder import SUMMARY, whole
+from training.files import SUMMARY, whole
 
 CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
