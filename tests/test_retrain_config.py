@@ -21,7 +21,7 @@ def with_(**changes: Any) -> dict[str, Any]:
 def test_the_example_is_a_config() -> None:
     config = read_config(ROOT / "examples" / "retrain-demo.yaml")
     assert config.corpus.demo
-    assert config.prepare == PipelineConfig(min_count=5, sample=1e-3, holdout=0.02)
+    assert config.prepare == PipelineConfig(min_count=5, sample=1e-3, epochs=4, holdout=0.02)
     assert config.train == {"nproc": 2, "epochs": 4, "deterministic": True}
 
 

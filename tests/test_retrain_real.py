@@ -1,84 +1,33 @@
 """Whole retraining cycles: Spark, torchrun and MLflow as they are, in processes that are killed."""
 
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Ended
+from conftest import ROOT
 from launch import Launched, completed, free_port, launched
+from retrain_project import Real
 from retrain_tools import flags
-from retraining.workspace import Cycle, Workspace
 
 from pipeline.demo import demo_lines
 from training.checkpoint import newest
 from training.vectors import Vectors
 
-RETRAIN = [sys.executable, str(ROOT / "jobs" / "retrain.py")]
-
-
-class Real:
-    """A folder with a corpus, a config and a workspace; commands run in processes of their own."""
-
-    def __init__(self, folder: Path, num_lines: int):
-        self.folder, self.workspace, self.config = folder, folder / "w", folder / "c.yaml"
-        folder.mkdir(exist_ok=True)
-        self.grow(num_lines)
-        self.configure()
-
-    def grow(self, num_lines: int) -> None:
-        """A corpus of the demo's first sentences."""
-        lines = "\n".join(islice(demo_lines(), num_lines))
-        (self.folder / "corpus.txt").write_text(f"{lines}\n")
-
-    def configure(self, **changes: object) -> None:
-        config = {
-            "name": "words",
-            "workspace": str(self.workspace),
-            "corpus": {"input": str(self.folder / "corpus.txt")},
-            "prepare": {"min_count": 5, "sample": 1e-3, "holdout": 0.05, "num_shards": 2},
-            "train": {"epochs": 3, "threads": 1, "checkpoint_every": 20, "deterministic": True},
-            "warm_start": {"epochs": 8},
-            "gates": {"frequent_words": 200},
-        }
-        self.config.write_text(yaml.safe_dump({**config, **changes}))
-
-    def command(self, name: str) -> list[str]:
-        return [*RETRAIN, name, "--config", str(self.config)]
-
-    def __call__(self, name: str) -> Ended:
-        return completed(self.command(name), self.folder / "logs")
-
-    @property
-    def cycle(self) -> Cycle:
-        found = Workspace(self.workspace).newest()
-        assert found is not None
-        return found
-
-    def published(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (self.workspace / "current").iterdir()}
-
-    def load(self, uri: str) -> str:
-        """What a reader in a process of its own finds nearest to a word."""
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{self.workspace}/mlflow.db"}
-        command = [sys.executable, "-m", "training.neighbors", uri, "violin"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
-
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """A project with one published version, and a corpus that has grown by a tenth since."""
-    project = Real(tmp_path_factory.mktemp("real") / "project", 10_000)
+    project = Real(tmp_path_factory.mktemp("real") / "project")
+    lines = list(islice(demo_lines(), 11_000))
+    project.add("before.txt", lines[:10_000])
     ended = project("run")
     assert ended.code == 0, ended
-    project.grow(11_000)
+    project.add("since.txt", lines[10_000:])
     return project
 
 
@@ -90,7 +39,7 @@ def test_a_cycle_that_is_killed_at_every_step_publishes_the_bytes_of_one_that_is
     assert ended.code == 0, ended
     assert "warm start from" in ended.stdout
     wanted, decision = real.published(), real.cycle.read("decision")
-    assert real.load("models:/words@champion") == real.load(str(real.workspace / "current"))
+    assert real.load("models:/words@champion", "violin") == real.load(str(real.workspace / "current"), "violin")
 
     shutil.rmtree(real.workspace)
     before.rename(real.workspace)
@@ -137,7 +86,7 @@ def end(running: Launched, sent: signal.Signals) -> None:
 def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "examples" / "retrain-demo.yaml").read_text())
     config["workspace"] = str(tmp_path / "w")
-    project = Real(tmp_path / "project", 1)
+    project = Real(tmp_path / "project")
     project.config.write_text(yaml.safe_dump(config))
     first = completed(project.command("run"), tmp_path / "logs")
     assert first.code == 0, first
@@ -150,8 +99,8 @@ def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_pat
 
 
 def test_a_tracking_server_that_is_down_ends_a_cycle_before_spark_starts(tmp_path: Path) -> None:
-    project = Real(tmp_path / "project", 100)
-    project.configure(registry={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
+    project = Real(tmp_path / "project", registry={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
+    project.add("text.txt", islice(demo_lines(), 100))
     ended = project("run")
     assert ended.code == 2
     assert "spark-submit" not in ended.stdout

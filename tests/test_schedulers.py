@@ -1,4 +1,4 @@
-"""The examples of docs/schedulers-part.md: they parse, and what they start is there."""
+"""The examples of docs/retraining.md: they parse, and what they start is there."""
 
 import configparser
 import re
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-PAGE = ROOT / "docs" / "schedulers-part.md"
+PAGE = ROOT / "docs" / "retraining.md"
 PROJECT = "/opt/shardvec"
 OF_CONFIGMAP = "/etc/shardvec/retrain.yaml"
 SUBCOMMANDS = {"plan", "prepare", "train", "evaluate", "publish", "rollback", "status", "run"}
