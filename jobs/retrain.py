@@ -80,17 +80,21 @@ def main() -> None:
 def take(step: str, config: RetrainConfig, workspace: Workspace, lock: int | None) -> int:
     """Takes one step; its exit code."""
     session = cache(lambda: build_session(f"shardvec: {config.name}"))  # for a corpus that lies elsewhere alone
-    if step == "plan":
-        return 0 if plan(config, workspace, session) else NOTHING_NEW
-    if step == "prepare":
-        prepare(config, workspace, lock, session)
-    elif step == "train":
-        train(config, workspace, lock)
-    elif step == "evaluate":
-        return 0 if evaluate(config, workspace) else REFUSED
-    else:
-        publish(config, workspace)
-    return 0
+    try:
+        if step == "plan":
+            return 0 if plan(config, workspace, session) else NOTHING_NEW
+        if step == "prepare":
+            prepare(config, workspace, lock, session)
+        elif step == "train":
+            train(config, workspace, lock)
+        elif step == "evaluate":
+            return 0 if evaluate(config, workspace) else REFUSED
+        else:
+            publish(config, workspace)
+        return 0
+    finally:
+        if session.cache_info().currsize:
+            session().stop()
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ def uri(text: str) -> str:
     return str(path(text)) if "://" not in text else text
 
 
-def check_output(output: Path, own: tuple[str, ...], kind: str) -> None:
+def check_output(output: Path, own: tuple[str, ...], kind: str, setting: str = "--output") -> None:
     """Raises InputError unless ``output`` is, or could become, a folder with nothing but ``own`` files in it.
 
-    ``own`` are glob patterns of what may be there already; ``kind`` says whose they are.
+    ``own`` are glob patterns of what may be there already; ``kind`` says whose they are, ``setting`` what names it.
     """
     try:
         existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
@@ -55,10 +55,10 @@ def check_output(output: Path, own: tuple[str, ...], kind: str) -> None:
             entry.name for entry in (output.iterdir() if existing == output else ()) if not any(map(entry.match, own))
         )
     except NotADirectoryError:
-        raise InputError(f"--output {output}: is a file, expected a folder, new or a {kind}'s") from None
+        raise InputError(f"{setting} {output}: is a file, expected a folder, new or a {kind}'s") from None
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be used ({error.strerror}); choose another folder") from None
+        raise InputError(f"{setting} {output}: cannot be used ({error.strerror}); choose another folder") from None
     if not existing.is_dir():
-        raise InputError(f"--output {output}: {existing} is a file, expected a folder; choose another folder")
+        raise InputError(f"{setting} {output}: {existing} is a file, expected a folder; choose another folder")
     if foreign:
-        raise InputError(f"--output {output}: holds {foreign[0]}, which is no {kind}'s; name a new folder")
+        raise InputError(f"{setting} {output}: holds {foreign[0]}, which is no {kind}'s; name a new folder")

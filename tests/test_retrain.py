@@ -239,6 +239,35 @@ def test_gates_that_change_between_evaluate_and_publish_are_asked_again(project:
     assert project("run").code == 0
 
 
+def test_a_refused_cycle_that_comes_back_after_others_is_done_again(project: Here) -> None:
+    """Its dataset and run have gone since."""
+    project.publish(600)
+    strict = {"heldout_increase": None, "overlap": 1.0, "frequent_words": 60}
+    project.configure(gates=strict)
+    project.grow(700)
+    times = project.corpus.stat()
+    assert project("run").code == retrain.REFUSED
+    project.grow(800)
+    assert project("run").code == retrain.REFUSED
+    project.grow(700)
+    os.utime(project.corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
+    project.programs()
+    project.configure()
+    assert (project("run").code, project.programs(), project.current) == (0, BOTH, "000002")
+
+
+def test_files_of_the_gates_are_read_before_anything_runs(project: Here) -> None:
+    project.configure(gates={"heldout_increase": None, "pairs": ["no-pairs.txt"]})
+    project("run").assert_refused("no-pairs.txt", "cannot be read")
+    assert project.programs() == []
+
+
+def test_a_corpus_that_holds_out_nothing_is_refused_before_training(project: Here) -> None:
+    project.configure(prepare={"holdout": 0.01}, gates={"overlap": None})
+    project("run").assert_refused("prepare.holdout: found no sequence", "heldout_increase: null")
+    assert project.programs() == ["spark-submit"]
+
+
 # What is published
 
 
@@ -277,6 +306,9 @@ def test_readers_always_find_a_whole_version(project: Here) -> None:
         assert project("rollback", "--to", "000001").code == 0
         assert project("rollback", "--to", "000002").code == 0
     project.publish(800)
+    deadline = time.monotonic() + 30
+    while len(seen) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     stop.set()
     reader.join()
     assert (errors, len(seen)) == ([], 3)
@@ -371,6 +403,15 @@ def test_a_champion_that_was_deleted_by_hand_is_named_and_comes_back_from_the_re
     assert "fetching it from the registry" in ended.stdout
 
 
+def test_a_version_that_was_deleted_by_hand_keeps_its_number(project: Here) -> None:
+    project.publish(600)
+    project.publish(700)
+    project("rollback")
+    shutil.rmtree(project.workspace / "published" / "000002")
+    project.publish(800)
+    assert project.current == "000003"
+
+
 def test_a_link_that_was_deleted_by_hand_is_not_taken_for_an_empty_workspace(project: Here) -> None:
     project.publish(600)
     (project.workspace / "current").unlink()
@@ -400,7 +441,7 @@ def test_a_damaged_record_is_named(project: Here) -> None:
 def test_a_folder_that_is_no_workspace_is_refused(project: Here) -> None:
     project.workspace.mkdir()
     (project.workspace / "thesis.tex").touch()
-    project("run").assert_refused("thesis.tex", "no workspace's")
+    project("run").assert_refused("workspace: w: holds thesis.tex", "no workspace's")
     assert os.listdir(project.workspace) == ["thesis.tex"]
 
 

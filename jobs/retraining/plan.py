@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.storage import Location
 from retraining.config import RetrainConfig
 from retraining.workspace import DEMO, Workspace, card
+from training.questions import read_analogies, read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 HASHED_AT_ONCE = 1 << 20
@@ -100,6 +101,14 @@ def check_dim(config: RetrainConfig, current: Path | None) -> None:
             f"train.dim: found {found}, expected the {published} of version {current.name}, onto which new vectors are "
             f"turned; keep it, or begin a new workspace"
         )
+
+
+def check_gates(config: RetrainConfig) -> None:
+    """Raises InputError for files of the gates that cannot be read: training would have been for nothing."""
+    for file in config.gates.pairs:
+        read_pairs(file)
+    if config.gates.analogies:
+        read_analogies(config.gates.analogies)
 
 
 def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) -> list[str]:

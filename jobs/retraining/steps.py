@@ -17,7 +17,17 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from retraining.children import call
 from retraining.config import RetrainConfig
-from retraining.plan import check_dim, check_grown, digest, plain, prepare_command, run_id_of, state_of, train_command
+from retraining.plan import (
+    check_dim,
+    check_gates,
+    check_grown,
+    digest,
+    plain,
+    prepare_command,
+    run_id_of,
+    state_of,
+    train_command,
+)
 from retraining.registration import CHALLENGER, CHAMPION, reach_registry, register, registry_of
 from retraining.workspace import CURRENT, Cycle, Workspace, card, remove
 from training.vectors import Tables
@@ -34,6 +44,7 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
     if champion:
         Tables.load(champion)  # a damaged version shows before hours of work
     check_dim(config, champion)
+    check_gates(config)
     print(f"cycle {cycle.run_id}: {check_grown(state, config, workspace, champion)}")
     reach_registry(config, workspace)
     before = cycle.read("plan")
@@ -79,7 +90,13 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
     check_same(config, workspace, planned, session)
     call(planned["prepare"], cycle.folder / "prepare.log", lock)
     check_same(config, workspace, planned, session)
-    cycle.write("prepare", {"prepared": now(), "dataset_id": Manifest.load(cycle.dataset).dataset_id})
+    manifest = Manifest.load(cycle.dataset)
+    if config.gates.heldout_increase is not None and not manifest.select(0, "heldout"):
+        raise InputError(
+            f"prepare.holdout: found no sequence in the share {config.prepare.holdout:g} that is held out, expected "
+            f"some to judge by; raise it, or say gates: heldout_increase: null"
+        )
+    cycle.write("prepare", {"prepared": now(), "dataset_id": manifest.dataset_id})
 
 
 def check_same(

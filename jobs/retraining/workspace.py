@@ -85,12 +85,18 @@ class Workspace:
         return self.cycle(record["run_id"]) if record else None
 
     def begin(self, cycle: Cycle) -> None:
-        """Makes ``cycle`` the newest, and frees the disk of what others needed."""
+        """Makes ``cycle`` the newest, and frees the disk of what others needed, and of what they never published."""
         write_json(self.folder / POINTER, {"run_id": cycle.run_id})
-        for other in (self.folder / CYCLES).iterdir():
-            for heavy in other.iterdir() if other.name != cycle.run_id else ():
-                if heavy.is_dir():
-                    remove(heavy)
+        for other in self.cycles():
+            if other != cycle:
+                other.forget("prepare", "train")
+                for heavy in other.folder.iterdir():
+                    if heavy.is_dir():
+                        remove(heavy)
+        published = self.publications()
+        for version in self.versions():
+            if version.name not in published and version != self.current() and version != self.version_of(cycle.run_id):
+                remove(version)
 
     def current(self) -> Path | None:
         """The folder of the published version; None before the first. Raises InputError where it is damaged."""
@@ -136,8 +142,8 @@ class Workspace:
         """The challenger of ``cycle`` as a version, which nobody reads yet; done twice, it is the same."""
         if found := self.version_of(cycle.run_id):
             return found
-        numbers = [int(found.name) for found in (self.folder / PUBLISHED).glob("[0-9]*")]
-        version = self.folder / PUBLISHED / f"{max(numbers, default=0) + 1:06d}"
+        numbers = map(int, [*(found.name for found in self.versions()), *self.publications()])
+        version = self.version(f"{max(numbers, default=0) + 1:06d}")
         version.parent.mkdir(exist_ok=True)
         cycle.challenger.replace(version)
         return version
@@ -166,7 +172,7 @@ class Workspace:
         What a killed command has started ends with it, but not at once: it is waited for. Raises InputError when a
         live one has the lock.
         """
-        check_output(self.folder, OWN, "workspace")
+        check_output(self.folder, OWN, "workspace", "workspace:")
         with ExitStack() as stack:
             with self.writing():
                 (self.folder / CYCLES).mkdir(parents=True, exist_ok=True)
@@ -222,8 +228,11 @@ class Workspace:
 
 
 def card(version: Path) -> dict[str, Any]:
-    """What a published version says of itself."""
-    return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
+    """What a published version says of itself. Raises InputError for one that is damaged."""
+    try:
+        return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise InputError(f"{version / SUMMARY}: damaged ({error}); bring it back, or roll back and remove it") from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
