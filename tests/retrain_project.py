@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 from conftest import ROOT, Ended
-from launch import completed
+from launch import launched
 from retraining.workspace import Cycle, Workspace
+
+LIMIT_S = 900
+"""For a cycle that takes a minute: other tests may have the machine's cores."""
 
 RETRAIN = [sys.executable, str(ROOT / "jobs" / "retrain.py")]
 
@@ -44,7 +47,8 @@ class Real:
         return [*RETRAIN, name, "--config", str(self.config)]
 
     def __call__(self, name: str) -> Ended:
-        return completed(self.command(name), self.folder / "logs")
+        with launched(self.command(name), self.folder / "logs") as running:
+            return running.end(LIMIT_S)
 
     @property
     def cycle(self) -> Cycle:

@@ -88,10 +88,10 @@ def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_pat
     config["workspace"] = str(tmp_path / "w")
     project = Real(tmp_path / "project")
     project.config.write_text(yaml.safe_dump(config))
-    first = completed(project.command("run"), tmp_path / "logs")
+    first = project("run")
     assert first.code == 0, first
     assert flags(first.stdout.split())["--deterministic"]
-    second = completed(project.command("run"), tmp_path / "logs")
+    second = project("run")
     assert (second.code, second.stdout.count("\n")) == (0, 1), second
     assert "nothing is new" in second.stdout
     found = Vectors.load(tmp_path / "w" / "current").most_similar("violin", 3)
