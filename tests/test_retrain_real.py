@@ -1,4 +1,7 @@
-"""Whole retraining cycles: Spark, torchrun and MLflow as they are, in processes that are killed."""
+"""Whole retraining cycles: Spark, torchrun and MLflow as they are, in processes that are killed.
+
+Kills at more points than here, with stand-ins for the three, are in test_retrain.py.
+"""
 
 import shlex
 import shutil
@@ -31,6 +34,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     return project
 
 
+@pytest.mark.long
 def test_a_cycle_that_is_killed_at_every_step_publishes_the_bytes_of_one_that_is_not(real: Real) -> None:
     """The trainer is asked to stop, too, before it is killed; evaluation meets a disk that is full."""
     before = real.folder / "before"
