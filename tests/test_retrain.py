@@ -591,7 +591,7 @@ def test_status_says_what_there_is_and_changes_nothing(project: Here) -> None:
     project.publish(600)
     project.publish(700)
     said = project("status").stdout
-    for words in ("version 000002", "<- current", "accepted", "done: plan, prepare, train, decision, publish"):
+    for words in ("version 000002", "<- current", "accepted", "done: plan, prepare, train, evaluate, publish"):
         assert words in said
     assert f"words@champion is cycle {project.record('plan')['run_id']}" in said
 

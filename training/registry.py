@@ -116,13 +116,15 @@ def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[N
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at MLflow's import
     unset = {name: value for name, value in BOUNDS.items() if name not in os.environ}
-    with ONE_AT_A_TIME, _environment(unset), _silence():
+    with ONE_AT_A_TIME, _environment(unset), warnings.catch_warnings(), ExitStack() as quiet:
+        warnings.simplefilter("ignore")
         try:
-            import mlflow
+            import mlflow  # which sets up its loggers, so they are silenced after it
         except ModuleNotFoundError as error:
             if error.name != "mlflow":
                 raise
             raise InputError(f"{where}: MLflow is not installed; pip install 'shardvec[retrain]'") from None
+        quiet.enter_context(_silence())
         try:
             yield
         except mlflow.MlflowException as error:
@@ -137,17 +139,15 @@ def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[N
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings, and nothing logged."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.disabled = True
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.disabled = False
+    """Nothing is logged: by these loggers' level, since those below them have none of their own."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in LOGGERS}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def answered(call: Callable[[], Answer]) -> Answer:

@@ -31,7 +31,8 @@ def status(config: RetrainConfig, workspace: Workspace) -> str:
         mark = " <- current" if current and version == current.name else ""
         lines.append(f"  version {version}: published {record['published']}, cycle {cycle.run_id}{here}{mark}")
     if newest := workspace.newest():
-        done = [step for step in ("plan", "prepare", "train", "decision", "publish") if newest.read(step)]
+        records = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
+        done = [step for step, record in records.items() if newest.read(record)]
         decision = newest.read("decision")
         lines.append(f"newest cycle: {newest.run_id}, done: {', '.join(done) or 'nothing'}")
         if decision:
