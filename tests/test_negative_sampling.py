@@ -1,5 +1,6 @@
 """The study of negative sampling: every way draws from the law, and what bends it is computed as counting finds it."""
 
+import re
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import ROOT, Command
 from gensim.models import Word2Vec
 from tiny import write_tiny_dataset
 
@@ -156,3 +157,13 @@ def test_the_benchmark_reports_every_way(tmp_path: Path, call: Command, monkeypa
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     manifest = Manifest.load(tmp_path / "data")
     assert f"{manifest.counts.examples:,} rows of {manifest.vocab_size - 1:,} words" in ended.stdout
+
+
+def test_the_page_has_the_reports_numbers() -> None:
+    page = (ROOT / "docs" / "negative-sampling.md").read_text(encoding="utf-8")
+    report = (ROOT / "benchmarks" / "reports" / "negative-sampling.md").read_text(encoding="utf-8")
+    number = r"[+-]?\d[\d,.]*(?:e-\d+)?"
+    tables = [line for line in page.splitlines() if line.startswith("|")]
+    figures = {figure for line in tables for figure in re.findall(number, re.sub(r"float\d+", "", line))}
+    assert len(figures) > 80
+    assert {figure.rstrip(",") for figure in figures} - set(re.findall(number, report)) == set()
