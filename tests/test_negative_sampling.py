@@ -92,6 +92,11 @@ def test_inclusion_is_that_of_every_order_of_draws(law: list[int], num_negatives
     assert sum(chances) == num_negatives
 
 
+def test_inclusion_of_many_words_sums_to_k_and_is_even_for_an_even_law() -> None:
+    assert inclusion(noise_law(zipf_counts(400)), 5).sum() == pytest.approx(5, rel=1e-9)
+    np.testing.assert_allclose(inclusion(np.full(200, 1 / 200), 3), 3 / 200, rtol=1e-9)
+
+
 ROWS = [[1, 2, 1, 0], [3, 0, 0, 0], [2, 1, 4, 3], [2, 2, 2, 2]]
 
 
