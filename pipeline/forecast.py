@@ -42,6 +42,9 @@ def forecast(vocab: Vocab, tables: Tables, config: PipelineConfig, num_tasks: in
 
 
 def rounded(number: float) -> str:
-    """Two digits of it: 187,344 is 190,000."""
-    digits = 1 - math.floor(math.log10(number)) if number > 0 else 0
+    """Of 1 and more two digits, 190,000 for 187,344; of less, one."""
+    if number <= 0:
+        return "0"
+    magnitude = math.floor(math.log10(number))
+    digits = 1 - magnitude if number >= 1 else -magnitude
     return f"{round(number, digits):,.{max(0, digits) if number < 1 else 0}f}"

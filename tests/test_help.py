@@ -172,3 +172,40 @@ def test_another_broken_pipe_is_no_readers_doing(tmp_path: Path) -> None:
     ended = start([str(script)])
     assert ended.code == 1
     assert "a socket" in ended.stderr
+
+
+# The end of make run
+
+STUBS = {
+    "spark-submit": "exit 0",
+    "torchrun": "mkdir -p runs/ptb; cd runs/ptb; touch summary.json loss.png vectors.safetensors",
+    "python": "echo cosine sim=1.000: intel",
+}
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_make_run_ends_with_where_to_look(tmp_path: Path, report: bool) -> None:
+    """Of files, with those that are there."""
+    (tmp_path / "bin").mkdir()
+    for name, does in STUBS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    if report:
+        (tmp_path / "runs" / "ptb").mkdir(parents=True)
+        (tmp_path / "runs" / "ptb" / "report.html").touch()
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / "run.sh")],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "INPUT": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    before, _, end = done.stdout.partition("runs/ptb holds the run. Where to look:\n")
+    assert "cosine sim=1.000: intel" in before
+    assert ("  runs/ptb/report.html  " in end) == report
+    assert "  runs/ptb/loss.png  " in end
+    assert "metrics.jsonl" not in end
+    for word in ("training.neighbors runs/ptb WORD", "training.export runs/ptb", "README.md and docs/"):
+        assert word in end
