@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -560,6 +561,7 @@ def test_a_log_says_how_far_a_long_run_is_and_how_long_it_still_takes(
 
 def test_a_terminal_shows_a_bar_and_a_pipe_beside_it_plain_lines(pristine: Path, tmp_path: Path) -> None:
     ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
     flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), *QUICK, "--global-batch", "256"]
     done = subprocess.run([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=terminal, timeout=120)
     os.set_blocking(ours, False)
