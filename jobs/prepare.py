@@ -7,7 +7,7 @@ spark-submit jobs/prepare.py --input sessions/ --format parquet --column items -
 
 import argparse
 
-from session import add_sampling_flags, config_from, run, run_prepare
+from session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
 
 from pipeline.config import TOKENIZERS
 from pipeline.corpus import FORMATS, corpus
@@ -15,11 +15,16 @@ from pipeline.errors import Parser, uri
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("jobs/prepare.py", "Any corpus to a dataset for training/train.py.")
+    parser = Parser(
+        "jobs/prepare.py",
+        "Any corpus to a dataset for training/train.py.",
+        "spark-submit jobs/prepare.py --input 'texts/*.gz' --tokenizer words --output data/mine",
+        "spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items",
+    )
     parser.add_argument(
         "--input", type=uri, nargs="+", required=True, help="files, folders, patterns, or URIs that Spark reads"
     )
-    parser.add_argument("--output", type=uri, required=True, help="the dataset: a folder, or a URI such as s3://b/p")
+    parser.add_argument("--output", type=uri, required=True, help=OUTPUT)
     group = parser.add_argument_group("corpus")
     group.add_argument(
         "--format", choices=FORMATS, default="text", help="text is one sequence a line, plain, .gz, .bz2 or .zst"
@@ -29,10 +34,12 @@ def parse() -> argparse.Namespace:
         "--tokenizer", choices=TOKENIZERS, default="whitespace", help="words: runs of Unicode letters and numbers"
     )
     group.add_argument(
-        "--lowercase", action=argparse.BooleanOptionalAction, help="default: with --tokenizer words only"
+        "--lowercase",
+        action=argparse.BooleanOptionalAction,
+        help="of every token (default: with --tokenizer words only)",
     )
-    add_sampling_flags(parser)
-    return parser.parse_args()
+    add_common_flags(parser)
+    return parsed(parser)
 
 
 def main() -> None:

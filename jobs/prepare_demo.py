@@ -5,7 +5,7 @@ spark-submit jobs/prepare_demo.py
 
 from pathlib import Path
 
-from session import add_sampling_flags, config_from, run, run_prepare
+from session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
 
 from pipeline.corpus import demo
 from pipeline.errors import Parser, uri
@@ -14,11 +14,12 @@ CACHE = Path("data/cache/demo.txt")
 
 
 def main() -> None:
-    parser = Parser("jobs/prepare_demo.py", "The built-in demo corpus to a dataset for training/train.py.")
-    parser.add_argument("--output", type=uri, default="data/demo", help="the dataset (default: %(default)s)")
+    example = "spark-submit jobs/prepare_demo.py"
+    parser = Parser("jobs/prepare_demo.py", "The built-in demo corpus to a dataset for training/train.py.", example)
+    parser.add_argument("--output", type=uri, default="data/demo", help=OUTPUT)
     # A tenth of a corpus' usual size: rarer words count, and frequent ones are thinned out less.
-    add_sampling_flags(parser, min_count=5, sample=1e-3)
-    arguments = parser.parse_args()
+    add_common_flags(parser, min_count=5, sample=1e-3)
+    arguments = parsed(parser)
     run_prepare(demo(CACHE), config_from(arguments), arguments.output, arguments.overwrite)
 
 

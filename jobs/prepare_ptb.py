@@ -7,7 +7,7 @@ spark-submit jobs/prepare_ptb.py --input ptb.train.txt --output data/ptb --epoch
 import argparse
 from pathlib import Path
 
-from session import add_sampling_flags, config_from, run, run_prepare
+from session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
 
 from pipeline.errors import Parser, path, uri
 from pipeline.ptb import PTB_FILE, ptb
@@ -16,13 +16,18 @@ CACHE = Path("data/cache") / PTB_FILE
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("jobs/prepare_ptb.py", "Penn Treebank (or any text) to a dataset for training/train.py.")
-    parser.add_argument(
-        "--input", type=path, help=f"a text file or a folder of them; left out: {CACHE}, or a download to it"
+    parser = Parser(
+        "jobs/prepare_ptb.py",
+        "Penn Treebank (or any text) to a dataset for training/train.py, with the settings of the book.",
+        "spark-submit jobs/prepare_ptb.py",
+        "spark-submit jobs/prepare_ptb.py --input ptb.train.txt --epochs 5",
     )
-    parser.add_argument("--output", type=uri, default="data/ptb", help="the dataset (default: %(default)s)")
-    add_sampling_flags(parser)
-    return parser.parse_args()
+    parser.add_argument(
+        "--input", type=path, help=f"a text file or a folder of them (default: {CACHE}, or a download to it)"
+    )
+    parser.add_argument("--output", type=uri, default="data/ptb", help=OUTPUT)
+    add_common_flags(parser)
+    return parsed(parser)
 
 
 def main() -> None:

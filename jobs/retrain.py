@@ -28,7 +28,9 @@ STEPS = ("plan", "prepare", "train", "evaluate", "publish")
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("jobs/retrain.py", "Retrains on a corpus that grows, and publishes what the gates accept.")
+    example = "python jobs/retrain.py {} --config examples/retrain-demo.yaml"
+    about = "Retrains on a corpus that grows, and publishes what the gates accept."
+    parser = Parser("jobs/retrain.py", about, *map(example.format, ("run", "status")))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
     for name, text in (
         ("run", "all steps in order; what is done is not done again"),
@@ -40,8 +42,11 @@ def parse() -> argparse.Namespace:
         ("rollback", "publishes an earlier version again"),
         ("status", "what is published, and where the newest cycle is"),
     ):
-        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML, see examples/")
+        about = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=about, example=example.format(name))
+        command.add_argument(
+            "--config", type=path, required=True, metavar="FILE", help="the cycle's settings, YAML: docs/retraining.md"
+        )
         if name == "rollback":
             command.add_argument("--to", metavar="VERSION", help="such as 000003 (default: the one before the newest)")
     return parser.parse_args()
@@ -50,8 +55,8 @@ def parse() -> argparse.Namespace:
 class _Command(Parser):
     """The parser of one command."""
 
-    def __init__(self, prog: str, description: str, **_: object):
-        super().__init__(prog, description)
+    def __init__(self, prog: str, description: str, example: str, **_: object):
+        super().__init__(prog, description, example)
 
 
 def main() -> None:

@@ -19,40 +19,51 @@ from pyspark.sql import SparkSession
 
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
-from pipeline.errors import InputError, check_output
+from pipeline.errors import InputError, Parser, check_output, command
 from pipeline.generation import LOCK, writing
 from pipeline.manifest import Manifest
 from pipeline.stages import prepare
 from pipeline.storage import Location, is_uri
 
+log = logging.getLogger("pipeline")
+"""Of all that prepare says before its result: what it does at INFO, details at DEBUG."""
+
+OUTPUT = "the dataset: a folder, or a URI such as s3://bucket/words"
 PROBE = ".probe"
 DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK, PROBE)
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
-    """One flag for every field of PipelineConfig, and --overwrite; ``defaults`` replace the dataclass's own."""
+def add_common_flags(parser: Parser, **defaults: object) -> None:
+    """One flag for every field of PipelineConfig, and what all jobs have; ``defaults`` replace the dataclass's own."""
     group = parser.add_argument_group("sampling")
     for name, kind, text in (
-        ("window", int, "largest distance of a context, in tokens"),
+        ("window", int, "largest distance of a context from its center, in tokens"),
         ("negatives", int, "noise words for each context (K)"),
-        ("min-count", int, "rarer words become <unk>"),
-        ("max-vocab", int, "keep at most this many words"),
+        ("min-count", int, "words seen fewer times become <unk>"),
+        ("max-vocab", int, "keep at most this many words, the most frequent (default: all)"),
         ("sample", float, "subsampling threshold t, a relative frequency; 0 keeps every token"),
         ("subsample-rule", str, "paper: min(1, sqrt(t/f)); word2vec: min(1, sqrt(t/f) + t/f)"),
         ("ns-exponent", float, "the noise law is count ** this"),
-        ("num-shards", int, "shards an epoch; derived from the corpus when left out"),
+        ("num-shards", int, "shards an epoch (default: 16, or one for each 2^20 examples if these are more)"),
         ("epochs", int, "independent samplings, all in one pass"),
-        ("holdout", float, "share of sequences kept aside and never trained on"),
+        ("holdout", float, "share of sequences, 0 to 0.5, that is kept aside and never trained on"),
         ("max-sentence-length", int, "longer sequences are cut, in tokens"),
-        ("seed", int, "any integer"),
+        ("seed", int, "of subsampling, windows and negatives; any integer"),
     ):
         field = name.replace("-", "_")
         default = defaults.get(field, PipelineConfig.__dataclass_fields__[field].default)
         choices = ("paper", "word2vec") if name == "subsample-rule" else None
-        shown = "" if default is None else " (default: %(default)s)"
-        group.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text + shown)
+        group.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    parser.add_verbosity("adds the seconds of each stage, and where Spark's own pages are")
+
+
+def parsed(parser: Parser) -> argparse.Namespace:
+    """The flags that were given, of which -q and -v have their effect at once."""
+    arguments = parser.parse_args()
+    log.setLevel(logging.INFO - 10 * arguments.verbosity)
+    return arguments
 
 
 def config_from(arguments: argparse.Namespace) -> PipelineConfig:
@@ -63,8 +74,12 @@ def config_from(arguments: argparse.Namespace) -> PipelineConfig:
 
 def build_session(name: str) -> SparkSession:
     """The session spark-submit asked for, or all local cores; quiet."""
-    builder = SparkSession.builder.appName(name).config("spark.ui.showConsoleProgress", "false")
+    builder = SparkSession.builder.appName(name)
+    # Under spark-submit our stderr is a pipe to Java, and tools/spark-env.sh has said whether Java's is a terminal.
+    if not log.isEnabledFor(logging.INFO) or not (sys.stderr.isatty() or "PYSPARK_GATEWAY_PORT" in os.environ):
+        builder = builder.config("spark.ui.showConsoleProgress", "false")
     spark = builder.getOrCreate()
+    log.debug("Spark's pages: %s", spark.sparkContext.uiWebUrl or "none")
     # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
     spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
     if not spark.sparkContext.getConf().contains(BATCH_BYTES):
@@ -108,7 +123,7 @@ def _contents(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
 
 
 def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: bool) -> None:
-    """Prepares ``output`` unless it is there already, and prints what it holds."""
+    """Prepares ``output`` unless it is there already, and prints what it holds, or, when quiet, what was not right."""
     try:
         location = Location.of(output)
     except InputError as error:
@@ -119,10 +134,11 @@ def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: 
         print(f"{output}: already there, nothing to do")
         return
     started = time.perf_counter()
+    log.info("%s from %s\n%s", output, corpus.description, config)
     manifest = prepare(session(), corpus, config, location)
     session().stop()
-    print(manifest)
-    print(f"{output}: dataset {manifest.dataset_id} in {time.perf_counter() - started:.1f} s")
+    found = [str(manifest)] if log.isEnabledFor(logging.INFO) else manifest.remarks
+    print(*found, f"{output}: dataset {manifest.dataset_id} in {time.perf_counter() - started:.1f} s", sep="\n")
 
 
 def check_free(output: Location) -> None:
@@ -164,20 +180,17 @@ def is_there(
 
 def run(main: Callable[[], None]) -> None:
     """Runs a job's main: what the user can mend ends in one line and exit code 2, Ctrl-C in one line and 130."""
-    ours = logging.getLogger("pipeline")
-    ours.setLevel(logging.INFO)
-    ours.handlers = [logging.StreamHandler(sys.stdout)]
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler(sys.stdout)]
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
     try:
-        main()
+        with command():
+            main()
     except BaseException as error:
-        if _is_interrupt(error):
-            print("interrupted; what was there before is unchanged", file=sys.stderr)
-            sys.exit(130)
-        if not isinstance(error, InputError):
+        if not _is_interrupt(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print("interrupted; what was there before is unchanged", file=sys.stderr)
+        sys.exit(130)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -1,7 +1,7 @@
 """PipelineConfig: every setting that decides which bytes prepare writes, checked once, stored in the manifest."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.errors import InputError
 
@@ -86,6 +86,11 @@ class PipelineConfig:
             raise InputError.flag("ns_exponent", self.ns_exponent, "a number in [-4, 4]; 0.75 is usual")
         if not (math.isfinite(self.holdout) and 0 <= self.holdout <= 0.5):
             raise InputError.flag("holdout", self.holdout, "a share in [0, 0.5]")
+
+    def __str__(self) -> str:
+        """All settings, for people, with the width of a row that follows from them."""
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None)
+        return f"{settings}; rows of 2 x {self.window} x (1 + {self.negatives}) = {self.max_len}"
 
     @property
     def max_len(self) -> int:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import InputError, Parser
+from pipeline.errors import InputError, Parser, command
 from pipeline.storage import Location
 
 FORMAT_VERSION = 2
@@ -177,23 +177,24 @@ class Manifest:
                     f"run prepare again with --overwrite"
                 )
 
+    @property
+    def remarks(self) -> list[str]:
+        """What of the corpus was not as it should be, a line each."""
+        found = (
+            (self.counts.nulls, "rows or tokens without a value were skipped"),
+            (self.counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
+            (self.counts.long_tokens, "tokens were too long to be words and became <unk>"),
+        )
+        return [f"{number:,} {what}" for number, what in found if number]
+
     def __str__(self) -> str:
         """What the dataset holds, for people, in a few lines."""
         counts = self.counts
         size = sum(shard.bytes for shard in self.shards)
-        skipped = [
-            f"{number:,} {what}"
-            for number, what in (
-                (counts.nulls, "rows or tokens without a value were skipped"),
-                (counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
-                (counts.long_tokens, "tokens were too long to be words and became <unk>"),
-            )
-            if number
-        ]
         held = sum(shard.rows for shard in self.shards if shard.split == "heldout")
         lines = [
             f"{counts.lines:,} lines, {counts.tokens:,} tokens, {counts.unknown:,} of them <unk>",
-            *skipped,
+            *self.remarks,
             f"vocabulary of {self.vocab_size:,} with <unk>",
             f"{counts.examples:,} examples, {counts.pairs:,} pairs in {self.sampled_epochs} sampled epoch(s)"
             + (f", {held:,} of the examples held out" if held else ""),
@@ -216,10 +217,15 @@ def main(argv: list[str]) -> None:
     """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
     from pipeline.verify import problems  # it needs this module
 
-    parser = Parser("python -m pipeline.manifest", "Shows what a dataset holds, or reads and checks all of it.")
-    parser.add_argument("command", choices=("show", "verify"))
+    parser = Parser(
+        "python -m pipeline.manifest",
+        "Shows what a dataset holds, or reads and checks all of it.",
+        "python -m pipeline.manifest show data/ptb",
+        "python -m pipeline.manifest verify s3://bucket/words",
+    )
+    parser.add_argument("command", choices=("show", "verify"), help="show reads the manifest only, verify every byte")
     parser.add_argument("dataset", help="a folder or URI with manifest.json")
-    try:
+    with command():
         arguments = parser.parse_args(argv)
         manifest = Manifest.load(arguments.dataset)
         print(manifest)
@@ -234,9 +240,6 @@ def main(argv: list[str]) -> None:
         if found:
             sys.exit(2)
         print(f"{arguments.dataset}: every digest and count is right")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ depends on (seed, epoch, purpose, key of the sequence, how many equal ones came 
 
 import json
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from pyspark.sql import functions as F
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus
 from pipeline.errors import InputError
+from pipeline.forecast import expected_examples, forecast
 from pipeline.generation import check_unchanged, current, new_generation, writing
 from pipeline.lookup import WordIndex
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
@@ -32,7 +34,6 @@ from pipeline.shards import ROW_GROUP_ROWS, versions
 from pipeline.sink import RESULTS, ShardSink
 from pipeline.spark_errors import user_error
 from pipeline.storage import Location
-from pipeline.subsample import CERTAIN
 from pipeline.task import TABLES, from_the_driver, to_binary
 from pipeline.tokens import tokenized
 from pipeline.totals import MAX_PARTIAL_COUNTS, Totals
@@ -58,8 +59,10 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             source_state = corpus.state(lambda: spark)
             rows = corpus.read(spark)
 
-            log.info("counting words in %s", corpus.description)
-            vocab, seen = count(rows, config)
+            sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
+            log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
+            with timed("counting"):
+                vocab, seen = count(rows, config)
             check_vocab(vocab, config)
             tables = Tables.build(vocab.counts_V, config)
             with writing(output):
@@ -67,9 +70,11 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
                 (generation / TABLES).put(tables.to_bytes())
 
             num_shards = config.num_shards or default_num_shards(vocab, tables)
-            log.info("vocabulary of %d; sampling into %d shards an epoch", len(vocab), num_shards)
+            log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
+            log.info("%s", forecast(vocab, tables, config, spark.sparkContext.defaultParallelism))
             sequences = shuffle(encoded(rows, config, generation), num_shards)
-            write(sequences, config, generation)
+            with timed("shuffling, sampling and writing"):
+                write(sequences, config, generation)
 
             manifest = collect(generation, config, source_state, vocab, seen)
             check_shared(manifest, output)
@@ -82,6 +87,14 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             raise
         except Exception as error:
             raise user_error(error, corpus.description) or error from None
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[None]:
+    """Says how long a stage took, to those who want the details."""
+    started = time.perf_counter()
+    yield
+    log.debug("%s took %.1f s", stage, time.perf_counter() - started)
 
 
 def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int]]:
@@ -132,8 +145,7 @@ def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
 
 def default_num_shards(vocab: Vocab, tables: Tables) -> int:
     """From the vocabulary alone: a shard for each 2^20 examples expected, at least 16."""
-    expected = float((vocab.counts_V * (tables.keep_V / CERTAIN)).sum())
-    return max(MIN_SHARDS, int(-(-expected // EXAMPLES_PER_SHARD)))
+    return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
 
 
 def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:

@@ -1,6 +1,7 @@
 """The environment that `make setup` makes: Java, torchrun, and a Spark that keeps quiet."""
 
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -129,6 +130,22 @@ def test_a_java_home_that_was_set_since_stays(tmp_path: Path, at_setup: str, now
     configure_spark(tmp_path, tmp_path / "wrapper", java_home=at_setup)
     said = run("sh", "-c", f'. {tmp_path}/spark-env.sh; echo "$JAVA_HOME"', JAVA_HOME=now)
     assert said.stdout.strip() == (str(tmp_path / "wrapper") if wrapped else now)
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_spark_draws_its_bar_on_a_terminal_only(tmp_path: Path, on_a_terminal: bool) -> None:
+    configure_spark(tmp_path, tmp_path / "wrapper", java_home="")
+    ours, terminal = pty.openpty()
+    said = subprocess.run(
+        ["sh", "-c", f'. {tmp_path}/spark-env.sh; echo "$SPARK_SUBMIT_OPTS"'],
+        stdout=subprocess.PIPE,
+        stderr=terminal if on_a_terminal else subprocess.PIPE,
+        text=True,
+    )
+    os.close(ours)
+    os.close(terminal)
+    assert ("-Dspark.ui.showConsoleProgress=true" in said.stdout) == on_a_terminal
+    assert "-XX:TieredStopAtLevel=1" in said.stdout
 
 
 # --- Spark ---

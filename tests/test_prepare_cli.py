@@ -33,6 +33,7 @@ from pipeline import ptb as ptb_module
 from pipeline.config import PipelineConfig
 from pipeline.corpus import text
 from pipeline.errors import InputError
+from pipeline.forecast import bytes_an_example, core_seconds, rounded
 from pipeline.manifest import Manifest
 from pipeline.ptb import ptb
 from pipeline.stages import prepare
@@ -699,3 +700,75 @@ def test_spark_submit_ends_with_2_and_our_line_last(sentences: Path, tmp_path: P
     assert [line for line in found if line.startswith("error: ")] == found[-1:], ended.stdout
     assert "--min-count 9999" in found[-1]
     assert tree(tmp_path) == before
+
+
+# What is printed
+
+
+def said(job: Command, sentences: Path, tmp_path: Path, *flags: str) -> list[str]:
+    """The lines of a preparation that went well, and nothing on stderr."""
+    ended = job("--input", sentences, "--output", tmp_path / "out", *SMALL, "--overwrite", *flags)
+    assert (ended.code, ended.stderr) == (0, "")
+    return ended.stdout.splitlines()
+
+
+def test_what_is_about_to_happen_is_said_before_the_long_work(
+    spark_job: Command, sentences: Path, tmp_path: Path
+) -> None:
+    """The settings, the width of a row, what is read, and what will be written, each with its arithmetic."""
+    lines = said(spark_job, sentences, tmp_path, "--epochs", "2")
+    assert lines[0].startswith(f"{tmp_path / 'out'} from {sentences}")
+    assert "window 2, negatives 5, min_count 2, sample 0.0," in lines[1]
+    assert "rows of 2 x 2 x (1 + 5) = 24" in lines[1]
+    assert lines[2] == "counting words in 1 file(s) of 0.0 MB"
+    forecast = next(number for number, line in enumerate(lines) if line.startswith("about "))
+    assert lines[forecast].startswith("about 1,600 examples an epoch x 2 epoch(s) x at most about 31 bytes = 0.1 MB; ")
+    assert "less than a minute in all on 2 cores" in lines[forecast]
+    assert lines[forecast] == lines[4]
+
+
+def test_quiet_prints_the_last_line_and_what_was_not_right_and_verbose_adds_times(
+    spark_job: Command, sentences: Path, tmp_path: Path
+) -> None:
+    usual, verbose = said(spark_job, sentences, tmp_path), said(spark_job, sentences, tmp_path, "-v")
+    timed = [line for line in verbose if line.startswith(("counting took ", "shuffling, sampling and writing took "))]
+    assert len(timed) == 2
+    assert [line for line in verbose[:-1] if line not in timed] == usual[:-1]
+    (only,) = said(spark_job, sentences, tmp_path, "-q")
+    assert only.partition(" in ")[0] == usual[-1].partition(" in ")[0]
+    sentences.write_bytes(sentences.read_bytes() + b"caf\xe9 w1 w2\n")
+    assert said(spark_job, sentences, tmp_path, "-q")[0].startswith("1 lines were not valid UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("num_words", "bytes_seen"), [(6719, 59.5), (45_289, 91.7), (2002, 51.7)], ids=["ptb", "wikipedia", "demo"]
+)
+def test_the_bytes_that_are_foretold_are_at_least_those_that_are_written_and_half_as_much_again_at_most(
+    num_words: int, bytes_seen: float
+) -> None:
+    """Those of README, docs/scaling.md and the demo corpus."""
+    foretold = bytes_an_example(num_words, PipelineConfig())
+    assert bytes_seen <= foretold <= 1.5 * bytes_seen
+
+
+def test_the_time_that_is_foretold_is_that_of_the_documents() -> None:
+    """docs/scaling.md: 17 M tokens in 21.2 core-seconds, 70 M in 60.2."""
+    assert core_seconds(16_940_000, 1) == pytest.approx(21.2, rel=0.05)
+    assert core_seconds(70_000_000, 1) == pytest.approx(60.2, rel=0.05)
+    assert core_seconds(10**9, 3) - core_seconds(10**9, 1) == pytest.approx(2 * 0.28e-6 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (187_344, "190,000"),
+        (94, "94"),
+        (0.138, "0.1"),
+        (12.6, "13"),
+        (0.04, "0.04"),
+        (0.0, "0"),
+        (999_999, "1,000,000"),
+    ],
+)
+def test_a_foretold_number_has_two_digits_at_most(number: float, text: str) -> None:
+    assert rounded(number) == text

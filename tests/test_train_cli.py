@@ -5,9 +5,13 @@ Most cases run ``main`` in this process, since a process of its own takes second
 
 import json
 import math
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +27,7 @@ from tiny import write_tiny_dataset
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
-from training import neighbors, train
+from training import metrics, neighbors, train
 from training.config import TrainConfig, parse
 from training.plan import plan_epoch
 from training.run_folder import finish
@@ -505,6 +509,69 @@ def test_a_dataset_that_is_replaced_while_the_last_batches_are_trained_costs_no_
     monkeypatch.setattr(train, "finish", finish_late)
     assert training("--data", data, "--output", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "vocab.parquet").read_bytes() == vocabulary
+
+
+# What is printed
+
+STEP = re.compile(r"step \d+/\d+: epoch 1, loss \d\.\d{4}, [\d,]+ tokens/s, about \d\d:\d\d left")
+EPOCH = re.compile(r"epoch 1/1: loss \d\.\d{4}, [\d,]+ examples in \d+\.\d s, [\d,]+ tokens/s")
+LAST = re.compile(r"loss \d\.\d{3}, \d+\.\d tokens/sec on cpu")
+
+
+def said(training: Command, data: Path, output: Path, *flags: str) -> list[str]:
+    """The lines of a run that went well, but for one on compiling, and nothing on stderr."""
+    ended = training("--data", data, "--output", output, "--overwrite", "--global-batch", 256, "--log-every", 2, *flags)
+    assert (ended.code, ended.stderr) == (0, "")
+    return [line for line in ended.stdout.splitlines() if not line.startswith("compiled ")]
+
+
+def test_a_log_has_the_derived_numbers_with_their_arithmetic_then_epochs_then_the_result(
+    training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "FIRST_LINE_S", 1e9)
+    first, batch, _, tables, epoch, last = said(training, pristine, tmp_path / "out")
+    assert first.startswith(f"{pristine}: ")
+    assert batch.startswith("global batch 256 = 1 rank(s) x 256 rows, 1 epochs, ")
+    assert tables == "2 tables x 61 words x 4 numbers x 4 bytes = 0.0 MB"
+    assert EPOCH.fullmatch(epoch)
+    assert LAST.fullmatch(last)
+
+
+def test_quiet_prints_the_last_line_and_verbose_one_for_each_of_the_metrics(
+    training: Command, pristine: Path, tmp_path: Path
+) -> None:
+    (only,) = said(training, pristine, tmp_path / "out", "-q")
+    assert LAST.fullmatch(only)
+    verbose = said(training, pristine, tmp_path / "out", "-v")
+    recorded = [json.loads(line)["kind"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert recorded.count("step") > 3
+    assert sum(bool(STEP.fullmatch(line)) for line in verbose) == recorded.count("step")
+    assert [line for line in verbose if re.match("step .* about 00:00 left", line)]
+
+
+def test_a_log_says_how_far_a_long_run_is_and_how_long_it_still_takes(
+    training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some seconds, and then now and then."""
+    monkeypatch.setattr(metrics, "FIRST_LINE_S", 0)
+    found = [line for line in said(training, pristine, tmp_path / "out") if line.startswith("step ")]
+    assert len(found) == 1
+    assert STEP.fullmatch(found[0])
+
+
+def test_a_terminal_shows_a_bar_and_a_pipe_beside_it_plain_lines(pristine: Path, tmp_path: Path) -> None:
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), *QUICK, "--global-batch", "256"]
+    done = subprocess.run([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=terminal, timeout=120)
+    os.set_blocking(ours, False)
+    shown = os.read(ours, 1 << 16)
+    os.close(terminal)
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"step/s" in shown or b"?step" in shown
+    assert b"\r" not in done.stdout
+    assert LAST.fullmatch(done.stdout.decode().splitlines()[-1])
 
 
 # Processes of their own

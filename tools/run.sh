@@ -16,6 +16,19 @@ train() { # RUN ARGUMENTS...: not again where it is finished, and on where it wa
     fi
 }
 
+show() { # RUN WORD: its neighbours, and where everything is
+    run python -m training.neighbors "$1" "$2"
+    echo
+    echo "$1 holds the run. Where to look:"
+    for entry in "report.html  how the run went, in a browser" "loss.png  its loss" "metrics.jsonl  the same in numbers" \
+        "vectors.safetensors  the vectors, for Vectors.load" "vocab.parquet  their words, with counts"; do
+        if [ -e "$1/${entry%%  *}" ]; then printf '  %s  %s\n' "$1/${entry%%  *}" "${entry#*  }"; fi
+    done
+    echo "  source .venv/bin/activate; python -m training.neighbors $1 WORD...  the neighbours of other words"
+    echo "  python -m training.export $1 --format word2vec --output FILE  the vectors for gensim and its like"
+    echo "  README.md and docs/  your own text, more machines, what everything means"
+}
+
 ptb_cannot_be_had() { # EXIT-CODE of prepare_ptb
     [ "$1" = 2 ] && [ -z "$INPUT" ] && [ ! -e data/cache/ptb.train.txt ] && [ ! -e data/ptb/manifest.json ]
 }
@@ -33,10 +46,10 @@ elif [ ! -e runs/ptb/summary.json ]; then
         echo
         run spark-submit jobs/prepare_demo.py
         train runs/demo --data data/demo --output runs/demo
-        run python -m training.neighbors runs/demo $demo_word
+        show runs/demo $demo_word
         exit
     fi
     [ $code = 0 ] || exit $code
 fi
 train runs/ptb
-run python -m training.neighbors runs/ptb chip
+show runs/ptb chip

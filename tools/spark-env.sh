@@ -11,3 +11,7 @@ esac
 # In Java our jobs move bytes. Compiled lightly that takes no longer, and the optimising compiler would take a sixth of two
 # cores' time from a job of seconds. What stands in SPARK_SUBMIT_OPTS wins: -XX:TieredStopAtLevel=4 is Java's own way.
 export SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 ${SPARK_SUBMIT_OPTS:-}"
+# Spark draws a bar for each stage, over and over in one line: for a terminal, not for a log.
+if [ -t 2 ]; then
+    SPARK_SUBMIT_OPTS="-Dspark.ui.showConsoleProgress=true $SPARK_SUBMIT_OPTS"
+fi

@@ -128,6 +128,9 @@ class TrainConfig:
     shard_cache_bytes: int | None = None
     """How large it may become; None becomes ``SHARD_CACHE_BYTES`` where there is one."""
 
+    verbosity: int = 0
+    """QUIET prints warnings, errors and the last line; VERBOSE a line wherever metrics.jsonl gets one, too."""
+
     def __post_init__(self) -> None:
         if self.sync_every < 1:
             raise InputError.flag("sync_every", self.sync_every, "1 or more")
@@ -225,8 +228,13 @@ def _divisors(number: int) -> str:
 
 def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     """The checked config of a command line, and --nproc. Raises InputError."""
-    parser = Parser("training/train.py", "Trains skip-gram word vectors on a dataset that prepare wrote.")
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(
+        "training/train.py",
+        "Trains skip-gram word vectors on a dataset that prepare wrote.",
+        "torchrun training/train.py --nproc 4",
+        "torchrun training/train.py --nproc 4 --data data/mine --output runs/mine --sync-every 4",
+        "torchrun --nnodes 2 --nproc-per-node 8 ... training/train.py",
+    )
     usual_rates = "; ".join(
         ", ".join(f"{name} {rate:g}" for name, rate in optimizers.items()) for optimizers in (SYNCHRONOUS, IN_PLACE)
     )
@@ -247,15 +255,22 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     resume = "go on from the newest checkpoint, or the one after so many steps; auto: from a good one, if there is any"
     flag(group, "resume", _resume, resume, nargs="?", const=NEWEST, metavar="auto|STEP")
     flag(group, "shard_cache", path, "a folder that keeps what was fetched of a dataset elsewhere; runs may share it")
-    flag(group, "shard_cache_bytes", num_bytes, "how large it may become; K, M, G and T are understood (default: 10G)")
+    flag(
+        group,
+        "shard_cache_bytes",
+        num_bytes,
+        "most it holds; K, M, G, T are units (default: 10G)",
+        metavar="BYTES",
+    )
     group = parser.add_argument_group("model and optimisation")
-    flag(group, "dim", int, "length of a vector")
+    flag(group, "dim", int, "length of a vector, in numbers")
     init_from = "a finished run's folder, whose vectors its words begin with; rows are matched by word"
     flag(group, "init_from", path, init_from, metavar="RUN")
     flag(group, "freeze_epochs", int, "first epochs in which these vectors stay, and those of new words alone train")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
     flag(group, "sync_every", int, "steps between two averagings; 1: of gradients, N: of tables trained in place")
-    flag(group, "optimizer", str, f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)")
+    optimizers = f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)"
+    flag(group, "optimizer", str, optimizers, metavar="NAME")
     flag(group, "lr", float, f"learning rate (default: {usual_rates} in place, where it falls linearly)")
     flag(group, "global_batch", int, f"examples a step, over all processes (default: {usual_batches} in place)")
     flag(group, "seed", int, "of the initial tables and the order of rows")
@@ -270,6 +285,7 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
     group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)
     flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
+    parser.add_verbosity("adds a line for each of metrics.jsonl's")
     given = vars(parser.parse_args(argv))
     nproc = given.pop("nproc", None)
     return TrainConfig(**given), nproc

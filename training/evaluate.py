@@ -9,7 +9,6 @@ Q questions or pairs, B questions of a block, W words that are looked at (<unk> 
 """
 
 import json
-import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from pipeline.errors import InputError, Parser, path
+from pipeline.errors import InputError, Parser, command, path
 from training.questions import read_analogies, read_pairs
 from training.vectors import Vectors
 
@@ -175,7 +174,11 @@ def is_fourth_found(
 
 
 def main() -> None:
-    parser = Parser("python -m training.evaluate", "How good vectors are, on scored pairs and on analogies; as JSON.")
+    parser = Parser(
+        "python -m training.evaluate",
+        "How good vectors are, on scored pairs and on analogies; as JSON.",
+        "python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt",
+    )
     parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
     parser.add_argument(
         "--pairs",
@@ -192,9 +195,9 @@ def main() -> None:
         type=int,
         default=RESTRICT_VOCAB,
         metavar="N",
-        help="look at the N most frequent words only (default: %(default)s, as in gensim; word2vec.c's scripts: 30000)",
+        help="look at the N most frequent words only, as gensim does; word2vec.c's scripts take 30000",
     )
-    try:
+    with command():
         arguments = parser.parse_args()
         if not arguments.pairs and not arguments.analogies:
             raise InputError("found neither --pairs nor --analogies, expected files to evaluate on; name one")
@@ -210,10 +213,7 @@ def main() -> None:
         }
         if file := arguments.analogies:
             report["analogies"] = {"file": str(file), **asdict(analogies(vectors, file, restrict_vocab))}
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(report, indent=1, allow_nan=False))
+        print(json.dumps(report, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The center vectors, without <unk>, the most frequent word first. D dimensions, B
 """
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, Parser, path
+from pipeline.errors import InputError, Parser, command, path
 from training.files import VECTORS, VOCAB, whole
 from training.registry import opened
 from training.vectors import Vectors
@@ -146,19 +145,17 @@ def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
 
 
 def main() -> None:
-    parser = Parser("python -m training.export", "A run's word vectors in files for other programs.")
+    example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
+    parser = Parser("python -m training.export", "A run's word vectors in files for other programs.", example)
     parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
     )
     parser.add_argument("--output", type=path, required=True, metavar="FILE", help="outside of the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
-    try:
+    with command():
         arguments = parser.parse_args()
         print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.errors import InputError
+from pipeline.errors import QUIET, VERBOSE, InputError
 from training.distributed import World
+
+FIRST_LINE_S, LINE_EVERY_S = 5, 60
+"""When a log without a bar first says how far the run is, and how often after that."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class Meter:
 class Report:
     """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
-    def __init__(self, folder: Path, num_steps: int, num_epochs: int, done: int = 0, num_bytes: int = 0):
+    def __init__(
+        self, folder: Path, num_steps: int, num_epochs: int, done: int = 0, num_bytes: int = 0, verbosity: int = 0
+    ):
         """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
 
         Raises InputError when the file is shorter.
@@ -109,8 +114,11 @@ class Report:
         for line in map(json.loads, told.splitlines()):
             self._remember(line)
         tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a rank that is ended leaks it
-        tty = sys.stderr.isatty()
-        self._bar = tqdm(total=num_steps, initial=done, unit="step", disable=not tty, leave=False)
+        self._verbosity = verbosity
+        self._num_steps, self._last = num_steps, done
+        self._due = time.perf_counter() + FIRST_LINE_S
+        disable = verbosity == QUIET or not sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=done, unit="step", disable=disable, leave=False)
 
     @property
     def num_bytes(self) -> int:
@@ -120,16 +128,21 @@ class Report:
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
         self._write("step", epoch=epoch, step=step, lr=lr, **_without(stretch, "examples", "seconds"))
-        self._bar.set_postfix_str(f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s")
+        how = f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s"
+        self._bar.set_postfix_str(how)
         self._bar.update(step - self._bar.n)
+        left_s = stretch.seconds / (step - self._last) * (self._num_steps - step)
+        self._last = step
+        if self._verbosity == VERBOSE or (self._bar.disable and time.perf_counter() >= self._due):
+            self._due = time.perf_counter() + LINE_EVERY_S
+            self._say(f"step {step:,}/{self._num_steps:,}: {how}, about {tqdm.format_interval(left_s)} left")
 
     def epoch(self, epoch: int, step: int, stretch: Stretch, mean_loss: float) -> None:
         """A line of kind "epoch"; ``mean_loss`` is the run's so far."""
         self._write("epoch", epoch=epoch, step=step, mean_loss=mean_loss, **asdict(stretch))
-        self._bar.write(
+        self._say(
             f"epoch {epoch + 1}/{self._num_epochs}: loss {stretch.loss:.4f}, {stretch.examples:,} examples "
-            f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s",
-            file=sys.stdout,
+            f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s"
         )
 
     def close(self) -> None:
@@ -150,6 +163,12 @@ class Report:
         image = io.BytesIO()
         figure.savefig(image, format="png")
         return image.getvalue()
+
+    def _say(self, line: str) -> None:
+        """Above the bar, where there is one; at once, since logs are watched."""
+        if self._verbosity != QUIET:
+            with tqdm.external_write_mode(sys.stdout):
+                print(line, flush=True)
 
     def _write(self, kind: str, **record: Any) -> None:
         line = {"kind": kind, **record}

@@ -3,31 +3,27 @@
 python -m training.neighbors runs/ptb chip --topk 3
 """
 
-import sys
-
-from pipeline.errors import InputError, Parser, path
+from pipeline.errors import InputError, Parser, command, path
 from training.vectors import Vectors
 
 
 def main() -> None:
-    parser = Parser("python -m training.neighbors", "The words nearest to a word.")
+    example = "python -m training.neighbors runs/ptb chip --topk 3"
+    parser = Parser("python -m training.neighbors", "The words nearest to a word, by the cosine of vectors.", example)
     parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
-    parser.add_argument("words", nargs="+", metavar="word")
-    parser.add_argument("--topk", type=int, default=3, help="how many (default: %(default)s)")
-    try:
+    parser.add_argument("words", nargs="+", metavar="word", help="words of its vocabulary")
+    parser.add_argument("--topk", type=int, default=3, help="neighbours of each word")
+    with command():
         arguments = parser.parse_args()
         if arguments.topk < 1:
             raise InputError.flag("topk", arguments.topk, "1 or more")
         vectors = Vectors.load(arguments.run)
         found = {word: vectors.most_similar(word, arguments.topk) for word in arguments.words}
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    for word, neighbors in found.items():
-        if len(found) > 1:
-            print(f"{word}:")
-        for neighbor, cosine in neighbors:
-            print(f"cosine sim={cosine:.3f}: {neighbor}")
+        for word, neighbors in found.items():
+            if len(found) > 1:
+                print(f"{word}:")
+            for neighbor, cosine in neighbors:
+                print(f"cosine sim={cosine:.3f}: {neighbor}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import QUIET, InputError, end_if_nobody_reads
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
 from training.checkpoint import Checkpoint, CheckpointError, Writer, is_finite, read, steps
@@ -92,6 +92,9 @@ def be_a_rank(config: TrainConfig) -> None:
             has_ended = train(config, manifest, world, device)
         except ManifestError as error:
             raise RankError(f"rank {world.rank}: {error}") from None
+        except BrokenPipeError:
+            end_if_nobody_reads()
+            raise
     leave(world, 0 if has_ended else TERMINATED)
 
 
@@ -144,15 +147,15 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         report = writer = None
         if world.is_first:
             folder = claim(config, manifest, goes_on=begun is not None)
-            print(opening_lines(config, manifest, world, device, step.team, all_steps, start), flush=True)
+            say(config, opening_lines(config, manifest, world, device, step.team, all_steps, start))
             if config.shard_cache and not cache_of(config):
                 print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
             if config.freeze_epochs and start and not start.growth.new:
                 print("warning: --freeze-epochs trains nothing: there is no new word; leave it out", file=sys.stderr)
             if begun:
-                print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
+                say(config, "; ".join([f"goes on after step {progress.done:,}", *changes]))
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
-            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told)))
+            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told, config.verbosity)))
             writer = held.enter_context(closing(Writer(folder, config.keep)))
 
         def save() -> None:
@@ -165,7 +168,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         del begun
         compile_s = warm_up(config, manifest, world, device)
         if world.is_first and compile_s > 2:
-            print(f"compiled for this machine in {compile_s:.0f} s, once", flush=True)
+            say(config, f"compiled for this machine in {compile_s:.0f} s, once")
         run_epochs(config, manifest, world, device, model, step, progress, report, save, sigterm)
         if writer:
             writer.wait()
@@ -182,7 +185,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
             finish(folder, config, manifest, model, report, totals)
-            print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}")
+            print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}", flush=True)
         return True
 
 
@@ -303,6 +306,12 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - asked
 
 
+def say(config: TrainConfig, line: str) -> None:
+    """On stdout at once, unless the user wants it quiet."""
+    if config.verbosity != QUIET:
+        print(line, flush=True)
+
+
 def opening_lines(
     config: TrainConfig,
     manifest: Manifest,
@@ -323,6 +332,7 @@ def opening_lines(
     threads = f"{torch.get_num_threads()} thread(s) a rank"
     if team and team.size < torch.get_num_threads():
         threads += f", of which dim {config.dim} employs {team.size}"
+    tables_mb = 2 * manifest.vocab_size * config.dim * 4 / 1e6
     warm = []
     if start:
         source = f" from {config.init_from}" if config.init_from else ""
@@ -335,6 +345,7 @@ def opening_lines(
             f"global batch {config.global_batch:,} = {world.world_size} rank(s) x {per_rank:,} rows, "
             f"{config.epochs} epochs, {all_steps:,} steps, {in_step}",
             f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {device}, {threads}",
+            f"2 tables x {manifest.vocab_size:,} words x {config.dim} numbers x 4 bytes = {tables_mb:,.1f} MB",
             *warm,
         ]
     )

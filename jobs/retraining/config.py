@@ -18,7 +18,7 @@ Section = TypeVar("Section")
 HOLDOUT = 0.01
 """Share of sequences held out where the file names none: gates need some."""
 
-OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs")
+OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs", "verbosity")
 """Settings of a training run that a cycle decides itself."""
 
 
