@@ -6,12 +6,12 @@ python -m training.neighbors runs/ptb chip --topk 3
 import sys
 
 from pipeline.errors import InputError, Parser, path
-from training.vectors import Vectors
+from training.vectors import SOURCES, Vectors
 
 
 def main() -> None:
     parser = Parser("python -m training.neighbors", "The words nearest to a word.")
-    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
+    parser.add_argument("run", type=path, help=SOURCES)
     parser.add_argument("words", nargs="+", metavar="word")
     parser.add_argument("--topk", type=int, default=3, help="how many (default: %(default)s)")
     try:
