@@ -118,7 +118,8 @@ def test_unk_is_no_word() -> None:
 
 def test_a_vector_is_read_only_and_of_float32() -> None:
     vector_D = VECTORS.vector("east")
-    assert (vector_D.tolist(), vector_D.dtype) == ([2, 0], np.float32)
+    assert vector_D.tolist() == [2, 0]
+    assert vector_D.dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
         vector_D[0] = 1
     assert VECTORS.center_VD.flags.writeable
