@@ -1,9 +1,8 @@
 """word2vec's files, text and binary, as gensim, word2vec.c and fastText write them: read whole, or refused in one line.
 
 Both begin with a line of V and D. In text a line follows for each word, with its D numbers; in binary the word, a blank
-and D float32, with a line's end or without. training/export.py writes both.
-
-70,000 words of 100 dimensions, text, on 2 cores: see docs/training.md for the time beside gensim's.
+and D float32, with a line's end or without. training/export.py writes both; benchmarks/word2vec_files.py measures
+reading beside gensim.
 
 V words, D dimensions.
 """
