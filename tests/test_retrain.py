@@ -277,6 +277,9 @@ def test_readers_always_find_a_whole_version(project: Here) -> None:
         assert project("rollback", "--to", "000001").code == 0
         assert project("rollback", "--to", "000002").code == 0
     project.publish(800)
+    patience = time.monotonic() + 60
+    while len(seen) < 3 and not errors and time.monotonic() < patience:
+        time.sleep(0.01)
     stop.set()
     reader.join()
     assert (errors, len(seen)) == ([], 3)
