@@ -1,4 +1,4 @@
-"""How good a run's vectors are: on pairs of words that people have scored, and on analogies.
+"""How good vectors are: on pairs of words that people have scored, and on analogies.
 
 python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt
 
@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from pipeline.errors import InputError, Parser, command, path
 from training.questions import read_analogies, read_pairs
-from training.vectors import Vectors
+from training.vectors import SOURCES, Vectors
 
 RESTRICT_VOCAB = 300_000
 """As in gensim."""
@@ -179,7 +179,7 @@ def main() -> None:
         "How good vectors are, on scored pairs and on analogies; as JSON.",
         "python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt",
     )
-    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
+    parser.add_argument("run", type=path, help=SOURCES)
     parser.add_argument(
         "--pairs",
         type=path,

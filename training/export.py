@@ -1,4 +1,4 @@
-"""The word vectors of a run in files for other programs.
+"""Word vectors in files for other programs.
 
 python -m training.export runs/ptb --format word2vec --output ptb.txt          for gensim and its like: a word a line
 python -m training.export runs/ptb --format word2vec-binary --output ptb.bin   the same, a third of the size
@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Parser, command, path
 from training.files import VECTORS, VOCAB, whole
-from training.registry import opened
-from training.vectors import Vectors
+from training.vectors import SOURCES, Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")
 CHUNK_VALUES = 1 << 20
@@ -40,9 +38,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
     for file in filter(None, (output, metadata)):
         check_free(file, run, overwrite)
-    with opened(run) as folder:
-        vectors = Vectors.load(folder)
-        counts = pq.read_table(folder / VOCAB, columns=["count"])["count"].combine_chunks()[1:]
+    vectors = Vectors.load(run)
     words, num_changed = without_space(vectors.words[1:])
     center_VD = vectors.center_VD[1:]
     try:
@@ -56,8 +52,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
                 write_word2vec_binary(vectors_file, words, center_VD)
             if metadata:
                 with whole(metadata) as metadata_file:
-                    write_lines(metadata_file, pa.array(["word\tcount"]))
-                    write_lines(metadata_file, pc.binary_join_element_wise(words, pc.cast(counts, pa.string()), "\t"))
+                    write_metadata(metadata_file, words, vectors.counts_V)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another file") from None
     changed = f", {num_changed:,} of them with _ for white space" if num_changed else ""
@@ -78,6 +73,8 @@ def check_free(file: Path, run: Path, overwrite: bool) -> None:
             raise InputError(f"{where}: is no file, expected one, new or to be replaced; name another")
         if existing != file and not existing.is_dir():
             raise InputError(f"{where}: {existing} is a file, expected a folder; choose another")
+        if existing == file and run.exists() and file.samefile(run):
+            raise InputError(f"{where}: is what is to be read; name another file")
         if run.resolve() in file.resolve().parents:
             raise InputError(f"{where}: lies in the run's folder, which holds its own files only; name one elsewhere")
     except OSError as error:
@@ -106,6 +103,17 @@ def write_numbers(file: BinaryIO, center_VD: npt.NDArray[np.float32]) -> None:
     """A word a line, tabs between its numbers."""
     for chunk in chunks(center_VD):
         write_lines(file, number_lines(center_VD[chunk], "\t"))
+
+
+def write_metadata(file: BinaryIO, words: pa.StringArray, counts_V: npt.NDArray[np.int64] | None) -> None:
+    """A word a line and how often it occurs, below a line of names; where that is not known, words alone.
+
+    The projector takes the first line of a single column for a word.
+    """
+    if counts_V is None:
+        return write_lines(file, words)
+    write_lines(file, pa.array(["word\tcount"]))
+    write_lines(file, pc.binary_join_element_wise(words, pc.cast(pa.array(counts_V[1:]), pa.string()), "\t"))
 
 
 def number_lines(rows_BD: npt.NDArray[np.float32], mark: str) -> pa.StringArray:
@@ -146,8 +154,8 @@ def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
 
 def main() -> None:
     example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
-    parser = Parser("python -m training.export", "A run's word vectors in files for other programs.", example)
-    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
+    parser = Parser("python -m training.export", "Word vectors in files for other programs.", example)
+    parser.add_argument("run", type=path, help=SOURCES)
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
     )

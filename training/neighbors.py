@@ -4,13 +4,13 @@ python -m training.neighbors runs/ptb chip --topk 3
 """
 
 from pipeline.errors import InputError, Parser, command, path
-from training.vectors import Vectors
+from training.vectors import SOURCES, Vectors
 
 
 def main() -> None:
     example = "python -m training.neighbors runs/ptb chip --topk 3"
     parser = Parser("python -m training.neighbors", "The words nearest to a word, by the cosine of vectors.", example)
-    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
+    parser.add_argument("run", type=path, help=SOURCES)
     parser.add_argument("words", nargs="+", metavar="word", help="words of its vocabulary")
     parser.add_argument("--topk", type=int, default=3, help="neighbours of each word")
     with command():
