@@ -9,6 +9,7 @@ from typing import BinaryIO
 SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
 VOCAB = "vocab.parquet"
+REPORT = "report.html"
 
 
 @contextmanager

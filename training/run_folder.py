@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
@@ -21,13 +22,14 @@ from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
-from training.files import SUMMARY, VECTORS, VOCAB, whole
+from training.files import REPORT, SUMMARY, VECTORS, VOCAB, whole
 from training.metrics import Report
 from training.model import SkipGram
+from training.report import Run, write_report
 
 NEW = ".new"
 LOCK = ".train.lock"
-OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png")
+OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png", REPORT)
 
 
 def check_free(config: TrainConfig) -> None:
@@ -99,8 +101,9 @@ def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
 def finish(
     folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]
 ) -> None:
-    """Writes vectors and plot, and summary.json last: a run with a summary is a finished one."""
-    tables = {"center": model.center.weight, "context": model.context.weight}
+    """Writes vectors, plot and report, and summary.json last: a run with a summary is a finished one."""
+    weights = {"center": model.center.weight, "context": model.context.weight}
+    tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     summary = {
         **totals,
         "epochs": report.epochs,
@@ -114,10 +117,14 @@ def finish(
         },
         "commit": _commit(),
     }
-    vectors = save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()})
     with _writing(config.output):
-        _write(folder / VECTORS, vectors)
+        vocabulary = pq.read_table(folder / VOCAB)
+        _write(folder / VECTORS, save(tables))
         _write(folder / "loss.png", report.plot())
+        words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
+        name = config.output.absolute().name
+        run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
+        write_report(run, folder)
         _write_json(folder / SUMMARY, summary)
         if folder != config.output:
             _replace(config.output)

@@ -46,6 +46,7 @@ from training.distributed import (
     world_size_with,
 )
 from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
+from training.files import REPORT
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
@@ -182,6 +183,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
             finish(folder, config, manifest, model, report, totals)
+            print(f"{config.output / REPORT} shows the run")
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}")
         return True
 
