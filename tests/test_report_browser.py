@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def browser() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "no chromium on the PATH: install one (Debian: apt-get install chromium), then run make test-long again"
+    assert found, "no chromium on the PATH: install one (Debian: apt-get install chromium), and try again"
     return found
 
 

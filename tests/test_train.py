@@ -154,6 +154,7 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
             "vocab.parquet",
             "loss.png",
             "report.html",
+            "tensorboard",
             "checkpoints",
         ]
     }

@@ -10,6 +10,7 @@ SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
 VOCAB = "vocab.parquet"
 REPORT = "report.html"
+BOARD = "tensorboard"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import InputError
+from training.board import Board
 from training.distributed import World
 
 
@@ -92,14 +93,22 @@ class Meter:
 class Report:
     """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
-    def __init__(self, folder: Path, num_steps: int, num_epochs: int, done: int = 0, num_bytes: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        num_steps: int,
+        num_epochs: int,
+        done: int = 0,
+        num_bytes: int = 0,
+        board: Board | None = None,
+    ):
         """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
 
         Raises InputError when the file is shorter.
         """
         self.epochs: list[dict[str, Any]] = []
         self._steps: list[tuple[int, float]] = []
-        self._num_epochs = num_epochs
+        self._num_epochs, self._board = num_epochs, board
         path = folder / "metrics.jsonl"
         self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
         told = self._file.read(num_bytes) if num_bytes else b""
@@ -117,6 +126,11 @@ class Report:
         """How long metrics.jsonl is."""
         return self._file.tell()
 
+    def flush(self) -> None:
+        """Returns when TensorBoard's files have all lines, too."""
+        if self._board:
+            self._board.flush()
+
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
         self._write("step", epoch=epoch, step=step, lr=lr, **_without(stretch, "examples", "seconds"))
@@ -133,8 +147,11 @@ class Report:
         )
 
     def close(self) -> None:
+        """Once or more often."""
         self._bar.close()
         self._file.close()
+        if self._board:
+            self._board.close()
 
     def plot(self) -> bytes:
         """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
@@ -157,6 +174,8 @@ class Report:
         try:
             if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._board:
+                self._board.add(line)
         except OSError as error:
             raise InputError(
                 f"{self._file.name}: cannot be written ({error.strerror}); make room and go on with --resume"

@@ -20,9 +20,10 @@ from pipeline.errors import InputError, check_output
 from pipeline.lock import Held, locked
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
+from training.board import write_projector
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
-from training.files import REPORT, SUMMARY, VECTORS, VOCAB, whole
+from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
 from training.metrics import Report
 from training.model import SkipGram
 from training.report import Run, write_report
@@ -35,7 +36,7 @@ OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png"
 def check_free(config: TrainConfig) -> None:
     """Raises InputError when the run may not write to its folder: it is no run's, or holds a run that is to stay."""
     output = config.output
-    names = (*OWN_FILES, NEW, FOLDER, LOCK)
+    names = (*OWN_FILES, NEW, FOLDER, BOARD, LOCK)
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
     if config.overwrite or config.resume is not None:
         return
@@ -84,6 +85,7 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            shutil.rmtree(folder / BOARD, ignore_errors=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
         _write(folder / VOCAB, vocabulary)
     return folder
@@ -125,6 +127,8 @@ def finish(
         name = config.output.absolute().name
         run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
         write_report(run, folder)
+        if config.tensorboard:
+            write_projector(folder, words, counts_V, run.center_VD)
         _write_json(folder / SUMMARY, summary)
         if folder != config.output:
             _replace(config.output)
@@ -137,11 +141,14 @@ def is_finished(output: Path) -> bool:
 
 def _replace(output: Path) -> None:
     """Puts the finished run inside ``output`` in the place of the old one; done twice, it does what was left to do."""
-    (output / SUMMARY).unlink(missing_ok=True)
+    if (output / SUMMARY).exists():
+        shutil.rmtree(output / BOARD, ignore_errors=True)  # the new run may have none
+        (output / SUMMARY).unlink()
     new = output / NEW
-    if (new / FOLDER).exists():
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
-        (new / FOLDER).replace(output / FOLDER)
+    for name in (FOLDER, BOARD):
+        if (new / name).exists():
+            shutil.rmtree(output / name, ignore_errors=True)
+            (new / name).replace(output / name)
     for name in reversed(OWN_FILES):
         if (new / name).exists():
             (new / name).replace(output / name)

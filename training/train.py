@@ -28,6 +28,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
+from training.board import Board, check_board
 from training.checkpoint import Checkpoint, CheckpointError, Writer, is_finite, read, steps
 from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
@@ -104,6 +105,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
         check_petastorm(config.data)
+    if config.tensorboard:
+        check_board()
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
@@ -153,12 +156,14 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             if begun:
                 print(f"goes on after step {progress.done:,}", *changes, sep="; ", flush=True)
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
-            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told)))
+            board = Board(folder, progress.done) if config.tensorboard else None
+            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told, board)))
             writer = held.enter_context(closing(Writer(folder, config.keep)))
 
         def save() -> None:
             progress.saved = progress.done
             if report and writer:
+                report.flush()
                 record = record_of(progress, config, manifest, how, start, report.num_bytes)
                 kept = {"kept": start.kept_K} if start and progress.epoch < config.freeze_epochs else {}
                 writer.save(progress.done, lambda: {**step.state(), **kept}, record)
@@ -182,6 +187,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             numbers = {"loss": report.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
+            report.close()
             finish(folder, config, manifest, model, report, totals)
             print(f"{config.output / REPORT} shows the run")
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}")
