@@ -14,9 +14,10 @@ PETASTORM_READY := .venv-petastorm/ready
 AIRFLOW_READY := .venv-airflow/ready
 # The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
 PETASTORM_TESTS := $(addprefix tests/test_, readers.py stream.py shard.py plan.py kernels.py lazy_adam.py in_place.py \
-    petastorm.py device_feed.py read_ahead.py randomness.py model.py checkpoint.py train.py warm_start.py)
+    petastorm.py device_feed.py read_ahead.py randomness.py model.py checkpoint.py train.py warm_start.py \
+    report.py board.py)
 
-.PHONY: help setup setup-petastorm setup-airflow run test test-long bench lint clean
+.PHONY: help setup setup-petastorm setup-airflow run test test-long chromium bench lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -34,9 +35,16 @@ test: lint setup-petastorm  ## check style and types, run the tests in both envi
 	@$(IN_ENV) pytest -m "not long"
 	@$(IN_PETASTORM) pytest -m "not long" $(PETASTORM_TESTS)
 
-test-long: setup setup-petastorm setup-airflow  ## run all tests: minutes
+test-long: setup setup-petastorm setup-airflow chromium  ## run all tests: minutes
 	@$(IN_ENV) pytest
 	@$(IN_PETASTORM) pytest $(PETASTORM_TESTS)
+
+# The browser in which reports are looked at. Where it cannot be installed here, that test says what to do.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	    echo "Installing chromium."; \
+	    { apt-get install -qq -y --no-install-recommends chromium || { apt-get update -qq && \
+	    apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null || true; }
 
 bench: setup  ## measure training on PTB beside a plain loop and gensim (INPUT=... where the text is): minutes
 	@$(IN_ENV) python benchmarks/train.py --ptb "$(or $(INPUT),data/cache/ptb.train.txt)"

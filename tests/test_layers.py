@@ -48,7 +48,17 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
             "pyspark triton gensim mlflow",
             [
                 f"training.{name}"
-                for name in ["train", "stream", "neighbors", "evaluate", "export", "align", "heldout", "compare"]
+                for name in [
+                    "train",
+                    "stream",
+                    "neighbors",
+                    "evaluate",
+                    "export",
+                    "align",
+                    "heldout",
+                    "compare",
+                    "report",
+                ]
             ],
         ),
         ("pyspark triton gensim mlflow scipy", ["training.train", "training.neighbors", "training.export"]),

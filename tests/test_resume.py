@@ -398,7 +398,7 @@ def test_a_new_run_that_was_killed_while_it_took_the_old_ones_place_takes_it_lat
         assert training("--resume").code == 0
         assert_same_run(tmp_path / "run", expected)
         assert not (tmp_path / "run" / ".new").exists()
-    assert moment == len(run_folder.OWN_FILES) + 1
+    assert moment == len(run_folder.OWN_FILES) + 2
 
 
 def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(

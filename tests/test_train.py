@@ -153,6 +153,8 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
             "vectors.safetensors",
             "vocab.parquet",
             "loss.png",
+            "report.html",
+            "tensorboard",
             "checkpoints",
         ]
     }

@@ -119,6 +119,9 @@ class TrainConfig:
     """The same bits from the same command, with algorithms that are slower where the fast ones' order is the
     hardware's; a resumed run ends with the bits of one that was not interrupted, or is refused."""
 
+    tensorboard: bool = True
+    """Write for TensorBoard, into the run's folder."""
+
     overwrite: bool = False
     """Replace a run."""
 
@@ -285,6 +288,10 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
     group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)
     flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
+    help_text = "write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)"
+    group.add_argument(
+        "--no-tensorboard", dest="tensorboard", action="store_false", default=argparse.SUPPRESS, help=help_text
+    )
     parser.add_verbosity("adds a line for each of metrics.jsonl's")
     given = vars(parser.parse_args(argv))
     nproc = given.pop("nproc", None)

@@ -9,6 +9,8 @@ from typing import BinaryIO
 SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
 VOCAB = "vocab.parquet"
+REPORT = "report.html"
+BOARD = "tensorboard"
 
 
 @contextmanager

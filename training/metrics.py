@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import QUIET, VERBOSE, InputError
+from training.board import Board
 from training.distributed import World
 
 FIRST_LINE_S, LINE_EVERY_S = 5, 60
@@ -96,7 +97,14 @@ class Report:
     """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
     def __init__(
-        self, folder: Path, num_steps: int, num_epochs: int, done: int = 0, num_bytes: int = 0, verbosity: int = 0
+        self,
+        folder: Path,
+        num_steps: int,
+        num_epochs: int,
+        done: int = 0,
+        num_bytes: int = 0,
+        verbosity: int = 0,
+        board: Board | None = None,
     ):
         """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
 
@@ -104,7 +112,7 @@ class Report:
         """
         self.epochs: list[dict[str, Any]] = []
         self._steps: list[tuple[int, float]] = []
-        self._num_epochs = num_epochs
+        self._num_epochs, self._board = num_epochs, board
         path = folder / "metrics.jsonl"
         self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
         told = self._file.read(num_bytes) if num_bytes else b""
@@ -124,6 +132,11 @@ class Report:
     def num_bytes(self) -> int:
         """How long metrics.jsonl is."""
         return self._file.tell()
+
+    def flush(self) -> None:
+        """Returns when TensorBoard's files have all lines, too."""
+        if self._board:
+            self._board.flush()
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
@@ -146,8 +159,11 @@ class Report:
         )
 
     def close(self) -> None:
+        """Once or more often."""
         self._bar.close()
         self._file.close()
+        if self._board:
+            self._board.close()
 
     def plot(self) -> bytes:
         """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
@@ -176,6 +192,8 @@ class Report:
         try:
             if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._board:
+                self._board.add(line)
         except OSError as error:
             raise InputError(
                 f"{self._file.name}: cannot be written ({error.strerror}); make room and go on with --resume"

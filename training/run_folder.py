@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
@@ -19,21 +20,23 @@ from pipeline.errors import InputError, check_output
 from pipeline.lock import Held, locked
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
+from training.board import write_projector
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
-from training.files import SUMMARY, VECTORS, VOCAB, whole
+from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
 from training.metrics import Report
 from training.model import SkipGram
+from training.report import Run, write_report
 
 NEW = ".new"
 LOCK = ".train.lock"
-OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png")
+OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png", REPORT)
 
 
 def check_free(config: TrainConfig) -> None:
     """Raises InputError when the run may not write to its folder: it is no run's, or holds a run that is to stay."""
     output = config.output
-    names = (*OWN_FILES, NEW, FOLDER, LOCK)
+    names = (*OWN_FILES, NEW, FOLDER, BOARD, LOCK)
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
     if config.overwrite or config.resume is not None:
         return
@@ -82,6 +85,7 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            shutil.rmtree(folder / BOARD, ignore_errors=True)
         _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
         _write(folder / VOCAB, vocabulary)
     return folder
@@ -99,8 +103,9 @@ def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
 def finish(
     folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]
 ) -> None:
-    """Writes vectors and plot, and summary.json last: a run with a summary is a finished one."""
-    tables = {"center": model.center.weight, "context": model.context.weight}
+    """Writes vectors, plot and report, and summary.json last: a run with a summary is a finished one."""
+    weights = {"center": model.center.weight, "context": model.context.weight}
+    tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     summary = {
         **totals,
         "epochs": report.epochs,
@@ -114,10 +119,16 @@ def finish(
         },
         "commit": _commit(),
     }
-    vectors = save({name: table.detach().float().cpu().contiguous() for name, table in tables.items()})
     with _writing(config.output):
-        _write(folder / VECTORS, vectors)
+        vocabulary = pq.read_table(folder / VOCAB)
+        _write(folder / VECTORS, save(tables))
         _write(folder / "loss.png", report.plot())
+        words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
+        name = config.output.absolute().name
+        run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
+        write_report(run, folder)
+        if config.tensorboard:
+            write_projector(folder, words, counts_V, run.center_VD)
         _write_json(folder / SUMMARY, summary)
         if folder != config.output:
             _replace(config.output)
@@ -130,11 +141,14 @@ def is_finished(output: Path) -> bool:
 
 def _replace(output: Path) -> None:
     """Puts the finished run inside ``output`` in the place of the old one; done twice, it does what was left to do."""
-    (output / SUMMARY).unlink(missing_ok=True)
+    if (output / SUMMARY).exists():
+        shutil.rmtree(output / BOARD, ignore_errors=True)  # the new run may have none
+        (output / SUMMARY).unlink()
     new = output / NEW
-    if (new / FOLDER).exists():
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
-        (new / FOLDER).replace(output / FOLDER)
+    for name in (FOLDER, BOARD):
+        if (new / name).exists():
+            shutil.rmtree(output / name, ignore_errors=True)
+            (new / name).replace(output / name)
     for name in reversed(OWN_FILES):
         if (new / name).exists():
             (new / name).replace(output / name)

@@ -28,6 +28,7 @@ import torch
 from pipeline.errors import QUIET, InputError, end_if_nobody_reads
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
+from training.board import Board, check_board
 from training.checkpoint import Checkpoint, CheckpointError, Writer, is_finite, read, steps
 from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
@@ -46,6 +47,7 @@ from training.distributed import (
     world_size_with,
 )
 from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
+from training.files import REPORT
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Moment, Report
 from training.model import SkipGram
@@ -106,6 +108,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
         check_petastorm(config.data)
+    if config.tensorboard:
+        check_board()
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if launched().is_first:
@@ -155,12 +159,15 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             if begun:
                 say(config, "; ".join([f"goes on after step {progress.done:,}", *changes]))
             told = progress.done, begun.record["metrics_bytes"] if begun else 0
-            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told, config.verbosity)))
+            board = Board(folder, progress.done) if config.tensorboard else None
+            telling = config.verbosity, board
+            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told, *telling)))
             writer = held.enter_context(closing(Writer(folder, config.keep)))
 
         def save() -> None:
             progress.saved = progress.done
             if report and writer:
+                report.flush()
                 record = record_of(progress, config, manifest, how, start, report.num_bytes)
                 kept = {"kept": start.kept_K} if start and progress.epoch < config.freeze_epochs else {}
                 writer.save(progress.done, lambda: {**step.state(), **kept}, record)
@@ -184,7 +191,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             numbers = {"loss": report.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
+            report.close()
             finish(folder, config, manifest, model, report, totals)
+            say(config, f"{config.output / REPORT} shows the run")
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}", flush=True)
         return True
 

@@ -138,8 +138,8 @@ def _flags(settings: object, names: list[str]) -> list[str]:
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    if name == "lowercase":
-        return [flag if value else "--no-lowercase"]
+    if name in ("lowercase", "tensorboard"):
+        return [flag if value else f"--no-{name}"] if name == "lowercase" or not value else []
     if value is None or value is False:
         return []
     return [flag] if value is True else [flag, str(value)]

@@ -1,0 +1,285 @@
+"""A run on one page, report.html, which opens anywhere: it holds its pictures, and asks nobody for anything.
+
+python -m training.report runs/ptb                                          writes it again
+python -m training.report runs/ptb --probe chip market                      with the neighbours of these words
+python -m training.report runs/ptb --evaluation evaluation.json             with what training.evaluate printed
+
+training/train.py writes one at its end. V words, D dimensions.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.errors import InputError, Parser, path
+from pipeline.manifest import Manifest
+from training.files import REPORT, SUMMARY, whole
+from training.report_data import Rows, Sampled, read_sampled
+from training.report_plots import MOST_POINTS, bars, lines, map_of
+from training.vectors import Tables, Vectors
+
+Evaluation = dict[str, list[list[str]]]
+"""Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
+
+NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has reached its end: what its files say, and what of its dataset is still there."""
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    steps: list[dict[str, Any]]
+    """Lines of kind "step" of metrics.jsonl."""
+    epochs: list[dict[str, Any]]
+    words: list[str]
+    counts_V: npt.NDArray[np.int64]
+    center_VD: npt.NDArray[np.float32]
+    sampled: Sampled
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Raises InputError where there is no finished run, or one that is damaged."""
+        tables = Tables.load(folder)
+        summary = _read_json(folder / SUMMARY)
+        return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
+
+    @classmethod
+    def at_end(
+        cls,
+        folder: Path,
+        name: str,
+        summary: dict[str, Any],
+        words: list[str],
+        counts_V: npt.NDArray[np.int64],
+        center_VD: npt.NDArray[np.float32],
+        manifest: Manifest | None = None,
+    ) -> "Run":
+        """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
+        config = _read_json(folder / "config.json")
+        told = _read_lines(folder / "metrics.jsonl")
+        steps, epochs = ([line for line in told if line["kind"] == kind] for kind in ("step", "epoch"))
+        if not epochs or "dataset_id" not in summary or "data" not in config:
+            raise InputError(f"{folder}: its files tell of no epoch of a dataset; train again")
+        sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
+        return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
+
+
+def write_report(run: Run, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> None:
+    """Writes report.html into ``folder``, whole or not at all. Raises InputError for a probe that has no vector."""
+    content = page(run, probes, evaluation).encode()
+    with whole(folder / REPORT) as file:
+        file.write(content)
+
+
+def page(run: Run, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> str:
+    """The page. Costs a second or less, and some for each of the probes where there are millions of words."""
+    loader = PackageLoader("training", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    vectors = Vectors(run.words, run.center_VD)
+    shown = list(dict.fromkeys(probes)) or spread_words(run.words)
+    first, last = _on_map(len(run.words))
+    manifest, rows = run.sampled.manifest, run.sampled.rows
+    return environment.get_template("report.html.j2").render(
+        name=run.name,
+        tiles=_tiles(run),
+        epochs=run.epochs,
+        log_every=run.config["log_every"],
+        thinned=f"; {len(run.steps):,} of them, drawn as means of neighbours" if len(run.steps) > MOST_POINTS else "",
+        missing=run.sampled.missing,
+        sampling=_sampling(manifest) if manifest else None,
+        words=_before_after(run, rows) if rows else None,
+        rows_read=_rows_read(rows) if rows else None,
+        window=manifest.config.window if manifest else None,
+        mean_contexts=np.dot(rows.num_contexts, range(len(rows.num_contexts))) / max(1, rows.read) if rows else None,
+        neighbours={word: vectors.most_similar(word, NUM_NEIGHBOURS) for word in shown},
+        probes_are="" if probes else "These are spread over the vocabulary, frequent ones first; --probe names others.",
+        map_is=f"The words of rank {first:,} to {last - 1:,}.",
+        dim=run.center_VD.shape[1],
+        evaluation=evaluation,
+        origin=_origin(run),
+        config=run.config,
+        pipeline=asdict(manifest.config) if manifest else None,
+        pictures=_pictures(run, run.words[first:last], run.center_VD[first:last]),
+    )
+
+
+def spread_words(words: Sequence[str]) -> list[str]:
+    """NUM_PROBES words from frequent to rare, at ranks of equal ratios; of letters alone where there are any near."""
+    found: set[int] = set()
+    begin, end = max(1, min(50, len(words) // 10)), len(words) - 1
+    for rank in np.geomspace(begin, max(begin, end), NUM_PROBES).astype(int).tolist():
+        near = [row for row in range(rank, min(rank + 20, len(words))) if row not in found]
+        plain = [row for row in near if words[row].isalpha() and len(words[row]) > 2]
+        found |= {*(plain or near)[:1]}
+    return [words[row] for row in sorted(found)]
+
+
+def _on_map(num_words: int) -> tuple[int, int]:
+    """Ranks on the map: without the most frequent words, which stand beside everything."""
+    first = max(1, min(50, num_words // 10))
+    return first, min(num_words, first + NUM_ON_MAP)
+
+
+def _tiles(run: Run) -> dict[str, str]:
+    summary = run.summary
+    return {
+        "last epoch's loss": f"{summary['loss']:.4f}",
+        "whole run's loss": f"{summary['mean_loss']:.4f}",
+        "tokens/s": f"{summary['tokens_per_s']:,.0f}",
+        "examples": f"{summary['examples']:,}",
+        "steps": f"{summary['steps']:,}",
+        "epochs": f"{len(run.epochs):,}",
+        "words": f"{len(run.words) - 1:,}",
+        "dimensions": f"{run.center_VD.shape[1]:,}",
+    }
+
+
+def _sampling(manifest: Manifest) -> dict[str, str]:
+    """What the manifest's counts say. What was kept follows from them, but where some sequences are sampled less often.
+
+    The tokens of sequences that are too short, one each at most, are among those that are counted.
+    """
+    counts, epochs = manifest.counts, manifest.sampled_epochs
+    known = counts.tokens - counts.unknown
+    found = {
+        "lines": f"{counts.lines:,}, of them {counts.too_short:,} too short to be used",
+        "sequences of two tokens or more": f"{counts.sequences:,}",
+        "tokens": f"{counts.tokens:,}, of them {counts.unknown:,} <unk>",
+        "sampled epochs": f"{epochs:,}",
+        "dropped by subsampling": f"{counts.subsampled:,} known tokens in all sampled epochs",
+        "examples": f"{counts.examples:,} in all, with {counts.pairs:,} pairs",
+    }
+    if epochs == 1 or manifest.config.holdout == 0:
+        kept = known - counts.subsampled / epochs
+        found["kept of the known tokens"] = f"{kept / max(1, known):.1%} of {known:,}, in a sampled epoch"
+        about = "about " if counts.too_short else ""
+        before, after = (value / max(1, counts.sequences) for value in (known, kept))
+        found["known tokens a sequence"] = f"{about}{before:.2f} before, {after:.2f} after, in the mean"
+    return found
+
+
+def _before_after(run: Run, rows: Rows) -> list[dict[str, Any]]:
+    """The most frequent word, "the" where there is such, and words from frequent to rare."""
+    ranks = {1, *(run.words.index(word) for word in ("the", *spread_words(run.words)[::3]) if word in run.words)}
+    ranks |= {len(run.words) - 1}
+    known = int(run.counts_V[1:].sum())
+    return [
+        {
+            "word": run.words[rank],
+            "rank": rank,
+            "before": int(run.counts_V[rank]),
+            "share_before": int(run.counts_V[rank]) / max(1, known),
+            "after": int(rows.centers_V[rank]),
+            "share_after": int(rows.centers_V[rank]) / max(1, rows.read),
+        }
+        for rank in sorted(ranks)
+    ]
+
+
+def _rows_read(rows: Rows) -> str:
+    which = "All" if rows.read == rows.of else "The first"
+    return f"{which} {rows.read:,} of the {rows.of:,} rows of sampled epoch 0."
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    names = ("dataset_id", "commit", "device", "kernel", "world_size", "threads", "seconds")
+    return {**{name: run.summary[name] for name in names if name in run.summary}, **run.summary.get("versions", {})}
+
+
+def _pictures(run: Run, words: list[str], vectors_VD: npt.NDArray[np.float32]) -> dict[str, str]:
+    """SVG of each picture; empty where there is nothing to draw."""
+
+    def of_steps(name: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[name]) for line in run.steps]
+
+    def of_epochs(name: str) -> list[tuple[float, float]]:
+        return [(line["epoch"] + 1, line[name]) for line in run.epochs]
+
+    losses = {"of the epoch": of_epochs("loss"), "of the run so far": of_epochs("mean_loss")}
+    last = run.epochs[-1]["loss"]
+    found = {
+        "epochs": lines("epochs", f"Loss of each epoch, {last:.4f} at the end", "epoch", "loss", losses),
+        "map": map_of(words, vectors_VD),
+    }
+    if run.steps:
+        found["steps"] = lines("steps", "Loss by step", "step", "loss", {"loss": of_steps("loss")})
+        speed = {"tokens/s": of_steps("tokens_per_s")}
+        found["speed"] = lines("speed", "Tokens a second by step", "step", "tokens/s", speed, floor=0)
+        wait = {"wait share": of_steps("wait_share")}
+        found["wait"] = lines("wait", "Share of the time spent waiting, by step", "step", "wait share", wait, floor=0)
+    if rows := run.sampled.rows:
+        found["contexts"] = bars("contexts", "Rows by their number of contexts", "contexts", "rows", rows.num_contexts)
+    return {name: found.get(name, "") for name in ("steps", "epochs", "speed", "wait", "contexts", "map")}
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """What training.evaluate printed, as it is shown. Raises InputError for anything else."""
+    found = _read_json(file)
+    try:
+        pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]
+        every = found["analogies"]
+        parts = [{"section": every["file"], **every}, *every["sections"]] if every else []
+        analogies = [[part["section"], _share(part["accuracy"]), *_known(part, "questions")] for part in parts]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: expected what python -m training.evaluate prints; name a file of that") from None
+    return {"pairs": pairs, "analogies": analogies}
+
+
+def _known(record: dict[str, Any], name: str) -> list[str]:
+    return [f"{record[name]:,}", f"{record['unknown']:,}"]
+
+
+def _share(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: found a {type(found).__name__}, expected an object of JSON")
+    return dict(found)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        with file.open("rb") as content:
+            return [json.loads(line) for line in content]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); train again") from None
+
+
+def main() -> None:
+    parser = Parser("python -m training.report", "Writes report.html, a run on one page, into the run's folder.")
+    parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
+    parser.add_argument("--probe", nargs="+", default=[], metavar="WORD", help="show the neighbours of these words")
+    parser.add_argument(
+        "--evaluation", type=path, metavar="FILE", help="JSON that python -m training.evaluate has printed"
+    )
+    try:
+        arguments = parser.parse_args()
+        evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
+        try:
+            write_report(Run.load(arguments.run), arguments.run, arguments.probe, evaluation)
+        except OSError as error:
+            raise InputError(f"{arguments.run}: {REPORT} cannot be written ({error.strerror}); make room") from None
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(arguments.run / REPORT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The pictures of report.html: SVG that stands in the page, in the page's own colour of text, light or dark.
+
+V words, D dimensions, N points.
+"""
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MOST_POINTS = 1000
+"""Of one line: more than a screen has columns."""
+
+INK = "#0a0b0c"
+"""Stands for the page's colour of text."""
+
+BLUE, ORANGE = "#3d85c8", "#d9772b"
+
+Points = Sequence[tuple[float, float]]
+
+
+def thinned(points: Points) -> Points:
+    """At most MOST_POINTS points: the means of equal runs of neighbours, the last of which may be shorter."""
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return points
+    array_N2 = np.array(points, dtype=np.float64)
+    begins = np.arange(0, len(points), size)
+    means = np.add.reduceat(array_N2, begins) / np.diff([*begins, len(points)])[:, None]
+    return [(float(x), float(y)) for x, y in means]
+
+
+def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], floor: float | None = None) -> str:
+    """A picture of one or two lines; few points are marked. ``floor`` is where the y axis begins."""
+
+    def draw(axes: Axes) -> None:
+        for (label, points), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+            mark = "o-" if len(points) <= 20 else "-"
+            axes.plot(*zip(*thinned(points), strict=True), mark, color=colour, linewidth=1.2, markersize=4, label=label)
+        axes.set(xlabel=x, ylabel=y)
+        if max(y for points in series.values() for _, y in points) > 1000:
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+        if floor is not None:
+            axes.set_ylim(bottom=floor)
+        if len(series) > 1:
+            axes.legend(frameon=False)
+
+    return _picture(name, alt, draw)
+
+
+def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
+    """A picture of one bar for each of 0, 1, 2 ..."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(range(len(heights)), heights, color=BLUE)
+        axes.set(xlabel=x, ylabel=y)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+
+    return _picture(name, alt, draw)
+
+
+def _picture(name: str, alt: str, draw: Callable[[Axes], None]) -> str:
+    """SVG of a figure that is as wide as a phone, so that its letters stay readable there."""
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "axes.labelcolor": INK}
+    settings |= {"axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.6, 3.1), layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(name, alt, written.getvalue())
+
+
+def _inline(name: str, alt: str, svg: str) -> str:
+    """What can stand in a page beside others: names that no other picture has, and no size of its own."""
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box
+    return f"{_opened(alt, box[0])}{svg[svg.index('>') + 1 :].strip()}"
+
+
+def _opened(alt: str, box: str) -> str:
+    return f'<svg role="img" aria-label="{html.escape(alt)}" {box} xmlns:xlink="http://www.w3.org/1999/xlink">'
+
+
+def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int = 460) -> str:
+    """A picture of the words where their vectors of length 1 lie on the two axes of greatest variance (PCA by SVD).
+
+    Every word is a dot; the first words have their names beside it, and later ones where there is room.
+    """
+    unit_VD = vectors_VD / np.maximum(np.linalg.norm(vectors_VD, axis=1, keepdims=True), 1e-9)
+    unit_VD = unit_VD - unit_VD.mean(axis=0)
+    left_VK, lengths_K, _ = np.linalg.svd(unit_VD, full_matrices=False)
+    places_V2 = (left_VK[:, :2] * lengths_K[:2]).astype(np.float64)
+    low, high = places_V2.min(axis=0), places_V2.max(axis=0)
+    margin = np.array([45, 12])
+    places_V2 = margin + (places_V2 - low) / np.maximum(high - low, 1e-9) * (size - 2 * margin)
+    drawn = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{BLUE}"/>' for x, y in places_V2]
+    taken: list[tuple[float, float, float, float]] = []
+    for word, (x, y) in zip(words, places_V2.tolist(), strict=True):
+        shown = word if len(word) <= 16 else f"{word[:15]}…"
+        half = 3.4 * len(shown) + 1
+        for middle in (y - 8, y + 8):
+            room = x - half, middle - 6, x + half, middle + 6
+            if room[0] >= 0 and room[2] <= size and not any(_overlap(room, other) for other in taken):
+                taken.append(room)
+                drawn.append(f'<text x="{x:.1f}" y="{middle + 4:.1f}">{html.escape(shown)}</text>')
+                break
+    alt = f"A map of {len(words)} frequent words, {len(taken)} of them named"
+    style = 'font-family="sans-serif" font-size="11" text-anchor="middle" fill="currentColor"'
+    box = f'viewBox="0 0 {size} {size}"'
+    return f"{_opened(alt, box)}<g {style}>{''.join(drawn)}</g></svg>"
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
