@@ -84,8 +84,11 @@ def test_content_decides_and_no_suffix(tmp_path: Path, form: str, suffix: str) -
     assert Vectors.load(file).words[1:] == WORDS
 
 
-def test_a_row_of_zeros_and_rows_of_few_bytes_are_told_apart(tmp_path: Path, form: str) -> None:
-    rows_VD = np.array([[0, 0], [1, 2], [0.5, -3]], np.float32)
+@pytest.mark.parametrize("rows", [[[0, 0], [1, 2], [0.5, -3]], [[0, 0], [2, 0], [2, 2]]])
+def test_zeros_and_numbers_whose_bytes_are_utf8_are_told_apart(
+    tmp_path: Path, form: str, rows: list[list[float]]
+) -> None:
+    rows_VD = np.array(rows, np.float32)
     (tmp_path / "vectors").write_bytes(content(form, ["a", "b", "c"], rows_VD))
     assert Vectors.load(tmp_path / "vectors").center_VD[1:].tolist() == rows_VD.tolist()
 
