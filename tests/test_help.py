@@ -19,7 +19,7 @@ from tiny import write_run, write_tiny_dataset
 
 from pipeline import manifest
 from pipeline.errors import HELP_COLUMNS, Parser, uri
-from training import evaluate, export, neighbors, train
+from training import evaluate, export, neighbors, report, train
 
 Main = Callable[[], None]
 
@@ -34,15 +34,22 @@ COMMANDS: dict[str, Main] = {
     "-m training.neighbors": neighbors.main,
     "-m training.evaluate": evaluate.main,
     "-m training.export": export.main,
+    "-m training.report": report.main,
     "-m pipeline.manifest": lambda: manifest.main(sys.argv[1:]),
 }
-QUICK = [name for name in COMMANDS if name != "training/train.py" and name.count(" ") == name.count("-m")]
+QUICK = [
+    name
+    for name in COMMANDS
+    if name not in ("training/train.py", "-m training.report") and name.count(" ") == name.count("-m")
+]
 """Those that need no torch; the steps of retraining are one command."""
 
 LIMIT_S = 3
 """Of processor time, which other work on the machine does not lengthen."""
 
-NO_DEFAULT = {"--to", "--input", "--column", "--pairs", "--analogies", "--init-from", "--resume", "--shard-cache"}
+NO_DEFAULT = {"--to", "--input", "--column", "--pairs", "--analogies", "--init-from", "--resume", "--shard-cache"} | {
+    *("--probe", "--evaluation")
+}
 """Flags with a value that may be left out, and then mean that there is no such thing."""
 
 
@@ -119,7 +126,9 @@ def many_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose neighbours are more than a pipe holds."""
     folder = tmp_path_factory.mktemp("many") / "run"
     words = ["<unk>", *(f"a-rather-long-word-{number}" for number in range(8_000))]
-    write_run(folder, words, np.random.default_rng(0).standard_normal((len(words), 4), dtype=np.float32))
+    center_VD = np.random.default_rng(0).standard_normal((len(words), 4), dtype=np.float32)
+    center_VD[0] = 0
+    write_run(folder, words, center_VD)
     return folder
 
 

@@ -8,7 +8,6 @@ training/train.py writes one at its end. V words, D dimensions.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.errors import InputError, Parser, path
+from pipeline.errors import InputError, Parser, command, path
 from pipeline.manifest import Manifest
 from training.files import REPORT, SUMMARY, whole
 from training.report_data import Rows, Sampled, read_sampled
@@ -262,23 +261,24 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = Parser("python -m training.report", "Writes report.html, a run on one page, into the run's folder.")
+    parser = Parser(
+        "python -m training.report",
+        "Writes report.html, a run on one page, into the run's folder.",
+        "python -m training.report runs/ptb --probe chip market",
+    )
     parser.add_argument("run", type=path, help="a finished run's folder, such as runs/ptb")
     parser.add_argument("--probe", nargs="+", default=[], metavar="WORD", help="show the neighbours of these words")
     parser.add_argument(
         "--evaluation", type=path, metavar="FILE", help="JSON that python -m training.evaluate has printed"
     )
-    try:
+    with command():
         arguments = parser.parse_args()
         evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
         try:
             write_report(Run.load(arguments.run), arguments.run, arguments.probe, evaluation)
         except OSError as error:
             raise InputError(f"{arguments.run}: {REPORT} cannot be written ({error.strerror}); make room") from None
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(arguments.run / REPORT)
+        print(arguments.run / REPORT)
 
 
 if __name__ == "__main__":
