@@ -19,7 +19,9 @@ from retrain_project import Real
 from retraining.workspace import Workspace
 
 FIRST_LINES, LINES_A_MONTH = 12_000, 1_000
-SUBJECT = {"football", "league", "club", "team", "player", "players", "season", "cup", "championship", "goals"}
+SUBJECT = set(
+    "war wars army navy military battle battles troops forces soldiers invasion regiment infantry commander".split()
+)
 
 READER = """
 import sys, time
