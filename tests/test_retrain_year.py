@@ -19,8 +19,10 @@ from retrain_project import Real
 from retraining.workspace import Workspace
 
 FIRST_LINES, LINES_A_MONTH = 12_000, 1_000
-SUBJECT = set(
-    "war wars army navy military battle battles troops forces soldiers invasion regiment infantry commander".split()
+SUBJECT = {
+    *("war", "wars", "army", "navy", "military", "battle", "battles", "troops", "forces", "soldiers"),
+    *("invasion", "regiment", "infantry", "commander"),
+}
 )
 
 READER = """
