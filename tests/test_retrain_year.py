@@ -23,7 +23,6 @@ SUBJECT = {
     *("war", "wars", "army", "navy", "military", "battle", "battles", "troops", "forces", "soldiers"),
     *("invasion", "regiment", "infantry", "commander"),
 }
-)
 
 READER = """
 import sys, time
