@@ -375,7 +375,7 @@ def test_reading_makes_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_without_mlflow_only_the_registry_is_missed(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", WORDS, np.eye(4, 2, dtype=np.float32))
+    write_run(tmp_path / "run", WORDS, np.eye(4, 2, k=-1, dtype=np.float32))
     code = f"""if True:
         import sys
         sys.modules["mlflow"] = None
