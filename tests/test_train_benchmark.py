@@ -138,6 +138,7 @@ class QuickBench(Bench):
     def ours(self, loop: str, dataset: Path, epochs: int, seed: int, *more: str) -> tuple[Run, Path]:
         folder = self.new("run")
         vectors_VD = np.random.default_rng(seed).normal(size=(31, 100)).astype(np.float32)
+        vectors_VD[0] = 0
         write_run(folder, ["<unk>", *(f"w{word}" for word in range(30))], vectors_VD)
         return Run(100, 50.0, 2.0, 6.0, (0.5, 0.4, 0.45), 0.01), folder
 

@@ -67,6 +67,7 @@ def run(pristine: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     manifest = Manifest.load(pristine)
     table = torch.randn(manifest.vocab_size, 4, generator=torch.Generator().manual_seed(0))
+    table[0] = 0
     save_file({"center": table, "context": table.clone()}, folder / "vectors.safetensors")
     shutil.copy(pristine / manifest.vocab_path, folder / "vocab.parquet")
     settings = asdict(TrainConfig(data=str(pristine), output=folder))
@@ -531,11 +532,12 @@ def test_a_log_has_the_derived_numbers_with_their_arithmetic_then_epochs_then_th
     training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "FIRST_LINE_S", 1e9)
-    first, batch, _, tables, epoch, last = said(training, pristine, tmp_path / "out")
+    first, batch, _, tables, epoch, report, last = said(training, pristine, tmp_path / "out")
     assert first.startswith(f"{pristine}: ")
     assert batch.startswith("global batch 256 = 1 rank(s) x 256 rows, 1 epochs, ")
     assert tables == "2 tables x 61 words x 4 numbers x 4 bytes = 0.0 MB"
     assert EPOCH.fullmatch(epoch)
+    assert report == f"{tmp_path / 'out' / 'report.html'} shows the run"
     assert LAST.fullmatch(last)
 
 
