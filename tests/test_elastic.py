@@ -42,12 +42,16 @@ def copied(begun: Path, output: Path) -> Path:
 
 
 def assert_same_lines(found: Path, expected: Path) -> None:
-    """The same lines of metrics.jsonl; losses but for rounding, since a stop adds up what there is of them."""
+    """The same lines of metrics.jsonl; losses but for rounding, since a stop adds up what there is of them.
+
+    Ranks also cut a batch in other places than one process does, and where a cut ends within a processor's vector, a
+    reported loss may differ in its last bit; slopes, and so the vectors, do not.
+    """
     ours, others = numbers(found), numbers(expected)
     for line in (*ours, *others):
         for name in ("loss", "mean_loss"):
             if name in line:
-                line[name] = pytest.approx(line[name], rel=1e-9) if line in ours else line[name]
+                line[name] = pytest.approx(line[name], rel=1e-8) if line in ours else line[name]
     assert ours == others
 
 
@@ -123,7 +127,7 @@ def test_torchrun_brings_back_a_run_whose_worker_was_killed(
     assert ended.code == 0, ended.stderr
     assert "goes on after step" in ended.stdout
     assert vectors(output) == vectors(alone(6))
-    assert numbers(output) == numbers(alone(6))
+    assert_same_lines(output, alone(6))
 
 
 @pytest.mark.long
@@ -152,7 +156,7 @@ def test_two_agents_of_which_one_is_lost_go_on_when_it_is_back(
     assert [agent.code for agent in ended] == [0, 0], ended
     assert any("goes on after step" in agent.stdout for agent in ended)
     assert vectors(output) == vectors(alone(6))
-    assert numbers(output) == numbers(alone(6))
+    assert_same_lines(output, alone(6))
     assert waited_s < 120
 
 
