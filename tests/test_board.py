@@ -1,9 +1,11 @@
 """Laws of tensorboard/: it has what metrics.jsonl has, once, and nothing of it is there with --no-tensorboard."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -131,3 +133,23 @@ def test_a_missing_tensorboard_is_one_line_before_anything_is_written(
     monkeypatch.setattr(board, "find_spec", lambda _: None)
     training().assert_refused("tensorboard", "--no-tensorboard")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread's own
+def test_a_board_that_cannot_be_written_ends_the_run_in_one_line(
+    training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer says the same again when it is closed, which is not to hide the line."""
+    real = board.Board.add
+
+    def without_its_folder(self: board.Board, line: dict[str, Any]) -> None:
+        shutil.rmtree(tmp_path / "run" / "tensorboard", ignore_errors=True)
+        real(self, line)
+
+    monkeypatch.setattr(board.Board, "add", without_its_folder)
+    ended = training("--epochs", 2)
+    assert ended.code == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path}/run/tensorboard/")
+    assert "cannot be written (No such file or directory)" in last
+    assert not (tmp_path / "run" / "summary.json").exists()

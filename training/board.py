@@ -4,6 +4,8 @@ tensorboard --logdir runs
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,19 +40,37 @@ class Board:
 
         purge_step = done + 1 if done else None
         self._writer = SummaryWriter(str(folder / BOARD), purge_step=purge_step, flush_secs=FLUSH_S)
+        self._failed = False
 
     def add(self, line: dict[str, Any]) -> None:
-        """A line of metrics.jsonl: "step/loss" and its like, "epoch/loss" and its like, each at its step of the run."""
-        for name in SCALARS:
-            if name in line:
-                self._writer.add_scalar(f"{line['kind']}/{name}", line[name], line["step"])
+        """A line of metrics.jsonl: "step/loss" and its like, "epoch/loss" and its like, each at its step of the run.
+
+        Raises OSError when this point, or one before, cannot be written.
+        """
+        with self._noting_failure():
+            for name in SCALARS:
+                if name in line:
+                    self._writer.add_scalar(f"{line['kind']}/{name}", line[name], line["step"])
 
     def flush(self) -> None:
-        """Returns when all points are in the file."""
-        self._writer.flush()
+        """Returns when all points are in the file. Raises OSError when they cannot be."""
+        with self._noting_failure():
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        """Raises OSError when points cannot be written, unless that has been said."""
+        if not self._failed:
+            with self._noting_failure():
+                self._writer.close()
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """A writer that has failed once raises the same at every call, and so would hide what is said of it."""
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            raise
 
 
 def check_board() -> None:

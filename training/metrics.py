@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +137,9 @@ class Report:
 
     def flush(self) -> None:
         """Returns when TensorBoard's files have all lines, too."""
-        if self._board:
-            self._board.flush()
+        with self._writing():
+            if self._board:
+                self._board.flush()
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
@@ -162,8 +165,9 @@ class Report:
         """Once or more often."""
         self._bar.close()
         self._file.close()
-        if self._board:
-            self._board.close()
+        with self._writing():
+            if self._board:
+                self._board.close()
 
     def plot(self) -> bytes:
         """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
@@ -186,18 +190,25 @@ class Report:
             with tqdm.external_write_mode(sys.stdout):
                 print(line, flush=True)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the OSError of a write into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename or self._file.name
+            raise InputError(
+                f"{where}: cannot be written ({error.strerror}); make room and go on with --resume"
+            ) from None
+
     def _write(self, kind: str, **record: Any) -> None:
         line = {"kind": kind, **record}
         text = f"{json.dumps(line)}\n".encode()
-        try:
+        with self._writing():
             if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._board:
                 self._board.add(line)
-        except OSError as error:
-            raise InputError(
-                f"{self._file.name}: cannot be written ({error.strerror}); make room and go on with --resume"
-            ) from None
         self._remember(line)
 
     def _remember(self, line: dict[str, Any]) -> None:
