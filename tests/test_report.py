@@ -189,8 +189,9 @@ def test_a_dataset_that_is_gone_is_said_to_be_and_the_rest_is_shown(
     if gone == "elsewhere":
         import fsspec
 
-        fsspec.filesystem("memory").put(str(trained / "data"), "/there", recursive=True)
-    edit(run, "config.json", data="memory://there" if gone == "elsewhere" else str(data))
+        # A name of its own: this file system is one for the whole process, and a folder that is there is put into.
+        fsspec.filesystem("memory").put(str(trained / "data"), f"/{tmp_path.name}", recursive=True)
+    edit(run, "config.json", data=f"memory://{tmp_path.name}" if gone == "elsewhere" else str(data))
     assert reported().code == 0
     page = Page(run / "report.html")
     assert list(page.sections)[1:] == SECTIONS
