@@ -124,11 +124,3 @@ def test_the_pages_python_runs_and_its_small_commands(folder: Path) -> None:
                     run(command, "..." if printed else "", folder)
                     count += 1
     assert count > 7
-
-
-def test_the_page_names_files_that_are_there() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+)", page)
-    assert links
-    for link in links:
-        assert (PAGE.parent / link).exists(), link
