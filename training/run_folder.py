@@ -26,7 +26,8 @@ from training.config import TrainConfig
 from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
 from training.metrics import Report
 from training.model import SkipGram
-from training.report import Run, write_report
+from training.report import write_report
+from training.report_data import Run
 
 NEW = ".new"
 LOCK = ".train.lock"
