@@ -183,6 +183,11 @@ class TrainConfig:
     def in_place(self) -> bool:
         return self.sync_every > 1
 
+    @property
+    def rate_falls(self) -> bool:
+        """Whether the learning rate falls, and so depends on how many epochs the run has."""
+        return self.in_place and self.optimizer == "sgd"
+
     def _become(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 

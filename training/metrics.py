@@ -95,7 +95,7 @@ class Meter:
         return self._last
 
 
-class Report:
+class Metrics:
     """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
     def __init__(

@@ -24,7 +24,7 @@ from training.board import write_projector
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
 from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
-from training.metrics import Report
+from training.metrics import Metrics
 from training.model import SkipGram
 from training.report import write_report
 from training.report_data import Run
@@ -102,14 +102,14 @@ def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
 
 
 def finish(
-    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]
+    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, metrics: Metrics, totals: dict[str, Any]
 ) -> None:
     """Writes vectors, plot and report, and summary.json last: a run with a summary is a finished one."""
     weights = {"center": model.center.weight, "context": model.context.weight}
     tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     summary = {
         **totals,
-        "epochs": report.epochs,
+        "epochs": metrics.epochs,
         "dataset_id": manifest.dataset_id,
         "vocab_size": manifest.vocab_size,
         "versions": {
@@ -123,7 +123,7 @@ def finish(
     with _writing(config.output):
         vocabulary = pq.read_table(folder / VOCAB)
         _write(folder / VECTORS, save(tables))
-        _write(folder / "loss.png", report.plot())
+        _write(folder / "loss.png", metrics.plot())
         words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
         name = config.output.absolute().name
         run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
