@@ -51,6 +51,7 @@ class RowGroups:
         self._lock = Lock()
 
     def of(self, piece: Piece) -> Opened:
+        """The piece's row group, once for each piece of it; threads may ask together. Raises what ``read`` raises."""
         key = piece.shard, piece.row_group
         found = self._kept.get(key) or self._read(piece)  # two lanes at the same time may read it twice
         with self._lock:

@@ -34,11 +34,13 @@ class Progress:
     """Steps that were done at the last checkpoint."""
 
     def add(self, num_steps: int, global_batch: int) -> None:
+        """After ``num_steps`` more steps of the epoch."""
         self.step += num_steps
         self.done += num_steps
         self.examples += num_steps * global_batch
 
     def end_epoch(self) -> None:
+        """The next epoch begins; ``examples`` becomes exact: a whole batch may hold empty rows."""
         self.epoch, self.step = self.epoch + 1, 0
         self.examples, self.epoch_begin = self.now.examples, self.now
 
@@ -48,6 +50,7 @@ class Progress:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Progress":
+        """What ``record_of`` has put into a checkpoint."""
         found: dict[str, Any] = {}
         for name, value in record["progress"].items():
             found[name] = Moment(**value) if isinstance(value, dict) else value

@@ -87,7 +87,8 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
             shutil.rmtree(folder / BOARD, ignore_errors=True)
-        _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+        _write_json(folder / "config.json", settings)
         _write(folder / VOCAB, vocabulary)
     return folder
 
@@ -181,7 +182,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
