@@ -211,8 +211,8 @@ def run_epochs(
     sigterm: Sigterm,
 ) -> None:
     """Trains from ``progress`` on, which it moves, to the end, or to a step where ranks agree to stop."""
-    meter = Meter(device, world, progress.now)
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
+    meter = Meter(device, world, progress.now)  # whose clock starts here
     stopping = False
     with closing(epochs_of(config, manifest, world, device, step, progress)) as epochs:
         for batches in epochs:
