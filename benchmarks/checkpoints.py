@@ -1,9 +1,8 @@
 """What checkpoints cost: whole training runs with --checkpoint-every and without, in turns, by the wall clock.
 
-python benchmarks/checkpoints.py --data data/ptb --repeats 7
+python benchmarks/checkpoints.py --data data/ptb --repeats 7          ten minutes on 2 cores
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -16,14 +15,19 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.provenance import ROOT, provenance, table
+from pipeline.errors import Parser, command, path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times training with checkpoints and without.")
-    parser.add_argument("--data", type=Path, default=Path("data/ptb"), help="a dataset (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--nproc", type=int, nargs="+", default=[1, 4], help="numbers of ranks (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="pairs of runs (default: %(default)s)")
+    parser = Parser(
+        "benchmarks/checkpoints.py",
+        "Times training with checkpoints and without.",
+        "python benchmarks/checkpoints.py --data data/ptb --repeats 7",
+    )
+    parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--nproc", type=int, nargs="+", default=[1, 4], help="numbers of ranks (default: 1 4)")
+    parser.add_argument("--repeats", type=int, default=7, help="pairs of runs")
     arguments = parser.parse_args()
 
     lines = provenance("torch", "numpy")
@@ -61,4 +65,5 @@ def run(flags: list[str]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,13 +1,12 @@
 """Encodings of the same examples: pyarrow's writer against pipeline/parquet.py, in speed of reading, writing, and size.
 
-    python benchmarks/encodings.py --data data/ptb
+    python benchmarks/encodings.py --data data/ptb                        a minute
 
 Takes up to --rows rows of the dataset's first sampled epoch, and the same rows with ids of a larger vocabulary; writes
 them in each encoding and reads that: the trainer's columns, then all. All encodings are tried in turn, so that a change
 of the machine's speed meets all of them. Times are the processor's, of one thread.
 """
 
-import argparse
 import io
 import statistics
 import sys
@@ -26,6 +25,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.provenance import provenance, table
+from pipeline.errors import Parser, command, path
 from pipeline.manifest import Manifest
 from pipeline.parquet import SCHEMA, ExampleWriter
 from pipeline.shards import ROW_GROUP_ROWS
@@ -37,11 +37,15 @@ Write = Callable[[pa.Table, int], bytes]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compares Parquet encodings of a dataset's examples.")
-    parser.add_argument("--data", type=Path, default=Path("data/ptb"), help="a dataset (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=200_000, help="rows at most (default: %(default)s)")
-    parser.add_argument("--large", type=int, default=1_000_000, help="the larger vocabulary (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each encoding (default: %(default)s)")
+    parser = Parser(
+        "benchmarks/encodings.py",
+        "Compares Parquet encodings of a dataset's examples.",
+        "python benchmarks/encodings.py --data data/ptb",
+    )
+    parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
+    parser.add_argument("--rows", type=int, default=200_000, help="rows at most")
+    parser.add_argument("--large", type=int, default=1_000_000, help="words of the larger vocabulary")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each encoding")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
     manifest = Manifest.load(arguments.data)
@@ -156,4 +160,5 @@ def timed_trainer(path: Path, layout: Layout) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,6 +1,6 @@
 """gensim's skip-gram on a text; saves its vectors if asked, and prints one JSON object.
 
-    python benchmarks/gensim_loop.py ptb.train.txt --min-count 10 --epochs 5 --workers 2
+    python benchmarks/gensim_loop.py ptb.train.txt --min-count 10 --epochs 5 --workers 2     seconds
 
 A rival that benchmarks/train.py measures, with the settings of ours: dim 100, window 5, 5 negatives, t = 1e-4. Imports
 nothing of ours, so that its process starts as fast as gensim does. It has every fair chance: sentences are lists in
@@ -24,11 +24,11 @@ UNKNOWN = "<unk>"
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains gensim's skip-gram; prints seconds and counts as JSON.")
     parser.add_argument("text", type=Path, help="sentences, one a line; .gz is read too")
-    parser.add_argument("--min-count", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vectors", type=Path, help="where KeyedVectors.save writes")
+    parser.add_argument("--min-count", type=int, required=True, help="rarer words are left out")
+    parser.add_argument("--epochs", type=int, required=True, help="passes")
+    parser.add_argument("--workers", type=int, required=True, help="threads that train")
+    parser.add_argument("--seed", type=int, default=0, help="gensim's (default: %(default)s)")
+    parser.add_argument("--vectors", type=Path, help="where KeyedVectors.save writes (default: nowhere)")
     arguments = parser.parse_args()
 
     clock = [time.perf_counter()]

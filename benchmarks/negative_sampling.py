@@ -2,11 +2,11 @@
 
     python benchmarks/negative_sampling.py --data data/ptb --plot benchmarks/reports/negative-sampling.png
 
-Words by Zipf's law. Ways are tried in turn, so that a change of the machine's speed meets all of them; times are the
-processor's, of one thread. The contexts that negatives avoid are those of the dataset's real rows.
+takes some three minutes. Words by Zipf's law. Ways are tried in turn, so that a change of the machine's speed meets all
+of them; times are the processor's, of one thread. The contexts that negatives avoid are those of the dataset's real
+rows.
 """
 
-import argparse
 import io
 import os
 import statistics
@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from benchmarks.noise_laws import Fit, avoiding, fit, inclusion
 from benchmarks.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
 from benchmarks.provenance import provenance, table
+from pipeline.errors import Parser, command, path
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab
 
@@ -42,12 +43,22 @@ RANKS = (1, 2, 3, 5, 10, 30, 100, 1000, 5000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compares ways to draw negatives: times, fit, and bent laws.")
-    parser.add_argument("--data", type=Path, default=Path("data/ptb"), help="a dataset (default: %(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vocabularies (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=2_000_000, help="draws for the fit (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each timing (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, help="where to write a PNG of the fit (default: nowhere)")
+    parser = Parser(
+        "benchmarks/negative_sampling.py",
+        "Compares ways to draw negatives: times, fit, and bent laws.",
+        "python benchmarks/negative_sampling.py --data data/ptb",
+    )
+    parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=SIZES,
+        help="words of the vocabularies (default: 100, 10,000, 1,000,000)",
+    )
+    parser.add_argument("--draws", type=int, default=2_000_000, help="draws for the fit")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each timing")
+    parser.add_argument("--plot", type=path, help="where to write a PNG of the fit (default: nowhere)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     beside = f"one thread; other work beside it, load average {os.getloadavg()[0]:.1f}"
@@ -247,4 +258,5 @@ def contexts_and_negatives(data: Path, manifest: Manifest) -> tuple[npt.NDArray[
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,7 +1,7 @@
 """What prepare costs: tokens a second of the whole job, of its parts a core, peak memory, bytes; the book beside it.
 
-    python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3
-    python benchmarks/pipeline.py --corpus ptb wiki17 wiki70 line30 oneline vocab1m --repeats 3 --report report.md
+    python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3                                        minutes
+    python benchmarks/pipeline.py --corpus ptb wiki17 wiki70 line30 oneline vocab1m --repeats 3    a quarter of an hour
 
 Every run is a process of its own, with Spark's default memory, `local[*]`; its clock runs from the first look at the
 corpus to the manifest, so without the start of the session, but with the JVM cold. Peaks are VmHWM, read when the
@@ -14,23 +14,19 @@ dataset is there: of the driver's Python, of the JVM (driver and executor in one
     oneline  wiki100 as it is: one line of 100 MB, gzip
     vocab1m  24 M tokens of a vocabulary of 1,000,000
 
-The book is Dive into Deep Learning (d2l), section 15.3: its preparation is written anew here, in plain Python lists as
-there, with numpy nowhere. It holds all examples in memory, so of large corpora it gets the first 2 M tokens.
+The book's preparation, benchmarks/plain_prepare.py, gets the first 2 M tokens of large corpora.
 """
 
 import argparse
 import gzip
 import json
-import math
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
@@ -38,9 +34,10 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 import numpy as np
 
+from benchmarks.plain_prepare import book_rate
 from benchmarks.provenance import ROOT, provenance, table
+from pipeline.errors import Parser, command, path
 
-BOOK_TOKENS = 2_000_000
 LINE = 1000
 
 
@@ -79,13 +76,28 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measures prepare, with the book's own preparation beside it.")
+    parser = Parser(
+        "benchmarks/pipeline.py",
+        "Measures prepare, with the book's own preparation beside it.",
+        "python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3",
+    )
     data = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=data, help="a folder with ptb/ and wiki/ (default: %(default)s)")
-    parser.add_argument("--corpus", nargs="+", choices=tuple(CORPORA), default=["ptb", "wiki17"])
+    parser.add_argument("--data", type=path, default=data, help="a folder with ptb/ and wiki/")
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        choices=tuple(CORPORA),
+        default=["ptb", "wiki17"],
+        help="texts to prepare (default: ptb wiki17)",
+    )
     parser.add_argument("--repeats", type=int, default=1, help="runs of each; medians are reported")
-    parser.add_argument("--scratch", type=Path, default=None, help="where corpora and datasets go, and go again")
-    parser.add_argument("--report", type=Path, default=None, help="a Markdown file for the output")
+    parser.add_argument(
+        "--scratch",
+        type=path,
+        default=None,
+        help="where corpora and datasets go, and go again (default: the system's folder)",
+    )
+    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output, too (default: none)")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -283,69 +295,6 @@ def best_rate(part: Callable[[], int]) -> float:
     return statistics.median(rates)
 
 
-# The book's
-
-
-def book_rate(path: Path) -> float:
-    """Tokens a second of the book's preparation: from raw text to padded rows in memory."""
-    started = time.perf_counter()
-    with path.open() as file:
-        sentences = list(first_tokens(line.split() for line in file))
-    num_tokens = sum(map(len, sentences))
-    counts = Counter(word for sentence in sentences for word in sentence)
-    words = ["<unk>", *(word for word, count in counts.most_common() if count >= 10 and word != "<unk>")]
-    ids = {word: number for number, word in enumerate(words)}
-    known = [[word for word in sentence if word in ids and word != "<unk>"] for sentence in sentences]
-    total = sum(map(len, known))
-    kept = [
-        [ids[word] for word in sentence if random.random() < math.sqrt(1e-4 / counts[word] * total)]
-        for sentence in known
-    ]
-    centers, contexts = [], []
-    for sentence in kept:
-        if len(sentence) < 2:
-            continue
-        for at, center in enumerate(sentence):
-            radius = random.randint(1, 5)
-            around = [*range(max(0, at - radius), at), *range(at + 1, min(len(sentence), at + 1 + radius))]
-            centers.append(center)
-            contexts.append([sentence[place] for place in around])
-    noise = Draws([counts[word] ** 0.75 for word in words[1:]])
-    rows = []
-    for center, around in zip(centers, contexts, strict=True):
-        negatives: list[int] = []
-        while len(negatives) < 5 * len(around):
-            drawn = noise.draw()
-            if drawn not in around:
-                negatives.append(drawn)
-        real = around + negatives
-        padding = [0] * (60 - len(real))
-        rows.append((center, real + padding, [1] * len(real) + padding, [1] * len(around) + [0] * (60 - len(around))))
-    return num_tokens / (time.perf_counter() - started)
-
-
-class Draws:
-    """Ids from 1 by weight, drawn 10,000 at a time."""
-
-    def __init__(self, weights: list[float]):
-        self._ids, self._weights = range(1, len(weights) + 1), weights
-        self._drawn: list[int] = []
-
-    def draw(self) -> int:
-        if not self._drawn:
-            self._drawn = random.choices(self._ids, self._weights, k=10_000)
-        return self._drawn.pop()
-
-
-def first_tokens(sentences: Iterator[list[str]]) -> Iterator[list[str]]:
-    left = BOOK_TOKENS
-    for sentence in sentences:
-        if left <= 0:
-            return
-        yield sentence
-        left -= len(sentence)
-
-
 # The report
 
 HEADER = (
@@ -386,4 +335,5 @@ def row(name: str, runs: list[dict[str, float]], book: list[float]) -> list[str]
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,6 +1,6 @@
 """The book's training loop in plain, eager PyTorch, on a dataset of ours; prints one JSON object.
 
-    python benchmarks/plain_loop.py data/ptb --epochs 5
+    python benchmarks/plain_loop.py data/ptb --epochs 5                   a minute
 
 A rival that benchmarks/train.py measures. The book is Dive into Deep Learning (d2l), section 15.4; its loop is written
 anew: two nn.Embedding, Xavier-uniform, torch.optim.Adam as it comes, batches of 512 from a shuffling DataLoader. It has
@@ -13,7 +13,6 @@ epochs by the time of the last one, so its figure is about 5 times this one.
 B rows of a batch, L = max_len places a row, D dimensions, V words.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from pipeline.errors import Parser, command, path
 from pipeline.manifest import Manifest
 from training.distributed import choose_device
 
@@ -43,11 +43,17 @@ Batches = Iterable[Sequence[Tensor]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains as the book does; prints losses and speed as JSON.")
-    parser.add_argument("data", type=Path, help="the dataset, a folder with manifest.json")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(
+        "benchmarks/plain_loop.py",
+        "Trains as the book does; prints losses and speed as JSON.",
+        "python benchmarks/plain_loop.py data/ptb --epochs 5",
+    )
+    parser.add_argument("data", type=path, help="the dataset, a folder with manifest.json")
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="passes; pass e reads sampled epoch e modulo their number"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--seed", type=int, default=0, help="of torch's global generator")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -121,4 +127,5 @@ def row_losses(
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,12 +1,11 @@
 """Both readers of shards, one process each time: rows/s of the batches alone, and tokens/s of training with them.
 
-    .venv-petastorm/bin/python benchmarks/readers.py --data data/ptb
+    .venv-petastorm/bin/python benchmarks/readers.py --data data/ptb      some minutes
 
 Runs where petastorm does, so both have pyarrow 14 and NumPy 1.26. Readers take turns, so that a change of the machine's
 speed meets both.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.provenance import ROOT, provenance, table
+from pipeline.errors import Parser, command, path
 from pipeline.manifest import Manifest
 from training.config import READERS
 from training.petastorm_stream import check_petastorm, petastorm_epochs
@@ -30,10 +30,14 @@ EPOCHS = range(2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compares the readers of a dataset's shards.")
-    parser.add_argument("--data", type=Path, default=Path("data/ptb"), help="a dataset (default: %(default)s)")
-    parser.add_argument("--global-batch", type=int, default=512, help="rows of a batch (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each reader (default: %(default)s)")
+    parser = Parser(
+        "benchmarks/readers.py",
+        "Compares the readers of a dataset's shards.",
+        ".venv-petastorm/bin/python benchmarks/readers.py --data data/ptb",
+    )
+    parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
+    parser.add_argument("--global-batch", type=int, default=512, help="rows of a batch")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each reader")
     arguments = parser.parse_args()
     check_petastorm(str(arguments.data))
     manifest = Manifest.load(arguments.data)
@@ -84,4 +88,5 @@ def training(reader: str, data: Path, global_batch: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

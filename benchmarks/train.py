@@ -84,7 +84,11 @@ def absolute(text: str) -> Path:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("benchmarks/train.py", "Measures training beside the book's plain loop and gensim.")
+    parser = Parser(
+        "benchmarks/train.py",
+        "Measures training beside the book's plain loop and gensim.",
+        "python benchmarks/train.py --ptb ptb.train.txt",
+    )
     parser.add_argument("--ptb", type=absolute, metavar="FILE", help="Penn Treebank's training text: speed and losses")
     parser.add_argument(
         "--wiki",
@@ -109,8 +113,14 @@ def parse() -> argparse.Namespace:
         default=None,
         help="threads: gensim's, the plain loop's, and ours in all (default: cores)",
     )
-    parser.add_argument("--scratch", type=absolute, default=None, help="a folder with 4 GB to spare for --wiki")
-    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output")
+    parser.add_argument(
+        "--scratch",
+        type=absolute,
+        default=None,
+        metavar="PATH",
+        help="a folder with 4 GB to spare for --wiki (default: the system's)",
+    )
+    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output, too (default: none)")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """What a warm start gives on a text that has grown by a tenth: epochs until the cold run's loss, and how much stays.
 
-    python benchmarks/warm_start.py --text ptb.train.txt --repeats 3
-    python benchmarks/warm_start.py --text wiki.txt --repeats 3 --tokenizer words --epochs 4 --sampled-epochs 4
+    python benchmarks/warm_start.py --text ptb.train.txt --repeats 3                                       minutes
+    python benchmarks/warm_start.py --text wiki.txt --tokenizer words --epochs 4 --sampled-epochs 4    much longer
 
 Vectors trained on the first 10 of 11 parts of the text's lines are the published ones. On the whole text a cold run and
 warm ones are trained as users train, with the turn's number as seed. Their losses are those of the whole text's
@@ -21,18 +21,15 @@ from statistics import mean
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-
 from benchmarks.provenance import ROOT, provenance, table
+from pipeline.errors import Parser, command, path
 from pipeline.manifest import Manifest
+from pipeline.vocab import Vocab
 from training.checkpoint import read, steps
+from training.compare import growth, neighbour_overlap
 from training.config import TrainConfig
 from training.distributed import World
-from training.kernels.reference import row_losses
+from training.heldout import Heldout, losses
 from training.model import SkipGram
 from training.steps import make_step
 from training.vectors import Tables
@@ -54,14 +51,18 @@ class Found:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compares warm starts with cold ones on a text that has grown.")
-    parser.add_argument("--text", type=Path, required=True, help="a sequence a line, plain or .gz")
-    parser.add_argument("--tokenizer", default="whitespace", help="prepare's (default: %(default)s)")
-    parser.add_argument("--min-count", type=int, default=10, help="prepare's (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="of each run (default: %(default)s)")
-    parser.add_argument("--sampled-epochs", type=int, default=1, help="prepare's --epochs (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="seeds (default: %(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
+    parser = Parser(
+        "benchmarks/warm_start.py",
+        "Compares warm starts with cold ones on a text that has grown.",
+        "python benchmarks/warm_start.py --text ptb.train.txt --repeats 3",
+    )
+    parser.add_argument("--text", type=path, required=True, help="a sequence a line, plain or .gz")
+    parser.add_argument("--tokenizer", default="whitespace", help="prepare's --tokenizer")
+    parser.add_argument("--min-count", type=int, default=10, help="prepare's --min-count")
+    parser.add_argument("--epochs", type=int, default=5, help="passes of each run")
+    parser.add_argument("--sampled-epochs", type=int, default=1, help="prepare's --epochs")
+    parser.add_argument("--repeats", type=int, default=1, help="seeds, a turn each")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="ways to train (default: all)")
     arguments = parser.parse_args()
 
     lines = provenance("torch", "numpy")
@@ -73,8 +74,9 @@ def main() -> None:
                 for name, challenger in challengers(arguments, mode, seed, data, grown_data, Path(scratch)):
                     found[mode, name].append(challenger)
                     print(mode, name, seed, challenger, file=sys.stderr)
-        growth = (Path(scratch) / "growth.txt").read_text()
-    print("\n".join(report(lines, growth, arguments, found)))
+        before, after = (Vocab.read(folder / Manifest.load(folder).vocab_path) for folder in (data, grown_data))
+    lines.append(f"- Vocabulary: {growth(after.words, after.counts_V, before.words, before.counts_V)}")
+    print("\n".join(report(lines, arguments, found)))
 
 
 def prepared(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
@@ -95,7 +97,7 @@ def prepared(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
 
 def challengers(
     arguments: argparse.Namespace, mode: str, seed: int, data: Path, grown: Path, scratch: Path
-) -> "list[tuple[str, Found]]":
+) -> list[tuple[str, Found]]:
     """The cold run and the warm ones of one seed, by name."""
     flags, rates = MODES[mode]
     published = scratch / f"published {mode} {seed}"
@@ -106,36 +108,31 @@ def challengers(
         kinds[f"warm, lr {rate:g}"] = epochs, {"init-from": str(published), "lr": f"{rate:g}"}
         if mode == "in place":  # its rate falls to the run's end: half the epochs are another run
             kinds[f"warm, lr {rate:g}, {half} epochs"] = half, {"init-from": str(published), "lr": f"{rate:g}"}
-    usual = {"init-from": str(published)}
-    kinds["warm, 1 epoch frozen"] = epochs, {**usual, "freeze-epochs": "1"}
+    kinds["warm, 1 epoch frozen"] = epochs, {"init-from": str(published), "freeze-epochs": "1"}
+    heldout, before = Heldout.of_dataset(grown), Tables.load(published)
     found = []
     for name, (num_epochs, more) in kinds.items():
         output = scratch / f"{mode} {name} {seed}"
-        said = run_trainer(grown, output, num_epochs, seed, {**flags, **more})
-        tables, words = tables_after_epochs(output, grown, num_epochs, mode), Tables.load(output).words
-        losses = [heldout_loss(grown, *both) for both in tables]
-        before = Tables.load(published)
-        overlaps = [overlap(words, center_VD.numpy(), before) for center_VD, _ in tables]
-        found.append((name, Found(losses, overlaps)))
-        lines = [line.partition(": ")[2] for line in said.splitlines() if line.startswith("warm start")]
-        if lines:
-            (scratch / "growth.txt").write_text(lines[0].partition(";")[0])
+        run_trainer(grown, output, num_epochs, seed, {**flags, **more})
+        tables = tables_after_epochs(output, grown, num_epochs, mode)
+        overlaps = [neighbour_overlap(each, before, WORDS, NEIGHBOURS) for each in tables]
+        found.append((name, Found([heldout_loss(heldout, each) for each in tables], overlaps)))
     return found
 
 
-def run_trainer(data: Path, output: Path, epochs: int, seed: int, more: dict[str, str]) -> str:
+def run_trainer(data: Path, output: Path, epochs: int, seed: int, more: dict[str, str]) -> None:
     flags = {"data": data, "output": output, "epochs": epochs, "seed": seed, "keep": epochs, "device": "cpu", **more}
-    return run(sys.executable, "training/train.py", flags)
+    run(sys.executable, "training/train.py", flags)
 
 
-def run(program: str, script: str, flags: dict[str, object]) -> str:
+def run(program: str, script: str, flags: dict[str, object]) -> None:
     options = [f"--{name}={value}" for name, value in flags.items()]
-    return subprocess.run([program, script, *options], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
+    subprocess.run([program, script, *options], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
 
 
-def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> "list[tuple[Tensor, Tensor]]":
-    """Center and context (V, D) after each epoch, from the run's checkpoints."""
-    manifest = Manifest.load(data)
+def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> list[Tables]:
+    """The tables after each epoch, from the run's checkpoints."""
+    manifest, last = Manifest.load(data), Tables.load(output)
     sync_every = int(MODES[mode][0].get("sync-every", "1"))
     config = TrainConfig(epochs=epochs, sync_every=sync_every, device="cpu")
     found = []
@@ -144,51 +141,22 @@ def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> "li
         step = make_step(config, model, manifest.config.negatives, number + 1, World(0, 1, 0, 1))
         step.load(read(output, number).state)
         step.settle()
-        found.append((model.center.weight.detach(), model.context.weight.detach()))
+        center_VD, context_VD = (table.detach().numpy() for table in model.parameters())
+        found.append(Tables(last.words, last.counts_V, center_VD, context_VD))
     assert len(found) == epochs
     return found
 
 
-def heldout_loss(data: Path, center_VD: Tensor, context_VD: Tensor) -> float:
-    """The mean over the held-out examples of the mean over an example's targets."""
-    manifest = Manifest.load(data)
-    losses = []
-    for shard in manifest.shards:
-        if shard.split == "heldout":
-            rows = pq.read_table(data / shard.path)
-            targets = rows["contexts_negatives"].combine_chunks().flatten().to_numpy()
-            targets_BL = torch.from_numpy(targets.reshape(len(rows), manifest.max_len).copy())
-            center_B, num_contexts_B = (
-                torch.from_numpy(rows[name].to_numpy().copy()) for name in ("center", "num_contexts")
-            )
-            batch = center_B, targets_BL, num_contexts_B
-            losses.append(row_losses(*batch, center_VD, context_VD, manifest.config.negatives))
-    return float(torch.cat(losses).double().mean())
+def heldout_loss(heldout: Heldout, tables: Tables) -> float:
+    """The mean over the held-out examples, 20,000 at most, of the mean over an example's targets."""
+    found = losses(heldout, tables, tables)
+    assert found is not None
+    return found.first
 
 
-def overlap(words: list[str], center_VD: npt.NDArray[np.float32], published: Tables) -> float:
-    """The mean share of the nearest words that both have in common, of the most frequent words, among shared words."""
-    row_of = {word: row for row, word in enumerate(published.words[1:], 1)}
-    shared = [(row, row_of[word]) for row, word in enumerate(words[1:], 1) if word in row_of]
-    rows, published_rows = (list(column) for column in zip(*shared, strict=True))
-    nearest = [nearest_of(center_VD[rows]), nearest_of(published.center_VD[published_rows])]
-    return mean(len(set(ours) & set(theirs)) / NEIGHBOURS for ours, theirs in zip(*nearest, strict=True))
-
-
-def nearest_of(center_VD: npt.NDArray[np.float32]) -> list[list[int]]:
-    """The rows nearest by cosine to each of the first, and so most frequent, words."""
-    units_VD = center_VD / np.maximum(np.linalg.norm(center_VD, axis=1, keepdims=True), 1e-9)
-    cosine = units_VD[:WORDS] @ units_VD.T
-    np.fill_diagonal(cosine, -np.inf)
-    nearest: list[list[int]] = np.argsort(-cosine, axis=1)[:, :NEIGHBOURS].tolist()
-    return nearest
-
-
-def report(
-    lines: list[str], growth: str, arguments: argparse.Namespace, found: dict[tuple[str, str], list[Found]]
-) -> list[str]:
+def report(lines: list[str], arguments: argparse.Namespace, found: dict[tuple[str, str], list[Found]]) -> list[str]:
     """Markdown: means over the seeds, and the worst seed where a number has to hold."""
-    out = ["# Warm starts on a text that has grown by a tenth", "", *lines, f"- Vocabulary: {growth}"]
+    out = ["# Warm starts on a text that has grown by a tenth", "", *lines]
     for mode in arguments.modes:
         colds = found[mode, "cold"]
         rows = []
@@ -221,4 +189,5 @@ def reach(losses: list[float], goal: float) -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,9 +1,8 @@
 """Reading word2vec's files, beside gensim: made-up vectors, text and binary, both readers in one process in turn.
 
-python benchmarks/word2vec_files.py --words 70000 --dim 100 --repeats 3
+python benchmarks/word2vec_files.py --words 70000 --dim 100 --repeats 3          a minute
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,16 +17,23 @@ from gensim.models import KeyedVectors
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.provenance import provenance
+from pipeline.errors import Parser, command
 from training.export import write_word2vec, write_word2vec_binary
 from training.vectors import Vectors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reading word2vec's files, beside gensim.")
-    parser.add_argument("--words", type=int, default=70_000)
-    parser.add_argument("--dim", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = Parser(
+        "benchmarks/word2vec_files.py",
+        "Reading word2vec's files, beside gensim.",
+        "python benchmarks/word2vec_files.py --words 70000 --dim 100",
+    )
+    parser.add_argument("--words", type=int, default=70_000, help="made-up words")
+    parser.add_argument("--dim", type=int, default=100, help="length of a vector, in numbers")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each file is read; medians are shown")
     arguments = parser.parse_args()
+    print("\n".join(["# Reading word2vec's files", "", *provenance("gensim", "pyarrow", "numpy"), ""]))
     rows_VD = np.random.default_rng(0).standard_normal((arguments.words, arguments.dim), dtype=np.float32)
     words = pa.array([f"word{row}" for row in range(arguments.words)])
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +57,9 @@ def compare(form: str, path: Path, repeats: int) -> None:
             read()
             seconds[name].append(perf_counter() - began)
     shown = ", ".join(f"{name} {median(times):.2f} s" for name, times in seconds.items())
-    print(f"{form}, {path.stat().st_size / 1e6:.0f} MB: {shown}")
+    print(f"- {form}, {path.stat().st_size / 1e6:.0f} MB: {shown}")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

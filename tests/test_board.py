@@ -17,7 +17,7 @@ from tiny import write_tiny_dataset
 
 from training import board, train
 from training.checkpoint import newest
-from training.metrics import Report
+from training.metrics import Metrics
 from training.vectors import Vectors
 
 TRAIN = ("--dim", "4", "--device", "cpu", "--log-every", "1", "--global-batch", "256")
@@ -61,16 +61,16 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_is_lost(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stopped some steps after a checkpoint, whose points are then of steps that come again."""
-    step = Report.step
+    step = Metrics.step
 
-    def stopped(self: Report, epoch: int, number: int, *others: object) -> None:
+    def stopped(self: Metrics, epoch: int, number: int, *others: object) -> None:
         step(self, epoch, number, *others)  # type: ignore[arg-type]
         if number == 17:
             self.flush()
             raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Report, "step", stopped)
+        patch.setattr(Metrics, "step", stopped)
         with pytest.raises(RuntimeError, match="stopped"):
             training("--epochs", 2, "--checkpoint-every", 5)
     run = tmp_path / "run"

@@ -1,6 +1,7 @@
 """Laws of report.html: it needs nothing but itself, shows the numbers of the run's files, and says what is missing."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny import write_tiny_dataset
 
 from pipeline.manifest import Manifest
 from training import report, report_data, train
-from training.report_plots import MOST_POINTS, map_of, thinned
+from training.report_plots import MOST_POINTS, lines, map_of, thinned
 from training.vectors import Vectors
 
 SECTIONS = ["loss", "speed", "sampling", "contexts", "neighbours", "map", "evaluation", "settings"]
@@ -155,7 +156,7 @@ def test_what_subsampling_did_is_counted_in_the_dataset(trained: Path, run: Path
     mean = (counts.tokens - counts.unknown - counts.subsampled) / counts.sequences
     assert f", {mean:.2f} after" in text
     assert shown
-    rows = report.Run.load(run).sampled.rows
+    rows = report_data.Run.load(run).sampled.rows
     assert rows is not None
     assert rows.read == rows.of == counts.examples
     assert rows.centers_V.tolist() == centers_V.tolist()
@@ -285,6 +286,16 @@ def test_a_long_line_is_thinned_to_means_of_neighbours() -> None:
     rest = points[(len(thin) - 1) * size :]
     assert thin[-1] == pytest.approx(tuple(np.mean(rest, axis=0)))
     assert thinned(points[:MOST_POINTS]) == points[:MOST_POINTS]
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 5, 12])
+def test_an_axis_names_every_epoch_at_most_once(num_epochs: int) -> None:
+    losses = [(float(epoch), 0.48) for epoch in range(1, num_epochs + 1)]
+    picture = lines("epochs", "alt", "epoch", "loss", {"of the epoch": losses, "of the run so far": losses})
+    named = re.findall(r">(\d+)</text>", picture)  # losses have a point
+    assert len(set(named)) == len(named)
+    assert {*named} <= {*map(str, range(1, num_epochs + 1))}
+    assert named
 
 
 def test_the_map_has_the_axes_of_greatest_variance_and_no_names_on_top_of_each_other(tmp_path: Path) -> None:

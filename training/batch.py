@@ -23,8 +23,10 @@ class Batch:
         return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
 
     def to(self, device: torch.device) -> "Batch":
+        """A copy there; one from pinned memory need not be done when this returns."""
         center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
         return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What kernels take, in their order."""
         return self.center_B, self.contexts_negatives_BL, self.num_contexts_B

@@ -65,7 +65,7 @@ class TrainConfig:
     """None becomes the usual one: the first of ``SYNCHRONOUS``, or of ``IN_PLACE``."""
 
     lr: float = None  # type: ignore[assignment]
-    """Learning rate; None becomes the optimizer's usual one. In place it falls linearly to almost 0."""
+    """Learning rate; None becomes the optimizer's usual one. SGD's falls linearly in place, to almost 0."""
 
     dim: int = 100
     """D, length of a vector."""
@@ -183,6 +183,11 @@ class TrainConfig:
     def in_place(self) -> bool:
         return self.sync_every > 1
 
+    @property
+    def rate_falls(self) -> bool:
+        """Whether the learning rate falls, and so depends on how many epochs the run has."""
+        return self.in_place and self.optimizer == "sgd"
+
     def _become(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -258,12 +263,12 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     resume = "go on from the newest checkpoint, or the one after so many steps; auto: from a good one, if there is any"
     flag(group, "resume", _resume, resume, nargs="?", const=NEWEST, metavar="auto|STEP")
     flag(group, "shard_cache", path, "a folder that keeps what was fetched of a dataset elsewhere; runs may share it")
-    flag(
-        group,
-        "shard_cache_bytes",
-        num_bytes,
-        "most it holds; K, M, G, T are units (default: 10G)",
-        metavar="BYTES",
+    most = "most it holds; K, M, G, T are units (default: 10G)"
+    flag(group, "shard_cache_bytes", num_bytes, most, metavar="BYTES")
+    flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
+    help_text = "write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)"
+    group.add_argument(
+        "--no-tensorboard", dest="tensorboard", action="store_false", default=argparse.SUPPRESS, help=help_text
     )
     group = parser.add_argument_group("model and optimisation")
     flag(group, "dim", int, "length of a vector, in numbers")
@@ -271,10 +276,10 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "init_from", path, init_from, metavar="RUN")
     flag(group, "freeze_epochs", int, "first epochs in which these vectors stay, and those of new words alone train")
     flag(group, "epochs", int, "passes; pass e reads sampled epoch e modulo how many there are")
-    flag(group, "sync_every", int, "steps between two averagings; 1: of gradients, N: of tables trained in place")
+    flag(group, "sync_every", int, "steps between two averagings; 1: of gradients, more: of tables trained in place")
     optimizers = f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)"
     flag(group, "optimizer", str, optimizers, metavar="NAME")
-    flag(group, "lr", float, f"learning rate (default: {usual_rates} in place, where it falls linearly)")
+    flag(group, "lr", float, f"learning rate (default: {usual_rates} in place, where sgd's falls linearly)")
     flag(group, "global_batch", int, f"examples a step, over all processes (default: {usual_batches} in place)")
     flag(group, "seed", int, "of the initial tables and the order of rows")
     group = parser.add_argument_group("processes")
@@ -282,16 +287,12 @@ def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
     flag(group, "lanes", int, "equal ranges of an epoch; the number of processes divides it")
     flag(group, "device", str, "auto takes cuda where there is one", choices=DEVICES)
     flag(group, "kernel", str, "what computes a step; auto takes the device's own", choices=KERNELS)
-    flag(group, "cache", str, "whether a GPU keeps rows from their first use on", choices=CACHES)
+    cache = "whether a GPU keeps rows from their first use on; auto: where they fit and are read more than once"
+    flag(group, "cache", str, cache, choices=CACHES)
     flag(group, "reader", str, "what reads the shards; petastorm needs make setup-petastorm", choices=READERS)
     flag(group, "threads", int, "CPU threads a process (default: cores / processes on this machine)")
     help_text = "the same bits every time, slower on a GPU; refuses to resume where they would be others"
     group.add_argument("--deterministic", action="store_true", default=argparse.SUPPRESS, help=help_text)
-    flag(group, "log_every", int, "steps between two lines of metrics.jsonl")
-    help_text = "write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)"
-    group.add_argument(
-        "--no-tensorboard", dest="tensorboard", action="store_false", default=argparse.SUPPRESS, help=help_text
-    )
     parser.add_verbosity("adds a line for each of metrics.jsonl's")
     given = vars(parser.parse_args(argv))
     nproc = given.pop("nproc", None)

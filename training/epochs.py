@@ -40,8 +40,7 @@ def epochs_of(
         for epoch in numbers:
             stream, sampled = stream_of(config, manifest, epoch, first.get(epoch, 0)), epoch % manifest.sampled_epochs
             if sampled not in kept:
-                rows = stream.read, stream.shards, manifest.row_group_rows, manifest.max_len
-                kept[sampled] = KeptRows(*rows, device)
+                kept[sampled] = KeptRows(stream.read, stream.shards, manifest.row_group_rows, manifest.max_len, device)
             yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
         return
     # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
@@ -87,6 +86,7 @@ def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
 
 
 def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
+    """The plan of the whole epoch, which no number of ranks changes."""
     shards = shards_of(manifest, epoch)
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 

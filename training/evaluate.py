@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from pipeline.errors import InputError, Parser, command, path
+from training.compare import unit
 from training.questions import read_analogies, read_pairs
 from training.vectors import SOURCES, Vectors
 
@@ -155,7 +156,7 @@ def is_fourth_found(
     This is 3CosAdd (Mikolov et al. 2013; Levy & Goldberg 2014, Eq. 3): a, b and c are no answers, in whatever case.
     ``questions_Q4`` are rows, ``spelling_W`` is the row that stands for each row. Costs W·D multiplications a question.
     """
-    unit_WD = center_WD / np.maximum(np.linalg.norm(center_WD, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit_WD = unit(center_WD)
     other_cases = defaultdict(list)
     for row in np.flatnonzero(spelling_W != np.arange(len(spelling_W))):
         other_cases[spelling_W[row]].append(row)

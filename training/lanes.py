@@ -1,6 +1,6 @@
 """Lanes: where the rows of a rank's batches come together, in memory that is used again and again.
 
-L = max_len targets a row, S batches of a chunk, N = S·B.
+B rows of a batch, L = max_len targets a row, S batches of a chunk, N = S·B.
 """
 
 from collections import Counter, deque
@@ -16,7 +16,7 @@ from training.plan import Piece
 from training.shard import RowGroup
 from training.unpack import Int32, empty_rows
 
-Read = tuple[RowGroup, Int32]
+Opened = tuple[RowGroup, Int32]
 """A row group, and the order of all its rows."""
 
 
@@ -44,13 +44,14 @@ class Chunk:
 class RowGroups:
     """The row groups of a rank's lanes: each is read when first asked for, and kept until no lane is to ask for it."""
 
-    def __init__(self, read: Callable[[Piece], Read], lanes: Sequence[Sequence[Piece]]):
+    def __init__(self, read: Callable[[Piece], Opened], lanes: Sequence[Sequence[Piece]]):
         self._read = read
         self._uses = Counter((piece.shard, piece.row_group) for pieces in lanes for piece in pieces)
-        self._kept: dict[tuple[int, int], Read] = {}
+        self._kept: dict[tuple[int, int], Opened] = {}
         self._lock = Lock()
 
-    def of(self, piece: Piece) -> Read:
+    def of(self, piece: Piece) -> Opened:
+        """The piece's row group, once for each piece of it; threads may ask together. Raises what ``read`` raises."""
         key = piece.shard, piece.row_group
         found = self._kept.get(key) or self._read(piece)  # two lanes at the same time may read it twice
         with self._lock:

@@ -53,6 +53,7 @@ class Moment:
     """Whether the loss and every rank's tables are."""
 
     def since(self, earlier: "Moment") -> Stretch:
+        """What happened after ``earlier``; since ``Moment()``, the whole run."""
         examples, seconds = self.examples - earlier.examples, self.clock_s - earlier.clock_s
         return Stretch(
             loss=(self.loss - earlier.loss) / max(1, examples),
@@ -75,6 +76,7 @@ class Meter:
         self._started = time.perf_counter() - self._last.clock_s
 
     def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
+        """A batch's losses, 0 for an empty row, and the seconds that this rank has waited for it."""
         self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
         self._loss_and_examples[1] += (num_contexts_B > 0).sum()
         self._wait_s += wait_s
@@ -95,7 +97,7 @@ class Meter:
         return self._last
 
 
-class Report:
+class Metrics:
     """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
 
     def __init__(
@@ -143,7 +145,8 @@ class Report:
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
-        self._write("step", epoch=epoch, step=step, lr=lr, **_without(stretch, "examples", "seconds"))
+        speed = {"tokens_per_s": stretch.tokens_per_s, "wait_share": stretch.wait_share}
+        self._write("step", epoch=epoch, step=step, lr=lr, loss=stretch.loss, **speed)
         how = f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s"
         self._bar.set_postfix_str(how)
         self._bar.update(step - self._bar.n)
@@ -216,7 +219,3 @@ class Report:
             self.epochs.append(line)
         else:
             self._steps.append((line["step"], line["loss"]))
-
-
-def _without(stretch: Stretch, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in asdict(stretch).items() if name not in names}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""The ``row_losses`` of a module of training/kernels."""
 
 
 def skip_gram(center_B1: Tensor, targets_BL: Tensor, center_VD: Tensor, context_VD: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ class SigmoidBCELoss(nn.Module):
     """Binary cross-entropy with logits, masked, as the *mean over all L places* of a row (d2l 15.4.2.2).
 
     Padding is masked after the logarithm: it adds 0, not log 0.5. To make it the mean over the real places, multiply
-    by L / mask.sum(1).clamp(min=1), as the training loop does.
+    by L / mask.sum(1).clamp(min=1), as ``reference.row_losses`` does.
     """
 
     def forward(self, inputs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

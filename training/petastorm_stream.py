@@ -53,6 +53,7 @@ class Share:
 
     @property
     def num_rows(self) -> int:
+        """Rows of the row groups that this rank reads."""
         return sum(self.row_groups[self.part :: self.parts])
 
 

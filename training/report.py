@@ -7,9 +7,8 @@ python -m training.report runs/ptb --evaluation evaluation.json             with
 training/train.py writes one at its end. V words, D dimensions.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,58 +18,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import InputError, Parser, command, path
 from pipeline.manifest import Manifest
-from training.files import REPORT, SUMMARY, whole
-from training.report_data import Rows, Sampled, read_sampled
+from training.files import REPORT, whole
+from training.report_data import Evaluation, Rows, Run, read_evaluation
 from training.report_plots import MOST_POINTS, bars, lines, map_of
-from training.vectors import Tables, Vectors
-
-Evaluation = dict[str, list[list[str]]]
-"""Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
+from training.vectors import Vectors
 
 NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has reached its end: what its files say, and what of its dataset is still there."""
-
-    name: str
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    steps: list[dict[str, Any]]
-    """Lines of kind "step" of metrics.jsonl."""
-    epochs: list[dict[str, Any]]
-    words: list[str]
-    counts_V: npt.NDArray[np.int64]
-    center_VD: npt.NDArray[np.float32]
-    sampled: Sampled
-
-    @classmethod
-    def load(cls, folder: Path) -> "Run":
-        """Raises InputError where there is no finished run, or one that is damaged."""
-        tables = Tables.load(folder)
-        summary = _read_json(folder / SUMMARY)
-        return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
-
-    @classmethod
-    def at_end(
-        cls,
-        folder: Path,
-        name: str,
-        summary: dict[str, Any],
-        words: list[str],
-        counts_V: npt.NDArray[np.int64],
-        center_VD: npt.NDArray[np.float32],
-        manifest: Manifest | None = None,
-    ) -> "Run":
-        """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
-        config = _read_json(folder / "config.json")
-        told = _read_lines(folder / "metrics.jsonl")
-        steps, epochs = ([line for line in told if line["kind"] == kind] for kind in ("step", "epoch"))
-        if not epochs or "dataset_id" not in summary or "data" not in config:
-            raise InputError(f"{folder}: its files tell of no epoch of a dataset; train again")
-        sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
-        return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
 
 
 def write_report(run: Run, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> None:
@@ -219,45 +172,6 @@ def _pictures(run: Run, words: list[str], vectors_VD: npt.NDArray[np.float32]) -
     if rows := run.sampled.rows:
         found["contexts"] = bars("contexts", "Rows by their number of contexts", "contexts", "rows", rows.num_contexts)
     return {name: found.get(name, "") for name in ("steps", "epochs", "speed", "wait", "contexts", "map")}
-
-
-def read_evaluation(file: Path) -> Evaluation:
-    """What training.evaluate printed, as it is shown. Raises InputError for anything else."""
-    found = _read_json(file)
-    try:
-        pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]
-        every = found["analogies"]
-        parts = [{"section": every["file"], **every}, *every["sections"]] if every else []
-        analogies = [[part["section"], _share(part["accuracy"]), *_known(part, "questions")] for part in parts]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{file}: expected what python -m training.evaluate prints; name a file of that") from None
-    return {"pairs": pairs, "analogies": analogies}
-
-
-def _known(record: dict[str, Any], name: str) -> list[str]:
-    return [f"{record[name]:,}", f"{record['unknown']:,}"]
-
-
-def _share(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{accuracy:.2%}"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: found a {type(found).__name__}, expected an object of JSON")
-    return dict(found)
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        with file.open("rb") as content:
-            return [json.loads(line) for line in content]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); train again") from None
 
 
 def main() -> None:

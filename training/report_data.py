@@ -1,10 +1,13 @@
-"""What a dataset can still tell of its making, for report.html: from its manifest, and from some of its rows.
+"""What report.html is made of: a run's files, what its dataset can still tell of its making, and an evaluation.
 
-V words.
+V words, D dimensions.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.storage import Location
+from training.files import SUMMARY
+from training.vectors import Tables
+
+Evaluation = dict[str, list[list[str]]]
+"""Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
 
 MOST_ROWS = 1 << 20
 """Rows that are read: shards are in the order of a hash, so the first are as good as any."""
@@ -39,6 +47,49 @@ class Sampled:
     manifest: Manifest | None
     rows: Rows | None
     missing: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has reached its end: what its files say, and what of its dataset is still there."""
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    steps: list[dict[str, Any]]
+    """Lines of kind "step" of metrics.jsonl."""
+    epochs: list[dict[str, Any]]
+    words: list[str]
+    counts_V: npt.NDArray[np.int64]
+    center_VD: npt.NDArray[np.float32]
+    sampled: Sampled
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Raises InputError where there is no finished run, or one that is damaged."""
+        tables = Tables.load(folder)
+        summary = _read_json(folder / SUMMARY)
+        return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
+
+    @classmethod
+    def at_end(
+        cls,
+        folder: Path,
+        name: str,
+        summary: dict[str, Any],
+        words: list[str],
+        counts_V: npt.NDArray[np.int64],
+        center_VD: npt.NDArray[np.float32],
+        manifest: Manifest | None = None,
+    ) -> "Run":
+        """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
+        config = _read_json(folder / "config.json")
+        told = _read_lines(folder / "metrics.jsonl")
+        steps, epochs = ([line for line in told if line["kind"] == kind] for kind in ("step", "epoch"))
+        if not epochs or "dataset_id" not in summary or "data" not in config:
+            raise InputError(f"{folder}: its files tell of no epoch of a dataset; train again")
+        sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
+        return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
 
 
 def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = None) -> Sampled:
@@ -77,3 +128,42 @@ def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
                     return
                 yield file.read_row_group(number, columns=["center", "num_contexts"])
                 left -= manifest.row_group_rows
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """What training.evaluate printed, as it is shown. Raises InputError for anything else."""
+    found = _read_json(file)
+    try:
+        pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]
+        every = found["analogies"]
+        parts = [{"section": every["file"], **every}, *every["sections"]] if every else []
+        analogies = [[part["section"], _share(part["accuracy"]), *_known(part, "questions")] for part in parts]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: expected what python -m training.evaluate prints; name a file of that") from None
+    return {"pairs": pairs, "analogies": analogies}
+
+
+def _known(record: dict[str, Any], name: str) -> list[str]:
+    return [f"{record[name]:,}", f"{record['unknown']:,}"]
+
+
+def _share(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: found a {type(found).__name__}, expected an object of JSON")
+    return dict(found)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        with file.open("rb") as content:
+            return [json.loads(line) for line in content]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); train again") from None

@@ -34,11 +34,13 @@ class Progress:
     """Steps that were done at the last checkpoint."""
 
     def add(self, num_steps: int, global_batch: int) -> None:
+        """After ``num_steps`` more steps of the epoch."""
         self.step += num_steps
         self.done += num_steps
         self.examples += num_steps * global_batch
 
     def end_epoch(self) -> None:
+        """The next epoch begins; ``examples`` becomes exact: a whole batch may hold empty rows."""
         self.epoch, self.step = self.epoch + 1, 0
         self.examples, self.epoch_begin = self.now.examples, self.now
 
@@ -48,6 +50,7 @@ class Progress:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Progress":
+        """What ``record_of`` has put into a checkpoint."""
         found: dict[str, Any] = {}
         for name, value in record["progress"].items():
             found[name] = Moment(**value) if isinstance(value, dict) else value
@@ -130,8 +133,7 @@ def _check(
         )
     before = {"freeze_epochs": 0, **record["settings"], "kernel": record["kernel"]}
     now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
-    falls_to_its_end = config.in_place and config.optimizer == "sgd"
-    if falls_to_its_end or config.epochs < record["progress"]["epoch"]:
+    if config.rate_falls or config.epochs < record["progress"]["epoch"]:
         now["epochs"] = config.epochs
     others = [name for name in now if now[name] != before[name]]
     if others:

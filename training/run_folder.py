@@ -24,9 +24,10 @@ from training.board import write_projector
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
 from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
-from training.metrics import Report
+from training.metrics import Metrics
 from training.model import SkipGram
-from training.report import Run, write_report
+from training.report import write_report
+from training.report_data import Run
 
 NEW = ".new"
 LOCK = ".train.lock"
@@ -86,7 +87,8 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
             shutil.rmtree(folder / BOARD, ignore_errors=True)
-        _write_json(folder / "config.json", {name: _plain(value) for name, value in asdict(config).items()})
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+        _write_json(folder / "config.json", settings)
         _write(folder / VOCAB, vocabulary)
     return folder
 
@@ -101,14 +103,14 @@ def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
 
 
 def finish(
-    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, report: Report, totals: dict[str, Any]
+    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, metrics: Metrics, totals: dict[str, Any]
 ) -> None:
     """Writes vectors, plot and report, and summary.json last: a run with a summary is a finished one."""
     weights = {"center": model.center.weight, "context": model.context.weight}
     tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     summary = {
         **totals,
-        "epochs": report.epochs,
+        "epochs": metrics.epochs,
         "dataset_id": manifest.dataset_id,
         "vocab_size": manifest.vocab_size,
         "versions": {
@@ -122,7 +124,7 @@ def finish(
     with _writing(config.output):
         vocabulary = pq.read_table(folder / VOCAB)
         _write(folder / VECTORS, save(tables))
-        _write(folder / "loss.png", report.plot())
+        _write(folder / "loss.png", metrics.plot())
         words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
         name = config.output.absolute().name
         run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
@@ -180,7 +182,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -21,7 +21,7 @@ from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from pipeline.storage import Location
 from training.batch import Batch
 from training.kernels.threads import Team
-from training.lanes import Chunk, Lane, RowGroups, upcoming
+from training.lanes import Chunk, Lane, Opened, RowGroups, upcoming
 from training.permutation import permutation
 from training.plan import EpochPlan, Piece
 from training.read_ahead import BetweenSteps, read_ahead
@@ -136,7 +136,7 @@ class ArrowStream:
             steps_left -= count
             done += count
 
-    def opened(self, piece: Piece, fetch: FetchAhead | None = None) -> tuple[RowGroup, Int32]:
+    def opened(self, piece: Piece, fetch: FetchAhead | None = None) -> Opened:
         """The piece's row group, and the order of all its rows."""
         shard = self.shards[piece.shard]
         wanted = piece.row_group, piece.num_rows, self._layout

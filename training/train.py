@@ -49,7 +49,7 @@ from training.distributed import (
 from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
 from training.files import REPORT
 from training.kernels.threads import Team, num_cores
-from training.metrics import Meter, Moment, Report
+from training.metrics import Meter, Metrics, Moment
 from training.model import SkipGram
 from training.petastorm_stream import check_petastorm
 from training.resume import Progress, candidates, check_same_run, differences, record_of
@@ -148,7 +148,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             step.freeze(start.kept_K)
 
         # The run's folder, which is rank 0's.
-        report = writer = None
+        metrics = writer = None
         if world.is_first:
             folder = claim(config, manifest, goes_on=begun is not None)
             say(config, opening_lines(config, manifest, world, device, step.team, all_steps, start))
@@ -158,17 +158,17 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
                 print("warning: --freeze-epochs trains nothing: there is no new word; leave it out", file=sys.stderr)
             if begun:
                 say(config, "; ".join([f"goes on after step {progress.done:,}", *changes]))
-            told = progress.done, begun.record["metrics_bytes"] if begun else 0
+            told_bytes = begun.record["metrics_bytes"] if begun else 0
             board = Board(folder, progress.done) if config.tensorboard else None
-            telling = config.verbosity, board
-            report = held.enter_context(closing(Report(folder, all_steps, config.epochs, *told, *telling)))
+            metrics = Metrics(folder, all_steps, config.epochs, progress.done, told_bytes, config.verbosity, board)
+            held.enter_context(closing(metrics))
             writer = held.enter_context(closing(Writer(folder, config.keep)))
 
         def save() -> None:
             progress.saved = progress.done
-            if report and writer:
-                report.flush()
-                record = record_of(progress, config, manifest, how, start, report.num_bytes)
+            if metrics and writer:
+                metrics.flush()
+                record = record_of(progress, config, manifest, how, start, metrics.num_bytes)
                 kept = {"kept": start.kept_K} if start and progress.epoch < config.freeze_epochs else {}
                 writer.save(progress.done, lambda: {**step.state(), **kept}, record)
 
@@ -176,7 +176,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         compile_s = warm_up(config, manifest, world, device)
         if world.is_first and compile_s > 2:
             say(config, f"compiled for this machine in {compile_s:.0f} s, once")
-        run_epochs(config, manifest, world, device, model, step, progress, report, save, sigterm)
+        run_epochs(config, manifest, world, device, model, step, progress, metrics, save, sigterm)
         if writer:
             writer.wait()
         if progress.epoch < config.epochs:
@@ -186,13 +186,13 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             return False
 
         # The run's files, and the book's last line.
-        if report:
+        if metrics:
             total = progress.now.since(Moment())
-            numbers = {"loss": report.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
+            numbers = {"loss": metrics.epochs[-1]["loss"], "mean_loss": total.loss, "steps": progress.done}
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
-            report.close()
-            finish(folder, config, manifest, model, report, totals)
+            metrics.close()
+            finish(folder, config, manifest, model, metrics, totals)
             say(config, f"{config.output / REPORT} shows the run")
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}", flush=True)
         return True
@@ -206,24 +206,25 @@ def run_epochs(
     model: SkipGram,
     step: Step,
     progress: Progress,
-    report: Report | None,
+    metrics: Metrics | None,
     save: Callable[[], None],
     sigterm: Sigterm,
 ) -> None:
     """Trains from ``progress`` on, which it moves, to the end, or to a step where ranks agree to stop."""
-    meter = Meter(device, world, progress.now)
+    num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
+    meter = Meter(device, world, progress.now)  # whose clock starts here
     stopping = False
     with closing(epochs_of(config, manifest, world, device, step, progress)) as epochs:
         for batches in epochs:
             for batch, wait_s in timed(batches):
-                lr = rate(config, manifest, progress.examples)
+                lr = rate(config, progress.examples, num_examples)
                 losses_B = step(batch, lr)
                 meter.add(losses_B, batch.num_contexts_B, wait_s)
                 progress.add(batch.num_steps, config.global_batch)
                 if progress.done % config.log_every == 0:
                     progress.now = check_finite(meter.moment(step.is_finite()), progress, config)
-                    if report:
-                        report.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
+                    if metrics:
+                        metrics.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
                     progress.last_line = progress.now
                 stopping = stopping or sigterm.agreed(progress.done)
                 if (stopping or progress.is_due(config.checkpoint_every)) and not step.apart:
@@ -237,9 +238,9 @@ def run_epochs(
                 step.thaw()
             step.settle()
             progress.now = check_finite(meter.moment(finite(model)), progress, config)
-            if report:
+            if metrics:
                 stretch = progress.now.since(progress.epoch_begin)
-                report.epoch(progress.epoch, progress.done, stretch, progress.now.since(Moment()).loss)
+                metrics.epoch(progress.epoch, progress.done, stretch, progress.now.since(Moment()).loss)
             progress.end_epoch()
             save()
             if stopping:
@@ -270,12 +271,9 @@ def read_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
     return Checkpoint(record, state) if record is not None else None
 
 
-def rate(config: TrainConfig, manifest: Manifest, examples_seen: int) -> float:
-    """The learning rate: SGD's falls in place, by the examples that all ranks have seen; else it stays."""
-    if not config.in_place or config.optimizer != "sgd":
-        return config.lr
-    num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
-    return linear_decay(config.lr, examples_seen, num_examples)
+def rate(config: TrainConfig, examples_seen: int, num_examples: int) -> float:
+    """The learning rate: SGD's falls in place, by the run's examples that all ranks have seen; else it stays."""
+    return linear_decay(config.lr, examples_seen, num_examples) if config.rate_falls else config.lr
 
 
 def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch.device) -> float:

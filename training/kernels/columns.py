@@ -69,6 +69,7 @@ def on_large_pages(*shape: int) -> Tensor:
 
 @compiled_fast
 def all_finite(table_TVC: Floats) -> bool:
+    """Whether no number of the table (3-D) is NaN or infinite."""
     total = _F0
     for thread in range(table_TVC.shape[0]):
         for word in range(table_TVC.shape[1]):
