@@ -1,7 +1,6 @@
 """What prepare costs: tokens a second of the whole job, of its parts a core, peak memory, bytes; the book beside it.
 
-    python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3                                        minutes
-    python benchmarks/pipeline.py --corpus ptb wiki17 wiki70 line30 oneline vocab1m --repeats 3    a quarter of an hour
+    python benchmarks/pipeline.py --data corpora --corpus ptb wiki17 --repeats 3   minutes; all six 15
 
 Every run is a process of its own, with Spark's default memory, `local[*]`; its clock runs from the first look at the
 corpus to the manifest, so without the start of the session, but with the JVM cold. Peaks are VmHWM, read when the
@@ -79,10 +78,10 @@ def parse() -> argparse.Namespace:
     parser = Parser(
         "benchmarks/pipeline.py",
         "Measures prepare, with the book's own preparation beside it.",
-        "python benchmarks/pipeline.py --corpus ptb wiki17 --repeats 3",
+        "python benchmarks/pipeline.py --data corpora --corpus ptb wiki17 --repeats 3",
     )
-    data = Path(os.environ.get("SHARDVEC_DATA", ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=path, default=data, help="a folder with ptb/ and wiki/")
+    files = "a folder with ptb/ptb.train.txt and wiki/wiki100.txt.gz, or the one that is asked for"
+    parser.add_argument("--data", type=path, required=True, help=files)
     parser.add_argument(
         "--corpus",
         nargs="+",
@@ -162,7 +161,7 @@ CORPORA: dict[str, Callable[[Path, Path], Path]] = {
 
 
 def ours(path: Path, output: Path) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", str(path), str(output)]
+    command = [sys.executable, str(Path(__file__).resolve()), f"--data={path.parent}", "--one", str(path), str(output)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
