@@ -92,6 +92,7 @@ def write_cycle(folder: Path, number: int = 0, accepted: bool = True, steps: int
     (run / "config.json").write_text(json.dumps({"dim": 2, "data": "x" * 9000, "seed": None, "kernel": "cpu"}))
     (run / "summary.json").write_text(json.dumps({"dataset_id": "abc", "commit": "f00"}))
     (run / "loss.png").write_bytes(b"png")
+    (run / "report.html").write_text("<html>")
     (folder / "train.log").write_text("epoch 1\n")
     (folder / "plan.json").write_text(json.dumps({"settings": {"name": "demo", "prepare": {"window": 5}}}))
     gate = {"name": "overlap@10", "passed": accepted, "value": 0.75, "champion_value": None, "bound": "at least"}
@@ -153,7 +154,7 @@ def test_a_cycle_is_one_run_and_one_version_however_often_it_is_recorded(
     }
     assert tags["shardvec.decision"] == "accepted"
     assert (tags["shardvec.dataset_id"], tags["shardvec.commit"]) == ("abc", "f00")
-    inside = ["config.json", "loss.png", "metrics.jsonl", "summary.json"]
+    inside = ["config.json", "loss.png", "metrics.jsonl", "report.html", "summary.json"]
     own = ["summary.json", "vectors.safetensors", "vocab.parquet"]
     assert files == sorted(
         ["decision.json", "plan.json", "train.log", *(f"run/{n}" for n in inside), *(f"vectors/{n}" for n in own)]

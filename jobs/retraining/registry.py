@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from training.files import SUMMARY
+from training.files import REPORT, SUMMARY
 from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
 
 AGAIN = "mend that and give the command again"
@@ -26,7 +26,7 @@ FOLDER = "vectors"
 """Where a run's artifacts have the files of its version."""
 ARTIFACTS = (
     *("plan.json", "prepare.log", "train.log"),
-    *("run/config.json", "run/metrics.jsonl", "run/summary.json", "run/loss.png"),
+    *("run/config.json", "run/metrics.jsonl", f"run/{SUMMARY}", "run/loss.png", f"run/{REPORT}"),
 )
 OF_STEPS = ("loss", "tokens_per_s", "lr")
 OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
