@@ -1,4 +1,4 @@
-"""Laws of jobs/retraining/registry.py and training/registry.py, with MLflow itself: SQLite, and a tracking server."""
+"""Laws of registry.py and mlflow_run.py of jobs/retraining, and of training/registry.py, with MLflow itself."""
 
 import json
 import os
@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import tracking
 from conftest import ROOT
-from retraining.registry import Registry, curves, flat, sqlite_uri
+from retraining.mlflow_run import curves, flat
+from retraining.registry import Registry, sqlite_uri
 from tiny import write_run
 
 from pipeline.errors import InputError
@@ -170,7 +171,7 @@ WRITES = (
 def test_killed_after_any_write_and_repeated_is_as_never_killed(
     local: Registry, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retraining.registry.METRICS_AT_ONCE", 10)
+    monkeypatch.setattr("retraining.mlflow_run.METRICS_AT_ONCE", 10)
     cycle = write_cycle(tmp_path / "cycle")
     record(local, "r1", cycle)
     expected = contents(local)
