@@ -16,6 +16,7 @@ from functools import cache
 
 from retraining.children import StepError
 from retraining.config import RetrainConfig, read_config
+from retraining.ownership import owned
 from retraining.status import status
 from retraining.steps import evaluate, plan, prepare, publish, rollback, train
 from retraining.workspace import Workspace
@@ -68,7 +69,7 @@ def main() -> None:
         print(status(config, workspace))
         return
     try:
-        with workspace.owned() as lock:
+        with owned(workspace.folder) as lock:
             if arguments.command == "rollback":
                 rollback(config, workspace, arguments.to)
                 return

@@ -4,6 +4,7 @@ import os
 
 from pipeline.errors import InputError
 from retraining.config import RetrainConfig
+from retraining.ownership import owner_of
 from retraining.registration import CHAMPION, registry_of
 from retraining.workspace import LOCK, REGISTRY_DB, Workspace, card
 
@@ -38,7 +39,7 @@ def status(config: RetrainConfig, workspace: Workspace) -> str:
         if decision:
             lines.append(f"  judged {decision['decided']}: {decision['reason']}")
     lines.append(_registry_line(config, workspace))
-    if os.path.exists(folder / LOCK) and (owner := workspace.owner()):
+    if os.path.exists(folder / LOCK) and (owner := owner_of(folder)):
         lines.append(f"at work: process {owner['pid']} on {owner['host']}")
     return "\n".join(lines)
 
