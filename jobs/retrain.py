@@ -19,13 +19,12 @@ from retraining.config import RetrainConfig, read_config
 from retraining.ownership import owned
 from retraining.status import status
 from retraining.steps import evaluate, plan, prepare, publish, rollback, train
-from retraining.workspace import Workspace
+from retraining.workspace import RECORDS, Workspace
 from session import build_session, run
 
 from pipeline.errors import Parser, path
 
 NOTHING_NEW, REFUSED = 3, 4
-STEPS = ("plan", "prepare", "train", "evaluate", "publish")
 
 
 def parse() -> argparse.Namespace:
@@ -73,7 +72,7 @@ def main() -> None:
             if arguments.command == "rollback":
                 rollback(config, workspace, arguments.to)
                 return
-            steps = STEPS if arguments.command == "run" else (arguments.command,)
+            steps = RECORDS if arguments.command == "run" else (arguments.command,)
             for step in steps:
                 code = take(step, config, workspace, lock)
                 if code:

@@ -21,7 +21,7 @@ import retrain_tools
 from conftest import Command, Ended, run_here
 from retrain_tools import Point, Project, flags, killed
 from retraining.ownership import owned
-from retraining.workspace import Workspace
+from retraining.workspace import RECORDS, Workspace
 
 from training.vectors import Tables, Vectors
 
@@ -78,7 +78,7 @@ def test_the_first_run_publishes_and_the_second_says_that_nothing_is_new(project
 
 
 def test_steps_one_by_one_are_a_run_and_each_may_be_given_twice(project: Here) -> None:
-    for step in retrain.STEPS:
+    for step in RECORDS:
         first, second = project(step), project(step)
         assert (first.code, second.code) == (0, 0), (first, second)
         assert step in ("plan", "evaluate") or second.stdout.startswith(f"{step}: already done")

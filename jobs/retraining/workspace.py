@@ -21,6 +21,9 @@ from typing import Any
 from pipeline.errors import InputError
 from training.files import SUMMARY, whole
 
+RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
+"""The steps of a cycle, in order, and the record that each leaves when it is finished."""
+
 CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
 OWN = (CYCLES, PUBLISHED, CURRENT, POINTER, LOCK, f"{REGISTRY_DB}*", ARTIFACTS, DEMO, ".*")
@@ -36,16 +39,16 @@ class Cycle:
     def run_id(self) -> str:
         return self.folder.name
 
-    def read(self, step: str) -> dict[str, Any] | None:
-        """The record of a finished step; None when it is not finished."""
-        return read_json(self.folder / f"{step}.json")
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of that name, such as ``decision``; None where its step is not finished."""
+        return read_json(self.folder / f"{name}.json")
 
-    def write(self, step: str, record: dict[str, Any]) -> None:
-        write_json(self.folder / f"{step}.json", record)
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self.folder / f"{name}.json", record)
 
-    def forget(self, *steps: str) -> None:
-        for step in steps:
-            (self.folder / f"{step}.json").unlink(missing_ok=True)
+    def forget(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     @property
     def dataset(self) -> Path:
