@@ -3,13 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus, corpus, demo
 from pipeline.errors import InputError
 from pipeline.storage import Location
@@ -117,8 +116,8 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
     inputs = [str(workspace.folder / DEMO)] if source.demo else list(source.input)
     column = ["--column", source.column] if source.column is not None else []
     command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
-    flags = _flags(config.prepare, [field.name for field in fields(PipelineConfig)])
-    return [*command, "--input", *inputs, "--output", str(dataset), "--format", source.format, *column, *flags]
+    where = ["--input", *inputs, "--output", str(dataset), "--format", source.format]
+    return [*command, *where, *column, *_flags(asdict(config.prepare))]
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
@@ -128,12 +127,11 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
         own = {name: value for name, value in asdict(warm).items() if name != "enabled" and value}
         settings |= {**own, "init_from": str(current)}
     command = ["torchrun", *config.torchrun, str(ROOT / "training" / "train.py")]
-    flags = [part for name, value in settings.items() for part in _flag(name, value)]
-    return [*command, "--data", str(dataset), "--output", str(run), *flags, "--resume", "auto"]
+    return [*command, "--data", str(dataset), "--output", str(run), *_flags(settings), "--resume", "auto"]
 
 
-def _flags(settings: object, names: list[str]) -> list[str]:
-    return [part for name in names for part in _flag(name, getattr(settings, name))]
+def _flags(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in _flag(name, value)]
 
 
 def _flag(name: str, value: Any) -> list[str]:
