@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.lookup import WordIndex, word_hashes
 from pipeline.randomness import U64, sequence_keys
 from pipeline.storage import Location
-from pipeline.tokens import UNKNOWN
+from pipeline.tokens import UNKNOWN, num_set
 
 SCHEMA = pa.schema(
     [
@@ -94,13 +94,6 @@ def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordInd
     keys = sequence_keys(hash_D[token], lengths)
     ids = id_D[token]
     known = ids > 0
-    num_known = _sums(known, lengths)
+    num_known = num_set(known, lengths)
     enough = num_known >= 2
     return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])
-
-
-def _sums(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many flags are set in each of the sequences."""
-    running = np.concatenate([[0], np.cumsum(flags)])
-    ends = np.cumsum(lengths)
-    return np.asarray(running[ends] - running[ends - lengths])
