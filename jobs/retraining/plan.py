@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from pipeline.corpus import Corpus, corpus, demo
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.storage import Location
 from retraining.config import RetrainConfig
 from retraining.workspace import DEMO, Workspace, card
@@ -51,8 +51,9 @@ def _digest_of(path: str) -> str:
             while piece := file.read(HASHED_AT_ONCE):
                 digest.update(piece)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"corpus: {path} cannot be read ({reason}); mend that, or say changed_by: times") from None
+        raise InputError(
+            f"corpus: {path} cannot be read ({one_line(error)}); mend that, or say changed_by: times"
+        ) from None
     return digest.hexdigest()
 
 
