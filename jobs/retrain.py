@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 
 class _Command(Parser):
-    """The parser of one command."""
+    """The parser of one command; newer versions of argparse hand it settings of their own, such as colour."""
 
     def __init__(self, prog: str, description: str, example: str, **_: object):
         super().__init__(prog, description, example)

@@ -60,6 +60,7 @@ class Vocab:
         return sha.hexdigest()
 
     def write(self, path: Path | Location) -> None:
+        """A Parquet file of SCHEMA, whole or not at all. Raises OSError."""
         ids = pa.array(np.arange(len(self), dtype=np.int32))
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
@@ -67,6 +68,7 @@ class Vocab:
 
     @classmethod
     def read(cls, path: Path | Location) -> "Vocab":
+        """What ``write`` has written. Raises OSError, pa.ArrowException or KeyError for anything else."""
         with Location.of(path).open() as file:
             table = pq.read_table(file)
         return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())

@@ -63,6 +63,7 @@ def run_id_of(state: State, config: RetrainConfig) -> str:
 
 
 def digest(value: object) -> str:
+    """The SHA-256 of a value as JSON has it, names in order."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 

@@ -93,6 +93,7 @@ class Registry:
             self._client().set_registered_model_alias(self._name, alias, version)
 
     def remove_alias(self, alias: str) -> None:
+        """``alias`` points at nothing; it need not be there."""
         with self._calling(AGAIN):
             if alias in self._aliases():
                 self._client().delete_registered_model_alias(self._name, alias)

@@ -102,6 +102,7 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
 def check_same(
     config: RetrainConfig, workspace: Workspace, planned: dict[str, Any], session: Callable[[], SparkSession]
 ) -> None:
+    """Raises InputError where the corpus is no longer the one of the plan."""
     if state_of(config, workspace, session) != planned["source_state"]:
         raise InputError(
             "corpus: found other files, sizes or times than when the cycle was planned, expected a corpus that stands "
@@ -216,6 +217,7 @@ def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[s
 
 
 def is_done(cycle: Cycle, step: str) -> bool:
+    """Whether the step is finished, which it then says."""
     if cycle.read(step) is None:
         return False
     print(f"{step}: already done for cycle {cycle.run_id}")
