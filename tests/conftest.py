@@ -6,6 +6,7 @@ that need none of it.
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,6 +145,13 @@ def spark() -> "Iterator[SparkSession]":
 def ptb_file() -> Path:
     """Penn Treebank's training text, which is not ours to ship: figures need it, laws do not."""
     return data_file("ptb/ptb.train.txt", "the PTB figures")
+
+
+def free_port() -> int:
+    """Of 127.0.0.1; nobody keeps it free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def data_file(name: str, purpose: str) -> Path:
