@@ -15,7 +15,7 @@ AIRFLOW_READY := .venv-airflow/ready
 # The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
 PETASTORM_TESTS := $(addprefix tests/test_, readers.py stream.py shard.py plan.py kernels.py lazy_adam.py in_place.py \
     petastorm.py device_feed.py read_ahead.py randomness.py model.py checkpoint.py train.py warm_start.py \
-    report.py board.py)
+    align.py compare.py heldout.py report.py board.py)
 
 .PHONY: help setup setup-petastorm setup-airflow run test test-long chromium bench lint clean
 

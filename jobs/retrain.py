@@ -16,15 +16,15 @@ from functools import cache
 
 from retraining.children import StepError
 from retraining.config import RetrainConfig, read_config
+from retraining.ownership import owned
 from retraining.status import status
 from retraining.steps import evaluate, plan, prepare, publish, rollback, train
-from retraining.workspace import Workspace
+from retraining.workspace import RECORDS, Workspace
 from session import build_session, run
 
 from pipeline.errors import Parser, path
 
 NOTHING_NEW, REFUSED = 3, 4
-STEPS = ("plan", "prepare", "train", "evaluate", "publish")
 
 
 def parse() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 
 class _Command(Parser):
-    """The parser of one command."""
+    """The parser of one command; newer versions of argparse hand it settings of their own, such as colour."""
 
     def __init__(self, prog: str, description: str, example: str, **_: object):
         super().__init__(prog, description, example)
@@ -68,11 +68,11 @@ def main() -> None:
         print(status(config, workspace))
         return
     try:
-        with workspace.owned() as lock:
+        with owned(workspace.folder) as lock:
             if arguments.command == "rollback":
                 rollback(config, workspace, arguments.to)
                 return
-            steps = STEPS if arguments.command == "run" else (arguments.command,)
+            steps = RECORDS if arguments.command == "run" else (arguments.command,)
             for step in steps:
                 code = take(step, config, workspace, lock)
                 if code:

@@ -17,11 +17,11 @@ from pathlib import Path, PurePath
 
 from pyspark.sql import SparkSession
 
-from pipeline.config import PipelineConfig
+from pipeline.config import SUBSAMPLE_RULES, PipelineConfig
 from pipeline.corpus import Corpus
 from pipeline.errors import InputError, Parser, check_output, command
-from pipeline.generation import LOCK, writing
-from pipeline.manifest import Manifest
+from pipeline.generation import LOCK, PREFIX, writing
+from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.stages import prepare
 from pipeline.storage import Location, is_uri
 
@@ -30,7 +30,7 @@ log = logging.getLogger("pipeline")
 
 OUTPUT = "the dataset: a folder, or a URI such as s3://bucket/words"
 PROBE = ".probe"
-DATASET_FILES = ("manifest.json", ".manifest.json.*", "gen-????????????", LOCK, PROBE)
+DATASET_FILES = (FILE_NAME, f".{FILE_NAME}.*", f"{PREFIX}????????????", LOCK, PROBE)
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
@@ -53,7 +53,7 @@ def add_common_flags(parser: Parser, **defaults: object) -> None:
     ):
         field = name.replace("-", "_")
         default = defaults.get(field, PipelineConfig.__dataclass_fields__[field].default)
-        choices = ("paper", "word2vec") if name == "subsample-rule" else None
+        choices = SUBSAMPLE_RULES if name == "subsample-rule" else None
         group.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_verbosity("adds the seconds of each stage, and where Spark's own pages are")
@@ -159,7 +159,7 @@ def is_there(
     corpus: Corpus, config: PipelineConfig, output: Location, overwrite: bool, session: Callable[[], SparkSession]
 ) -> bool:
     """True when ``output`` holds exactly this. Raises InputError when it holds something else."""
-    if overwrite or not (output / "manifest.json").exists():
+    if overwrite or not (output / FILE_NAME).exists():
         return False
     manifest = Manifest.load(output)
     manifest.check_files(output)

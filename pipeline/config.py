@@ -9,6 +9,7 @@ MAX_SEQUENCE_TOKENS = 1 << 17
 """The longest sequence there can be: a task samples at least one at once, so this bounds its memory."""
 
 TOKENIZERS = ("whitespace", "words")
+SUBSAMPLE_RULES = ("paper", "word2vec")
 
 MAX_EPOCHS = 1000  # a task keeps a file open for each
 MAX_SHARDS = 100_000
@@ -80,8 +81,8 @@ class PipelineConfig:
             )
         if not (math.isfinite(self.sample) and 0 <= self.sample <= 1):
             raise InputError.flag("sample", self.sample, "a relative frequency in [0, 1]; 0 turns subsampling off")
-        if self.subsample_rule not in ("paper", "word2vec"):
-            raise InputError.flag("subsample_rule", self.subsample_rule, "paper or word2vec")
+        if self.subsample_rule not in SUBSAMPLE_RULES:
+            raise InputError.flag("subsample_rule", self.subsample_rule, " or ".join(SUBSAMPLE_RULES))
         if not (math.isfinite(self.ns_exponent) and abs(self.ns_exponent) <= 4):
             raise InputError.flag("ns_exponent", self.ns_exponent, "a number in [-4, 4]; 0.75 is usual")
         if not (math.isfinite(self.holdout) and 0 <= self.holdout <= 0.5):

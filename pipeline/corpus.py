@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipeline.demo import demo_lines
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.storage import Location, is_uri
 
 FORMATS = ("text", "parquet", "json")
@@ -223,5 +223,4 @@ def _check_parquet(path: Path) -> None:
     try:
         pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--input {path}: not a whole Parquet file ({reason}); give a whole copy") from None
+        raise InputError(f"--input {path}: not a whole Parquet file ({one_line(error)}); give a whole copy") from None

@@ -35,6 +35,11 @@ class InputError(ValueError):
         )
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of someone else's says, for a message of ours."""
+    return " ".join(str(error).split())
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, without abbreviations, that raises InputError where it would print the whole usage and exit.
 

@@ -26,6 +26,7 @@ def bytes_an_example(vocab_size: int, config: PipelineConfig) -> float:
 
 
 def core_seconds(num_tokens: int, epochs: int) -> float:
+    """What preparing takes on one core like those of docs/scaling.md."""
     return START_S + num_tokens * (TOKEN_S + EPOCH_TOKEN_S * (epochs - 1))
 
 

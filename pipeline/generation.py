@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.lock import Held, locked
 from pipeline.manifest import FILE_NAME, Manifest, ManifestError
 from pipeline.storage import Location
@@ -69,8 +69,9 @@ def writing(output: Location) -> Iterator[None]:
             raise InputError(
                 f"--output {output}: cannot be written ({error.strerror}); choose another folder"
             ) from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"--output {output}: {reason}; check the address and your credentials for it") from None
+        raise InputError(
+            f"--output {output}: {one_line(error)}; check the address and your credentials for it"
+        ) from None
 
 
 def current(output: Location) -> str | None:

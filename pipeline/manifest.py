@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import InputError, Parser, command
+from pipeline.errors import InputError, Parser, command, one_line
 from pipeline.storage import Location
 
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
+VOCAB = "vocab.parquet"
 
 
 class ManifestError(InputError):
@@ -33,11 +34,10 @@ class ManifestError(InputError):
     @classmethod
     def unreadable(cls, where: Location, error: Exception) -> "ManifestError":
         """The error of a file that could not be read, or was not what it should be."""
-        reason = " ".join(str(error).split())
         remedy = "run prepare again with --overwrite"
         if where.local is None and isinstance(error, OSError):
             remedy = "check the address, your credentials for it, and that its server can be reached"
-        return cls(f"{where}: cannot be read ({reason}); {remedy}")
+        return cls(f"{where}: cannot be read ({one_line(error)}); {remedy}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Manifest:
 
     @property
     def vocab_path(self) -> str:
-        return f"{self.generation}/vocab.parquet"
+        return f"{self.generation}/{VOCAB}"
 
     @property
     def sampled_epochs(self) -> int:

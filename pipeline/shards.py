@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from pipeline.config import PipelineConfig
 from pipeline.manifest import ShardInfo
-from pipeline.parquet import SCHEMA as SCHEMA
 from pipeline.parquet import ExampleWriter
 from pipeline.sampling import Examples
 from pipeline.storage import Location

@@ -28,7 +28,7 @@ from pipeline.errors import InputError
 from pipeline.forecast import expected_examples, forecast
 from pipeline.generation import check_unchanged, current, new_generation, writing
 from pipeline.lookup import WordIndex
-from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
+from pipeline.manifest import VOCAB, Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Tables
 from pipeline.shards import ROW_GROUP_ROWS, versions
 from pipeline.sink import RESULTS, ShardSink
@@ -41,7 +41,6 @@ from pipeline.vocab import Vocab, encode
 
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16
-VOCAB = "vocab.parquet"
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
 _COPY_BYTES = 8 << 20
@@ -174,7 +174,7 @@ def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSy
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         if "Unrecognized filesystem type" not in str(error):
-            raise InputError(f"{base}: cannot be used ({_one_line(error)})") from None
+            raise InputError(f"{base}: cannot be used ({one_line(error)})") from None
     return _through_fsspec(base)
 
 
@@ -207,7 +207,7 @@ def _through_fsspec(base: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(base)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{base}: no library for it ({_one_line(error)})") from None
+        raise InputError(f"{base}: no library for it ({one_line(error)})") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path.rstrip("/")
 
 
@@ -219,7 +219,3 @@ def _read_through_fsspec(filesystem: Any, path: str, offset: int, num_bytes: int
         raise
     except Exception as error:  # its libraries have errors of their own
         raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from pipeline.randomness import U64, Purpose, fold, stream
 from pipeline.sampling import Slice, Tables, sample
 from pipeline.shards import ShardFile, versions
 from pipeline.storage import Location
+from pipeline.tokens import stretches
 
 TABLES = "tables.npz"
 SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
@@ -115,12 +116,8 @@ def _equals_the_one_before(
 
 def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64], max_tokens: int) -> Iterator[Slice]:
     ids, lengths = from_binary(sequences)
-    ends = np.cumsum(lengths)
-    row, token = 0, 0
-    while row < lengths.size:
-        stop = max(row + 1, int(np.searchsorted(ends, token + max_tokens, side="right")))
-        yield Slice(ids[token : ends[stop - 1]], lengths[row:stop], keys[row:stop], repeats[row:stop])
-        row, token = stop, int(ends[stop - 1])
+    for rows, tokens in stretches(lengths, max_tokens):
+        yield Slice(ids[tokens], lengths[rows], keys[rows], repeats[rows])
 
 
 def to_binary(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.BinaryArray:

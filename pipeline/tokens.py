@@ -128,9 +128,7 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
     there = pc.fill_null(pc.greater(pc.binary_length(words), 0), False).to_numpy(zero_copy_only=False)
     num_nulls = int(there.size - there.sum())
     if num_nulls:
-        running = np.concatenate([[0], np.cumsum(there)])
-        ends = np.cumsum(raw_lengths)
-        raw_lengths = running[ends] - running[ends - raw_lengths]
+        raw_lengths = num_set(there, raw_lengths)
         words = words.filter(pa.array(there))
     words, num_long = _without_long(words)
     lengths = _cut(raw_lengths, config.max_sentence_length)
@@ -143,12 +141,8 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
         num_long_tokens=num_long,
     )
     lengths = lengths[lengths > 0]
-    ends = np.cumsum(lengths)
-    row, token = 0, 0
-    while row < lengths.size:
-        stop = max(row + 1, int(np.searchsorted(ends, token + CHUNK_TOKENS, side="right")))
-        yield Tokenized(words[token : ends[stop - 1]], lengths[row:stop])
-        row, token = stop, int(ends[stop - 1])
+    for rows, tokens in stretches(lengths, CHUNK_TOKENS):
+        yield Tokenized(words[tokens], lengths[rows])
 
 
 def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
@@ -176,9 +170,7 @@ def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray
         words = pc.utf8_trim(words, "'")
     empty = pc.equal(pc.binary_length(words), 0).to_numpy(zero_copy_only=False)
     if empty.any():  # Arrow splits "" into one empty word, and nothing may be left of a word of apostrophes
-        running = np.concatenate([[0], np.cumsum(empty)])
-        ends = np.cumsum(lengths)
-        lengths = lengths - (running[ends] - running[ends - lengths])
+        lengths = lengths - num_set(empty, lengths)
         words = words.filter(pa.array(~empty))
     return words, lengths
 
@@ -198,6 +190,26 @@ def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int6
     last = np.cumsum(num_pieces) - 1
     pieces[last] = lengths - (num_pieces - 1) * max_length
     return pieces
+
+
+def num_set(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many flags, one a token, are set in each of the sequences that lie end to end; int64, as ``lengths``."""
+    running = np.concatenate([[0], np.cumsum(flags)])
+    ends = np.cumsum(lengths)
+    return np.asarray(running[ends] - running[ends - lengths])
+
+
+def stretches(lengths: npt.NDArray[np.int64], max_tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Sequences that lie end to end, cut between them: which sequences, and which tokens, of each stretch.
+
+    A stretch has ``max_tokens`` tokens at most, or one sequence.
+    """
+    ends = np.cumsum(lengths)
+    row, token = 0, 0
+    while row < lengths.size:
+        stop = max(row + 1, int(np.searchsorted(ends, token + max_tokens, side="right")))
+        yield slice(row, stop), slice(token, int(ends[stop - 1]))
+        row, token = stop, int(ends[stop - 1])
 
 
 def _no_words() -> pa.StringArray:

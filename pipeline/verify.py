@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import one_line
 from pipeline.manifest import Manifest, ShardInfo
-from pipeline.shards import SCHEMA
+from pipeline.parquet import SCHEMA
 from pipeline.storage import Location
 from pipeline.vocab import Vocab
 
@@ -27,7 +28,7 @@ def problems(dataset: str, manifest: Manifest) -> Iterator[str]:
         try:
             found = _Shard.read(path, manifest)
         except (OSError, pa.ArrowException) as error:
-            yield f"{path}: cannot be read ({' '.join(str(error).split())})"
+            yield f"{path}: cannot be read ({one_line(error)})"
             continue
         yield from (f"{path}: {problem}" for problem in found.differences(shard))
         rows, pairs = rows + found.rows, pairs + found.pairs
@@ -41,7 +42,7 @@ def _vocabulary(path: Location, manifest: Manifest) -> Iterator[str]:
     try:
         vocab = Vocab.read(path)
     except (OSError, pa.ArrowException, KeyError) as error:
-        yield f"{path}: cannot be read ({' '.join(str(error).split())})"
+        yield f"{path}: cannot be read ({one_line(error)})"
         return
     if len(vocab) != manifest.vocab_size:
         yield f"{path}: {len(vocab):,} words, the manifest lists {manifest.vocab_size:,}"
@@ -70,7 +71,7 @@ class _Shard:
                         pairs += int(np.sum(batch["num_contexts"].to_numpy(), dtype=np.int64))
                         faults += _faults(batch, manifest)
         except (OSError, pa.ArrowException) as error:
-            faults.append(f"not readable as Parquet ({' '.join(str(error).split())})")
+            faults.append(f"not readable as Parquet ({one_line(error)})")
         return cls(len(content), hashlib.sha256(content).hexdigest(), rows, pairs, faults)
 
     def differences(self, listed: ShardInfo) -> Iterator[str]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.lookup import WordIndex, word_hashes
 from pipeline.randomness import U64, sequence_keys
 from pipeline.storage import Location
-from pipeline.tokens import UNKNOWN
+from pipeline.tokens import UNKNOWN, num_set
 
 SCHEMA = pa.schema(
     [
@@ -60,6 +60,7 @@ class Vocab:
         return sha.hexdigest()
 
     def write(self, path: Path | Location) -> None:
+        """A Parquet file of SCHEMA, whole or not at all. Raises OSError."""
         ids = pa.array(np.arange(len(self), dtype=np.int32))
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
@@ -67,6 +68,7 @@ class Vocab:
 
     @classmethod
     def read(cls, path: Path | Location) -> "Vocab":
+        """What ``write`` has written. Raises OSError, pa.ArrowException or KeyError for anything else."""
         with Location.of(path).open() as file:
             table = pq.read_table(file)
         return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
@@ -94,13 +96,6 @@ def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordInd
     keys = sequence_keys(hash_D[token], lengths)
     ids = id_D[token]
     known = ids > 0
-    num_known = _sums(known, lengths)
+    num_known = num_set(known, lengths)
     enough = num_known >= 2
     return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])
-
-
-def _sums(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many flags are set in each of the sequences."""
-    running = np.concatenate([[0], np.cumsum(flags)])
-    ends = np.cumsum(lengths)
-    return np.asarray(running[ends] - running[ends - lengths])

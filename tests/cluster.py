@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conftest import ROOT, Ended
+from conftest import ROOT, Ended, free_port
 
 BIN = Path(sys.executable).parent
 START_S = 60
@@ -38,13 +37,6 @@ def environment() -> dict[str, str]:
     mine = {name: value for name, value in os.environ.items() if not NOT_OURS.fullmatch(name)}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**mine, "PATH": path, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "127.0.0.1"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def get_json(url: str) -> Any:

@@ -1,9 +1,12 @@
-"""What tests share: how a command ended, one Spark session, and the folder with real data.
+"""What tests share: how a command ended, what stops a run, one Spark session, a dataset, and the folder with real data.
 
-What belongs to Spark is imported late: petastorm's environment has none.
+What belongs to Spark is imported late, since petastorm's environment has none; and what takes seconds, for the tests
+that need none of it.
 """
 
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ import torch
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from training.batch import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,6 +92,41 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
     torch.set_num_threads(before)
 
 
+Stop = Callable[[int], None]
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
+    """Lets the next run end at a SIGTERM that comes with its batch of that number."""
+    from training import train
+
+    timed, place = train.timed, [0]
+
+    def ending(batches: "Iterator[Batch]") -> "Iterator[tuple[Batch, float]]":
+        for batch in timed(batches):
+            place[0] -= 1
+            if place[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    def after(batches: int) -> None:
+        place[0] = batches
+
+    monkeypatch.setattr(train, "timed", ending)
+    yield after
+    assert place[0] <= 0, "there were fewer batches"
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dataset that no test changes."""
+    from tiny import write_tiny_dataset
+
+    folder = tmp_path_factory.mktemp("pristine")
+    write_tiny_dataset(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def spark() -> "Iterator[SparkSession]":
     """A quiet local session of two cores."""
@@ -105,6 +145,13 @@ def spark() -> "Iterator[SparkSession]":
 def ptb_file() -> Path:
     """Penn Treebank's training text, which is not ours to ship: figures need it, laws do not."""
     return data_file("ptb/ptb.train.txt", "the PTB figures")
+
+
+def free_port() -> int:
+    """Of 127.0.0.1; nobody keeps it free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def data_file(name: str, purpose: str) -> Path:

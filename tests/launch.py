@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -151,12 +150,6 @@ def in_a_write(output: Path) -> bool:
         return False
     half = any(name.startswith(".") for name in os.listdir(folder))
     return half or max(steps(output), default=None) != newest(output)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _read(path: str) -> bytes:

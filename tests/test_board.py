@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import write_tiny_dataset
 
 from training import board, train
 from training.checkpoint import newest
@@ -23,18 +22,11 @@ from training.vectors import Vectors
 TRAIN = ("--dim", "4", "--device", "cpu", "--log-every", "1", "--global-batch", "256")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_tiny_dataset(folder)
-    return folder
-
-
 @pytest.fixture
-def training(call: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def training(call: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Trains into ``tmp_path``/run."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    return lambda *flags: call(train.main, "--data", data, "--output", tmp_path / "run", *TRAIN, *flags)
+    return lambda *flags: call(train.main, "--data", pristine, "--output", tmp_path / "run", *TRAIN, *flags)
 
 
 def assert_board_says_what_metrics_say(run: Path) -> None:
@@ -119,10 +111,10 @@ def test_a_word_with_white_space_is_one_line_of_the_projector(tmp_path: Path) ->
     assert (tmp_path / "tensorboard" / "words.tsv").read_text() == "word\tcount\na_b_c\t2\nd\t1\n"
 
 
-def test_tensorboard_is_not_loaded_where_it_is_not_wanted(data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), *TRAIN, "--epochs", "1", "--no-tensorboard"]
+def test_tensorboard_is_not_loaded_where_it_is_not_wanted(pristine: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(pristine), "--output", str(tmp_path / "run"), *TRAIN, "--epochs", "1", "--no-tensorboard"]
     code = "import sys; sys.modules['tensorboard'] = None; from training import train; train.main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "run" / "tensorboard").exists()
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import Ended
-from launch import PYTHON, TORCHRUN, TRAIN, completed, free_port, launched, numbers, told, vectors
+from conftest import Ended, free_port
+from launch import PYTHON, TORCHRUN, TRAIN, completed, launched, numbers, told, vectors
 from tiny import write_tiny_dataset
 
 from training.checkpoint import newest, read_record

@@ -11,34 +11,18 @@ import numpy.typing as npt
 import pytest
 from conftest import Command
 from gensim.models import KeyedVectors
-from tiny import write_run
+from tiny import ODD_WORDS, odd_table, write_run
 
 from training import export
 from training.vectors import Vectors
 
-WORDS = [
-    "<unk>",
-    "the",
-    "N",
-    "Émile",
-    "don't",
-    "数据",
-    "a,b",
-    "0.5",
-    "\ufeffbom",
-    "x" * 4096,
-    '"quoted"',
-    "#5",
-    "-1e-05",
-]
+WORDS = ["<unk>", *ODD_WORDS]
 FORMATS = ["word2vec", "word2vec-binary", "projector"]
 
 
 def table(num_words: int, dim: int) -> npt.NDArray[np.float32]:
-    """Float32 of all sizes, down to those with fewer bits, and both zeros."""
-    bits = np.random.default_rng(0).integers(0, 1 << 32, (num_words, dim), dtype=np.uint32)
-    values = bits.view(np.float32)
-    values[~np.isfinite(values)] = -0.0
+    """``odd_table`` with a row of numbers that are hard to write, and <unk>'s zeros."""
+    values = odd_table(num_words, dim)
     values[1, :4] = (0, 1, 0.1, 1e-45)
     values[0] = 0
     return values

@@ -1,4 +1,4 @@
-"""Laws of jobs/retraining/registry.py and training/registry.py, with MLflow itself: SQLite, and a tracking server."""
+"""Laws of registry.py and mlflow_run.py of jobs/retraining, and of training/registry.py, with MLflow itself."""
 
 import json
 import os
@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import tracking
 from conftest import ROOT
-from retraining.registry import Registry, curves, flat, sqlite_uri
+from retraining.mlflow_run import curves, flat
+from retraining.registry import Registry, sqlite_uri
 from tiny import write_run
 
 from pipeline.errors import InputError
@@ -92,6 +93,7 @@ def write_cycle(folder: Path, number: int = 0, accepted: bool = True, steps: int
     (run / "config.json").write_text(json.dumps({"dim": 2, "data": "x" * 9000, "seed": None, "kernel": "cpu"}))
     (run / "summary.json").write_text(json.dumps({"dataset_id": "abc", "commit": "f00"}))
     (run / "loss.png").write_bytes(b"png")
+    (run / "report.html").write_text("<html>")
     (folder / "train.log").write_text("epoch 1\n")
     (folder / "plan.json").write_text(json.dumps({"settings": {"name": "demo", "prepare": {"window": 5}}}))
     gate = {"name": "overlap@10", "passed": accepted, "value": 0.75, "champion_value": None, "bound": "at least"}
@@ -153,7 +155,7 @@ def test_a_cycle_is_one_run_and_one_version_however_often_it_is_recorded(
     }
     assert tags["shardvec.decision"] == "accepted"
     assert (tags["shardvec.dataset_id"], tags["shardvec.commit"]) == ("abc", "f00")
-    inside = ["config.json", "loss.png", "metrics.jsonl", "summary.json"]
+    inside = ["config.json", "loss.png", "metrics.jsonl", "report.html", "summary.json"]
     own = ["summary.json", "vectors.safetensors", "vocab.parquet"]
     assert files == sorted(
         ["decision.json", "plan.json", "train.log", *(f"run/{n}" for n in inside), *(f"vectors/{n}" for n in own)]
@@ -169,7 +171,7 @@ WRITES = (
 def test_killed_after_any_write_and_repeated_is_as_never_killed(
     local: Registry, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retraining.registry.METRICS_AT_ONCE", 10)
+    monkeypatch.setattr("retraining.mlflow_run.METRICS_AT_ONCE", 10)
     cycle = write_cycle(tmp_path / "cycle")
     record(local, "r1", cycle)
     expected = contents(local)

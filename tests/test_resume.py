@@ -4,17 +4,15 @@ Runs are stopped by a SIGTERM of this process to itself, after a given number of
 """
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Ended, Threads
+from conftest import Command, Ended, Stop, Threads
 from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
@@ -62,29 +60,6 @@ def training(call: Command, data: Path, tmp_path: Path) -> Command:
         return call(train.main, "--data", data, "--output", tmp_path / "run", *arguments)
 
     return run
-
-
-Stop = Callable[[int], None]
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
-    """Lets the next run end at a SIGTERM that comes with its batch of that number."""
-    timed, place = train.timed, [0]
-
-    def ending(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-        for batch in timed(batches):
-            place[0] -= 1
-            if place[0] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    def after(batches: int) -> None:
-        place[0] = batches
-
-    monkeypatch.setattr(train, "timed", ending)
-    yield after
-    assert place[0] <= 0, "there were fewer batches"
 
 
 def tables(run: Path) -> np.ndarray:

@@ -20,7 +20,8 @@ import retrain
 import retrain_tools
 from conftest import Command, Ended, run_here
 from retrain_tools import Point, Project, flags, killed
-from retraining.workspace import Workspace
+from retraining.ownership import owned
+from retraining.workspace import RECORDS, Workspace
 
 from training.vectors import Tables, Vectors
 
@@ -77,7 +78,7 @@ def test_the_first_run_publishes_and_the_second_says_that_nothing_is_new(project
 
 
 def test_steps_one_by_one_are_a_run_and_each_may_be_given_twice(project: Here) -> None:
-    for step in retrain.STEPS:
+    for step in RECORDS:
         first, second = project(step), project(step)
         assert (first.code, second.code) == (0, 0), (first, second)
         assert step in ("plan", "evaluate") or second.stdout.startswith(f"{step}: already done")
@@ -555,7 +556,7 @@ def test_what_is_finished_is_not_done_again_after_a_kill(
 
 
 def test_a_live_run_keeps_others_out_and_is_named(project: Here) -> None:
-    with Workspace(project.workspace).owned():
+    with owned(project.workspace):
         ended = subprocess.run(
             [sys.executable, retrain.__file__, "run", "--config", "c.yaml"], capture_output=True, text=True, timeout=120
         )
@@ -569,8 +570,8 @@ def test_what_a_dead_run_has_started_is_waited_for(project: Here) -> None:
     """Its children hold the lock as long as they live; here for two seconds."""
     project.workspace.mkdir()
     code = (
-        "import os, subprocess, sys; from pathlib import Path; from retraining.workspace import Workspace\n"
-        "with Workspace(Path('w')).owned() as lock:\n"
+        "import os, subprocess, sys; from pathlib import Path; from retraining.ownership import owned\n"
+        "with owned(Path('w')) as lock:\n"
         "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2)'], pass_fds=[lock])\n"
         "    os.kill(os.getpid(), 9)\n"
     )

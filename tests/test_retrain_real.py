@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from launch import Launched, completed, free_port, launched
+from conftest import ROOT, free_port
+from launch import Launched, completed, launched
 from retrain_project import Real
 from retrain_tools import flags
 

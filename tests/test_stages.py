@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pipeline import demo, shards, stages
+from pipeline import demo, parquet, stages
 from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
 from pipeline.corpus import Corpus, text
 from pipeline.errors import InputError
@@ -124,7 +124,7 @@ def test_every_column_says_the_same_and_is_what_the_design_says(tiny: tuple[Path
     dataset, manifest = tiny
     for shard in manifest.shards:
         table = pq.ParquetFile(dataset / shard.path, page_checksum_verification=True).read()
-        assert table.schema.equals(shards.SCHEMA)
+        assert table.schema.equals(parquet.SCHEMA)
         assert table.num_rows == shard.rows
         for row in table.to_pylist():
             real, n = row["num_contexts"] * 4, row["num_contexts"]

@@ -23,7 +23,6 @@ import pytest
 import torch
 from conftest import ROOT, Command, Ended
 from safetensors.torch import save_file
-from tiny import write_tiny_dataset
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -45,14 +44,6 @@ def threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def training(call: Command) -> Command:
     return lambda *arguments: call(train.main, *QUICK, *arguments)
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset that no test changes."""
-    folder = tmp_path_factory.mktemp("pristine")
-    write_tiny_dataset(folder)
-    return folder
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ The old vocabulary and the new one share words under other ids; each has words o
 """
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,13 +16,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Command, Ended, Threads
+from conftest import ROOT, Command, Ended, Stop, Threads
 from safetensors.numpy import save_file
 from tiny import copies, write_run, write_tiny_dataset
 
 from pipeline.manifest import Manifest
 from training import train
-from training.batch import Batch
 from training.compare import growth
 from training.config import TrainConfig
 from training.distributed import World
@@ -240,29 +236,9 @@ def test_ranks_leave_frozen_rows_to_the_bit(data: Path, old_run: Path, tmp_path:
 # Going on
 
 
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Lets the next run end at a SIGTERM that comes with its batch of that number."""
-    timed, place = train.timed, [0]
-
-    def ending(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-        for batch in timed(batches):
-            place[0] -= 1
-            if place[0] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    def after(batches: int) -> None:
-        place[0] = batches
-
-    monkeypatch.setattr(train, "timed", ending)
-    yield after
-    assert place[0] <= 0, "there were fewer batches"
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_stopped_in_a_frozen_epoch_ends_as_if_it_had_not_been(
-    training: Command, old_run: Path, tmp_path: Path, stop_after: Callable[[int], None], mode: str
+    training: Command, old_run: Path, tmp_path: Path, stop_after: Stop, mode: str
 ) -> None:
     """The second time without the vectors that it began with: they are gone."""
     flags = f"{MODES[mode]} --log-every 7 --freeze-epochs 2"
@@ -295,7 +271,7 @@ def test_resume_auto_begins_with_them_where_there_is_no_checkpoint(
 
 
 def test_other_vectors_are_refused_by_what_they_are_not_where_they_lie(
-    training: Command, old_run: Path, tmp_path: Path, stop_after: Callable[[int], None]
+    training: Command, old_run: Path, tmp_path: Path, stop_after: Stop
 ) -> None:
     link = tmp_path / "current"
     link.symlink_to(old_run)
@@ -310,9 +286,7 @@ def test_other_vectors_are_refused_by_what_they_are_not_where_they_lie(
     assert training(f"--init-from {tmp_path / 'moved'} --resume").code == 0
 
 
-def test_a_cold_run_does_not_go_on_with_others_vectors(
-    training: Command, old_run: Path, stop_after: Callable[[int], None]
-) -> None:
+def test_a_cold_run_does_not_go_on_with_others_vectors(training: Command, old_run: Path, stop_after: Stop) -> None:
     stop_after(3)
     assert training().code == 143
     training(f"--init-from {old_run} --resume").assert_refused("--init-from", "expected none")

@@ -11,36 +11,14 @@ import numpy.typing as npt
 import pytest
 from conftest import ROOT, Command
 from gensim.models import KeyedVectors
-from tiny import write_run
+from tiny import ODD_WORDS, odd_table, write_run
 
 from pipeline.errors import InputError
 from training import evaluate, export, neighbors, word2vec_files
 from training.vectors import Vectors
 
-WORDS = [
-    "the",
-    "N",
-    "Émile",
-    "don't",
-    "数据",
-    "a,b",
-    "0.5",
-    '"quoted"',
-    "#5",
-    "-1e-05",
-    "\ufeffbom",
-    "<unk>",
-    "x" * 4096,
-]
+WORDS = [*ODD_WORDS, "<unk>"]
 FORMS = ["text", "text with blanks at the ends", "text with CRLF", "binary", "binary with line ends"]
-
-
-def table(num_words: int, dim: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Float32 of all sizes, down to those with fewer bits, and both zeros."""
-    bits = np.random.default_rng(seed).integers(0, 1 << 32, (num_words, dim), dtype=np.uint32)
-    values = bits.view(np.float32)
-    values[~np.isfinite(values)] = -0.0
-    return values
 
 
 def content(form: str, words: list[str], rows_VD: npt.NDArray[np.float32]) -> bytes:
@@ -67,12 +45,12 @@ def form(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("dim", [1, 2, 50])
 def test_words_and_bits_are_those_that_gensim_reads(tmp_path: Path, form: str, dim: int) -> None:
     file = tmp_path / "vectors"  # no suffix says what it is
-    file.write_bytes(content(form, WORDS, table(len(WORDS), dim)))
+    file.write_bytes(content(form, WORDS, odd_table(len(WORDS), dim)))
     vectors = Vectors.load(file)
     gensims = KeyedVectors.load_word2vec_format(file, binary="binary" in form)
     assert vectors.words == ["<unk>", *gensims.index_to_key] == ["<unk>", *WORDS]
     assert vectors.center_VD.dtype == np.float32
-    assert vectors.center_VD[1:].tobytes() == gensims.vectors.tobytes() == table(len(WORDS), dim).tobytes()
+    assert vectors.center_VD[1:].tobytes() == gensims.vectors.tobytes() == odd_table(len(WORDS), dim).tobytes()
     assert not vectors.center_VD[0].any()
     assert vectors.counts_V is None
 
@@ -80,7 +58,7 @@ def test_words_and_bits_are_those_that_gensim_reads(tmp_path: Path, form: str, d
 @pytest.mark.parametrize("suffix", [".txt", ".bin", ".safetensors"])
 def test_content_decides_and_no_suffix(tmp_path: Path, form: str, suffix: str) -> None:
     file = (tmp_path / "vectors").with_suffix(suffix)
-    file.write_bytes(content(form, WORDS, table(len(WORDS), 3)))
+    file.write_bytes(content(form, WORDS, odd_table(len(WORDS), 3)))
     assert Vectors.load(file).words[1:] == WORDS
 
 
@@ -95,7 +73,7 @@ def test_zeros_and_numbers_whose_bytes_are_utf8_are_told_apart(
 
 @pytest.mark.parametrize("written", ["word2vec", "word2vec-binary"])
 def test_an_export_reads_back_as_the_run(call: Command, tmp_path: Path, written: str) -> None:
-    center_VD = np.concatenate([np.zeros((1, 50), np.float32), table(len(WORDS), 50)])
+    center_VD = np.concatenate([np.zeros((1, 50), np.float32), odd_table(len(WORDS), 50)])
     write_run(tmp_path / "run", ["<unk>", *WORDS], center_VD)
     assert call(export.main, tmp_path / "run", "--format", written, "--output", tmp_path / "vectors").code == 0
     vectors, trained = Vectors.load(tmp_path / "vectors"), Vectors.load(tmp_path / "run")
@@ -239,7 +217,7 @@ def test_a_line_longer_than_a_block_is_read(tmp_path: Path) -> None:
 
 
 def test_the_commands_take_files_as_they_take_runs(call: Command, tmp_path: Path, form: str) -> None:
-    words, rows_VD = ["one", "two", "three", "four"], table(4, 5) % 1
+    words, rows_VD = ["one", "two", "three", "four"], odd_table(4, 5) % 1
     write_run(tmp_path / "run", ["<unk>", *words], np.concatenate([np.zeros((1, 5), np.float32), rows_VD]))
     (tmp_path / "file").write_bytes(content(form, words, rows_VD))
     (tmp_path / "pairs").write_text("one two 1\ntwo three 2\nthree four 3\n")

@@ -24,6 +24,17 @@ from pipeline.vocab import Vocab, encode
 from training.batch import Batch
 from training.vectors import Tables as Model
 
+ODD_WORDS = ["the", "N", "Émile", "don't", "数据", "a,b", "0.5", '"quoted"', "#5", "-1e-05", "\ufeffbom", "x" * 4096]
+"""Words that a reader of vectors may take for something else."""
+
+
+def odd_table(num_words: int, dim: int) -> npt.NDArray[np.float32]:
+    """Float32 of all sizes, down to those with fewer bits, and both zeros."""
+    bits = np.random.default_rng(0).integers(0, 1 << 32, (num_words, dim), dtype=np.uint32)
+    values = bits.view(np.float32)
+    values[~np.isfinite(values)] = -0.0
+    return values
+
 
 def write_run(folder: Path, words: list[str], center_VD: npt.NDArray[np.float32]) -> None:
     """Writes a finished run's FOLDER, as far as those who read its vectors look; counts fall from V to 1."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from retraining.workspace import Cycle, remove
+from retraining.workspace import Cycle, remove, write_json
 from training.align import align
-from training.files import SUMMARY, VECTORS, VOCAB, whole
+from training.files import SUMMARY, VECTORS, VOCAB
 from training.heldout import Heldout
 from training.vectors import Tables
 
@@ -32,15 +32,10 @@ def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None
         tables = alignment.tables
     if holds_out:
         Heldout.of_dataset(cycle.dataset).write(beside)
-    _write(beside / VECTORS, save({"center": tables.center_VD, "context": tables.context_VD}))
-    _write(beside / VOCAB, (cycle.run / VOCAB).read_bytes())
+    (beside / VECTORS).write_bytes(save({"center": tables.center_VD, "context": tables.context_VD}))
+    (beside / VOCAB).write_bytes((cycle.run / VOCAB).read_bytes())
     summary = json.loads((cycle.run / SUMMARY).read_bytes())
     card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
     card |= {"run_id": cycle.run_id, "dim": tables.center_VD.shape[1], "supersedes": current.name if current else None}
-    _write(beside / SUMMARY, f"{json.dumps(card, indent=1)}\n".encode())
+    write_json(beside / SUMMARY, card)
     beside.replace(cycle.challenger)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with whole(path) as file:
-        file.write(content)

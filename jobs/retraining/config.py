@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from retraining.gates import Gates
 from training.config import TrainConfig
 
@@ -127,8 +127,9 @@ def read_config(file: Path) -> RetrainConfig:
     except OSError as error:
         raise InputError(f"--config {file}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--config {file}: is no YAML ({reason}); examples/retrain-demo.yaml shows one") from None
+        raise InputError(
+            f"--config {file}: is no YAML ({one_line(error)}); examples/retrain-demo.yaml shows one"
+        ) from None
     try:
         return config_of(given)
     except InputError as error:

@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus, corpus, demo
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.storage import Location
 from retraining.config import RetrainConfig
 from retraining.workspace import DEMO, Workspace, card
@@ -52,8 +51,9 @@ def _digest_of(path: str) -> str:
             while piece := file.read(HASHED_AT_ONCE):
                 digest.update(piece)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"corpus: {path} cannot be read ({reason}); mend that, or say changed_by: times") from None
+        raise InputError(
+            f"corpus: {path} cannot be read ({one_line(error)}); mend that, or say changed_by: times"
+        ) from None
     return digest.hexdigest()
 
 
@@ -63,6 +63,7 @@ def run_id_of(state: State, config: RetrainConfig) -> str:
 
 
 def digest(value: object) -> str:
+    """The SHA-256 of a value as JSON has it, names in order."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
@@ -117,8 +118,8 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
     inputs = [str(workspace.folder / DEMO)] if source.demo else list(source.input)
     column = ["--column", source.column] if source.column is not None else []
     command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
-    flags = _flags(config.prepare, [field.name for field in fields(PipelineConfig)])
-    return [*command, "--input", *inputs, "--output", str(dataset), "--format", source.format, *column, *flags]
+    where = ["--input", *inputs, "--output", str(dataset), "--format", source.format]
+    return [*command, *where, *column, *_flags(asdict(config.prepare))]
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
@@ -128,12 +129,11 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
         own = {name: value for name, value in asdict(warm).items() if name != "enabled" and value}
         settings |= {**own, "init_from": str(current)}
     command = ["torchrun", *config.torchrun, str(ROOT / "training" / "train.py")]
-    flags = [part for name, value in settings.items() for part in _flag(name, value)]
-    return [*command, "--data", str(dataset), "--output", str(run), *flags, "--resume", "auto"]
+    return [*command, "--data", str(dataset), "--output", str(run), *_flags(settings), "--resume", "auto"]
 
 
-def _flags(settings: object, names: list[str]) -> list[str]:
-    return [part for name in names for part in _flag(name, getattr(settings, name))]
+def _flags(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in _flag(name, value)]
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -12,6 +12,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 
 def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
+    """The registry that the config names, the workspace's own where it names none. Nobody is asked yet."""
     uri = config.registry.tracking_uri
     if uri is None:
         return Registry(sqlite_uri(workspace.folder / REGISTRY_DB), config.name, workspace.folder / ARTIFACTS)

@@ -5,35 +5,21 @@ repeated, after a crash at any point, and changes nothing that is done.
 """
 
 import hashlib
-import json
-import math
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from training.files import SUMMARY
+from retraining.mlflow_run import LOGGED, log_cycle, log_decision
 from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
 
 AGAIN = "mend that and give the command again"
-RUN_ID, VECTORS, LOGGED, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.logged", "shardvec.checked"
+RUN_ID, VECTORS, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.checked"
 FOLDER = "vectors"
 """Where a run's artifacts have the files of its version."""
-ARTIFACTS = (
-    *("plan.json", "prepare.log", "train.log"),
-    *("run/config.json", "run/metrics.jsonl", "run/summary.json", "run/loss.png"),
-)
-OF_STEPS = ("loss", "tokens_per_s", "lr")
-OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
-METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
-"""As many as MLflow takes in one request."""
-VALUE_LENGTH = 500
-"""Longer settings are cut; plan.json has them whole."""
 HASHED_AT_ONCE = 1 << 20
 BUSY_S = 5.0
 """How long another process may hold an SQLite registry."""
@@ -88,10 +74,10 @@ class Registry:
             version = self._version(run_id, digest)
             run = self._run(run_id, digest)
             if version is None or LOGGED not in run.data.tags:  # somebody may have deleted the version, or the run
-                self._log(run, cycle)
+                log_cycle(client, run, cycle)
                 client.log_artifacts(run.info.run_id, str(vectors), FOLDER)
                 client.set_terminated(run.info.run_id)
-            self._log_decision(run, cycle)
+            log_decision(client, run, cycle)
             if version is None:
                 self._make_model()
                 tags = {RUN_ID: run_id, VECTORS: digest}
@@ -107,6 +93,7 @@ class Registry:
             self._client().set_registered_model_alias(self._name, alias, version)
 
     def remove_alias(self, alias: str) -> None:
+        """``alias`` points at nothing; it need not be there."""
         with self._calling(AGAIN):
             if alias in self._aliases():
                 self._client().delete_registered_model_alias(self._name, alias)
@@ -205,68 +192,6 @@ class Registry:
         model = _or_none(self._client().get_registered_model, self._name)
         return dict(model.aliases) if model else {}
 
-    def _log(self, run: Any, cycle: Path) -> None:
-        """Settings, metrics and files of a cycle, as far as they are there: those of an old one are not.
-
-        A metric of the same step, time and value is one metric to MLflow, so all have the time at which the run began.
-        """
-        from mlflow.entities import Metric, Param
-
-        client, mlflow_id = self._client(), run.info.run_id
-        if LOGGED not in run.data.tags:
-            settings = {"plan": _read(cycle / "plan.json").get("settings"), "train": _read(cycle / "run/config.json")}
-            params = (Param(name, value) for name, value in flat(settings) if name not in run.data.params)
-            for chunk in _chunks(params, PARAMS_AT_ONCE):
-                client.log_batch(mlflow_id, params=chunk)
-            metrics = (Metric(name, value, run.info.start_time, step) for name, value, step in curves(cycle / "run"))
-            for chunk in _chunks(metrics, METRICS_AT_ONCE):
-                client.log_batch(mlflow_id, metrics=chunk)
-            summary = _read(cycle / "run" / SUMMARY)
-            for name in ("dataset_id", "commit"):
-                client.set_tag(mlflow_id, f"shardvec.{name}", str(summary.get(name)))
-            client.set_tag(mlflow_id, LOGGED, "yes")
-        for name in ARTIFACTS:
-            if (cycle / name).is_file():
-                client.log_artifact(mlflow_id, str(cycle / name), str(Path(name).parent) if "/" in name else None)
-
-    def _log_decision(self, run: Any, cycle: Path) -> None:
-        """What the gates said; of a cycle that they judge again, the last decision."""
-        from mlflow.entities import Metric
-
-        file = cycle / "decision.json"
-        if not file.is_file():
-            return
-        client, decision, time_ms = self._client(), _read(file), int(file.stat().st_mtime * 1000)
-        values = [
-            (f"gates/{_key(gate['name'])}{suffix}", gate.get(of))
-            for gate in decision.get("gates", ())
-            for suffix, of in (("", "value"), ("/champion", "champion_value"))
-        ]
-        metrics = [Metric(name, value, time_ms, 0) for name, value in values if _is_number(value)]
-        client.log_batch(run.info.run_id, metrics=metrics)
-        client.set_tag(run.info.run_id, "shardvec.decision", "accepted" if decision["accepted"] else "refused")
-        client.log_artifact(run.info.run_id, str(file))
-
-
-def curves(run: Path) -> Iterator[tuple[str, float, int]]:
-    """(name, value, step) of what metrics.jsonl tells of steps and epochs; what is not finite is left out."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8") as lines:
-        for line in map(json.loads, lines):
-            prefix, names = ("epoch/", OF_EPOCHS) if line["kind"] == "epoch" else ("", OF_STEPS)
-            yield from ((prefix + name, line[name], line["step"]) for name in names if _is_number(line.get(name)))
-
-
-def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is empty is left out."""
-    for name, value in (settings or {}).items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{_key(name)}.")
-        elif value is not None and value != "":
-            yield f"{prefix}{_key(name)}", (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
-
 
 def digest_of(folder: Path) -> str:
     """The SHA-256 of a folder's files and their names."""
@@ -289,22 +214,3 @@ def _or_none(get: Any, *names: str) -> Any:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_bytes())) if file.is_file() else {}
-
-
-def _key(name: str) -> str:
-    """``name`` with the characters that MLflow takes."""
-    return re.sub(r"[^\w.@ -]", "_", str(name)).replace("@", "_at_")[:100]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _chunks(items: Any, size: int) -> Iterator[list[Any]]:
-    items = iter(items)
-    while chunk := list(islice(items, size)):
-        yield chunk

@@ -1,11 +1,10 @@
 """What a workspace holds, for people, in a few lines."""
 
-import os
-
 from pipeline.errors import InputError
 from retraining.config import RetrainConfig
+from retraining.ownership import owner_of
 from retraining.registration import CHAMPION, registry_of
-from retraining.workspace import LOCK, REGISTRY_DB, Workspace, card
+from retraining.workspace import RECORDS, REGISTRY_DB, Workspace, card
 
 
 def status(config: RetrainConfig, workspace: Workspace) -> str:
@@ -31,14 +30,13 @@ def status(config: RetrainConfig, workspace: Workspace) -> str:
         mark = " <- current" if current and version == current.name else ""
         lines.append(f"  version {version}: published {record['published']}, cycle {cycle.run_id}{here}{mark}")
     if newest := workspace.newest():
-        records = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
-        done = [step for step, record in records.items() if newest.read(record)]
+        done = [step for step, record in RECORDS.items() if newest.read(record)]
         decision = newest.read("decision")
         lines.append(f"newest cycle: {newest.run_id}, done: {', '.join(done) or 'nothing'}")
         if decision:
             lines.append(f"  judged {decision['decided']}: {decision['reason']}")
     lines.append(_registry_line(config, workspace))
-    if os.path.exists(folder / LOCK) and (owner := workspace.owner()):
+    if owner := owner_of(folder):
         lines.append(f"at work: process {owner['pid']} on {owner['host']}")
     return "\n".join(lines)
 

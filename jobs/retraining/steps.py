@@ -29,7 +29,7 @@ from retraining.plan import (
     train_command,
 )
 from retraining.registration import CHALLENGER, CHAMPION, reach_registry, register, registry_of
-from retraining.workspace import CURRENT, Cycle, Workspace, card, remove
+from retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, card, remove
 from training.vectors import Tables
 
 
@@ -102,6 +102,7 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
 def check_same(
     config: RetrainConfig, workspace: Workspace, planned: dict[str, Any], session: Callable[[], SparkSession]
 ) -> None:
+    """Raises InputError where the corpus is no longer the one of the plan."""
     if state_of(config, workspace, session) != planned["source_state"]:
         raise InputError(
             "corpus: found other files, sizes or times than when the cycle was planned, expected a corpus that stands "
@@ -151,7 +152,7 @@ def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> 
 
 def publish(config: RetrainConfig, workspace: Workspace) -> None:
     """Puts the accepted vectors where readers find them: in the registry, then behind the link `current`."""
-    cycle, _ = open_cycle(workspace, "decision")
+    cycle, _ = open_cycle(workspace, "evaluate")
     if is_done(cycle, "publish"):
         return
     decision = cycle.read("decision")
@@ -204,20 +205,19 @@ def before_the_newest(publications: dict[str, Cycle]) -> str:
     return str(record["supersedes"])
 
 
-def open_cycle(workspace: Workspace, *done: str) -> tuple[Cycle, dict[str, Any]]:
-    """The newest cycle and its plan. Raises InputError when there is none, or a step before is not finished."""
+def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[str, Any]]:
+    """The newest cycle and its plan. Raises InputError when there is none, or its step ``after`` is not finished."""
     cycle = workspace.newest()
     planned = cycle.read("plan") if cycle else None
     if cycle is None or planned is None:
         raise InputError(f"{workspace.folder}: found no cycle, expected one that is planned; give `plan` first")
-    for step in done:
-        if cycle.read(step) is None:
-            name = {"decision": "evaluate"}.get(step, step)
-            raise InputError(f"cycle {cycle.run_id}: found it before the end of {name}; give `{name}` first")
+    if cycle.read(RECORDS[after]) is None:
+        raise InputError(f"cycle {cycle.run_id}: found it before the end of {after}; give `{after}` first")
     return cycle, planned
 
 
 def is_done(cycle: Cycle, step: str) -> bool:
+    """Whether the step is finished, which it then says."""
     if cycle.read(step) is None:
         return False
     print(f"{step}: already done for cycle {cycle.run_id}")

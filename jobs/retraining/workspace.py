@@ -11,29 +11,22 @@ WORKSPACE/
   mlflow.db artifacts/     the registry, unless that is elsewhere
 """
 
-import errno
 import json
 import os
 import shutil
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pipeline.errors import InputError, check_output
-from pipeline.lock import Held, locked
+from pipeline.errors import InputError
 from training.files import SUMMARY, whole
+
+RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
+"""The steps of a cycle, in order, and the record that each leaves when it is finished."""
 
 CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
 OWN = (CYCLES, PUBLISHED, CURRENT, POINTER, LOCK, f"{REGISTRY_DB}*", ARTIFACTS, DEMO, ".*")
-NOT_BUGS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR)
-"""What the user can mend when files cannot be written."""
-ORPHANS_S = 90
-"""How long what a killed command has started may take to end."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,16 +39,16 @@ class Cycle:
     def run_id(self) -> str:
         return self.folder.name
 
-    def read(self, step: str) -> dict[str, Any] | None:
-        """The record of a finished step; None when it is not finished."""
-        return read_json(self.folder / f"{step}.json")
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of that name, such as ``decision``; None where its step is not finished."""
+        return read_json(self.folder / f"{name}.json")
 
-    def write(self, step: str, record: dict[str, Any]) -> None:
-        write_json(self.folder / f"{step}.json", record)
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self.folder / f"{name}.json", record)
 
-    def forget(self, *steps: str) -> None:
-        for step in steps:
-            (self.folder / f"{step}.json").unlink(missing_ok=True)
+    def forget(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     @property
     def dataset(self) -> Path:
@@ -165,67 +158,6 @@ class Workspace:
             if version.name not in stays:
                 remove(version)
 
-    @contextmanager
-    def owned(self) -> Iterator[int | None]:
-        """Keeps other commands out; yields the lock's file, for children to hold as well, where there are locks.
-
-        What a killed command has started ends with it, but not at once: it is waited for. Raises InputError when a
-        live one has the lock.
-        """
-        check_output(self.folder, OWN, "workspace", "workspace:")
-        with ExitStack() as stack:
-            with self.writing():
-                (self.folder / CYCLES).mkdir(parents=True, exist_ok=True)
-                file = self._lock(stack)
-                if file:
-                    file.truncate(0)
-                    file.write(json.dumps(_me()).encode())
-                    file.flush()
-            for leftover in self.folder.glob(f".{CURRENT}.*"):
-                leftover.unlink(missing_ok=True)
-            with self.writing():
-                yield file.fileno() if file else None
-
-    def _lock(self, stack: ExitStack) -> BinaryIO | None:
-        deadline = time.monotonic() + ORPHANS_S
-        while True:
-            try:
-                return stack.enter_context(locked(self.folder / LOCK))
-            except Held:
-                owner = self.owner()
-                if owner is None or _is_alive(owner) or time.monotonic() > deadline:
-                    raise InputError(self._held(owner)) from None
-            time.sleep(0.2)
-
-    def owner(self) -> dict[str, Any] | None:
-        """Who wrote the lock; it may have ended since."""
-        try:
-            return json.loads((self.folder / LOCK).read_bytes())  # type: ignore[no-any-return]
-        except (OSError, ValueError):
-            return None
-
-    def _held(self, owner: dict[str, Any] | None) -> str:
-        if owner is None:
-            who = "another command"
-        elif _is_alive(owner):
-            who = f"process {owner['pid']} on {owner['host']}"
-        else:
-            who = f"what process {owner['pid']}, which is dead, has started"
-        return f"{self.folder}: found {who} at work there, expected one at a time; wait for its end, or stop it"
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turns the OSError of a write into one line for the user."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in NOT_BUGS:
-                raise
-            where = error.filename or self.folder
-            raise InputError(
-                f"{where}: cannot be used ({error.strerror}); make room or mend it, and give the same command again"
-            ) from error
-
 
 def card(version: Path) -> dict[str, Any]:
     """What a published version says of itself. Raises InputError for one that is damaged."""
@@ -259,20 +191,3 @@ def remove(folder: Path) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
             folder.replace(doomed)
         shutil.rmtree(doomed)
-
-
-def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the owner may still run: of another machine's we cannot know."""
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

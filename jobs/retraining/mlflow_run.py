@@ -1,0 +1,104 @@
+"""A cycle's run in MLflow: its settings, metrics and files, and what the gates said."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from retraining.workspace import read_json
+from training.files import REPORT, SUMMARY
+
+LOGGED = "shardvec.logged"
+ARTIFACTS = (
+    *("plan.json", "prepare.log", "train.log"),
+    *("run/config.json", "run/metrics.jsonl", f"run/{SUMMARY}", "run/loss.png", f"run/{REPORT}"),
+)
+OF_STEPS = ("loss", "tokens_per_s", "lr")
+OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""As many as MLflow takes in one request."""
+VALUE_LENGTH = 500
+"""Longer settings are cut; plan.json has them whole."""
+
+
+def log_cycle(client: Any, run: Any, cycle: Path) -> None:
+    """Settings, metrics and files of a cycle, as far as they are there: those of an old one are not.
+
+    A metric of the same step, time and value is one metric to MLflow, so all have the time at which the run began.
+    """
+    from mlflow.entities import Metric, Param
+
+    mlflow_id = run.info.run_id
+    if LOGGED not in run.data.tags:
+        plan = read_json(cycle / "plan.json") or {}
+        settings = {"plan": plan.get("settings"), "train": read_json(cycle / "run" / "config.json")}
+        params = (Param(name, value) for name, value in flat(settings) if name not in run.data.params)
+        for chunk in _chunks(params, PARAMS_AT_ONCE):
+            client.log_batch(mlflow_id, params=chunk)
+        metrics = (Metric(name, value, run.info.start_time, step) for name, value, step in curves(cycle / "run"))
+        for chunk in _chunks(metrics, METRICS_AT_ONCE):
+            client.log_batch(mlflow_id, metrics=chunk)
+        summary = read_json(cycle / "run" / SUMMARY) or {}
+        for name in ("dataset_id", "commit"):
+            client.set_tag(mlflow_id, f"shardvec.{name}", str(summary.get(name)))
+        client.set_tag(mlflow_id, LOGGED, "yes")
+    for name in ARTIFACTS:
+        if (cycle / name).is_file():
+            client.log_artifact(mlflow_id, str(cycle / name), str(Path(name).parent) if "/" in name else None)
+
+
+def log_decision(client: Any, run: Any, cycle: Path) -> None:
+    """What the gates said; of a cycle that they judge again, the last decision."""
+    from mlflow.entities import Metric
+
+    file = cycle / "decision.json"
+    decision = read_json(file)
+    if decision is None:
+        return
+    time_ms = int(file.stat().st_mtime * 1000)
+    values = [
+        (f"gates/{_key(gate['name'])}{suffix}", gate.get(of))
+        for gate in decision.get("gates", ())
+        for suffix, of in (("", "value"), ("/champion", "champion_value"))
+    ]
+    metrics = [Metric(name, value, time_ms, 0) for name, value in values if _is_number(value)]
+    client.log_batch(run.info.run_id, metrics=metrics)
+    client.set_tag(run.info.run_id, "shardvec.decision", "accepted" if decision["accepted"] else "refused")
+    client.log_artifact(run.info.run_id, str(file))
+
+
+def curves(run: Path) -> Iterator[tuple[str, float, int]]:
+    """(name, value, step) of what metrics.jsonl tells of steps and epochs; what is not finite is left out."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            prefix, names = ("epoch/", OF_EPOCHS) if line["kind"] == "epoch" else ("", OF_STEPS)
+            yield from ((prefix + name, line[name], line["step"]) for name in names if _is_number(line.get(name)))
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is empty is left out."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{_key(name)}.")
+        elif value is not None and value != "":
+            yield f"{prefix}{_key(name)}", (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
+
+
+def _key(name: str) -> str:
+    """``name`` with the characters that MLflow takes."""
+    return re.sub(r"[^\w.@ -]", "_", str(name)).replace("@", "_at_")[:100]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
