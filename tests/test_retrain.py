@@ -315,6 +315,30 @@ def test_readers_always_find_a_whole_version(project: Here) -> None:
     assert (errors, len(seen)) == ([], 3)
 
 
+def test_a_version_is_on_the_disk_before_readers_are_pointed_to_it(
+    project: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    replace = Path.replace
+
+    def noted(self: Path, to: Path) -> Path:
+        events.append(f"now {to.name}")
+        return replace(self, to)
+
+    assert project("run").code == 0
+    project.grow(700)
+    for step in ("plan", "prepare", "train", "evaluate"):
+        assert project(step).code == 0
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
+    monkeypatch.setattr(Path, "replace", noted)
+    assert project("publish").code == 0
+    added, pointed = events.index("now 000002"), events.index("now current")
+    files = [path.name for path in (project.workspace / "published" / "000002").iterdir()]
+    assert sorted(events[:added]) == sorted(["challenger", *files])
+    assert "published" in events[added:pointed]
+    assert project.workspace.name in events[pointed:]
+
+
 def test_old_versions_go_but_for_the_newest_and_the_one_to_go_back_to(project: Here) -> None:
     project.configure(keep=2)
     for num_bytes in (600, 650, 700, 750):

@@ -25,6 +25,7 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.errors import InputError
+from training.files import synced
 from training.kernels.columns import all_finite
 from training.state_file import save
 
@@ -105,14 +106,14 @@ class Writer:
             }
             _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
             for path in (self._metrics, beside):
-                _sync(path)
+                synced(path)
             if final.exists():  # from before the run went back to an earlier one
                 shutil.rmtree(final)
             beside.rename(final)
-            _sync(self.folder)
+            synced(self.folder)
             _write_text(self.folder / f".{LATEST}", f"{name}\n")
             (self.folder / f".{LATEST}").replace(self.folder / LATEST)
-            _sync(self.folder)
+            synced(self.folder)
             self._remove_old(step)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
@@ -224,12 +225,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Has the operating system write a file, or a folder's list of files, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,3 +23,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def synced(path: Path) -> None:
+    """Has the operating system write a file, or a folder's list of files, to the disk, for when the power fails."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

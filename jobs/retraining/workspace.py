@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from training.files import SUMMARY, whole
+from training.files import SUMMARY, synced, whole
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
 """The steps of a cycle, in order, and the record that each leaves when it is finished."""
@@ -138,7 +138,10 @@ class Workspace:
         numbers = map(int, [*(found.name for found in self.versions()), *self.publications()])
         version = self.version(f"{max(numbers, default=0) + 1:06d}")
         version.parent.mkdir(exist_ok=True)
+        for path in (*cycle.challenger.iterdir(), cycle.challenger):
+            synced(path)
         cycle.challenger.replace(version)
+        synced(version.parent)
         return version
 
     def point_to(self, version: Path) -> None:
@@ -147,6 +150,7 @@ class Workspace:
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path(PUBLISHED, version.name))
         beside.replace(self.folder / CURRENT)
+        synced(self.folder)
 
     def prune(self, keep: int) -> None:
         """Removes old versions: all but the newest ``keep``, the current one, and the one it took the place of."""
