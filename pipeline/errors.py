@@ -1,6 +1,7 @@
 """What the user can mend: its error, and command lines that speak of it in one line. Used by both sides."""
 
 import argparse
+import errno
 import os
 import select
 import shutil
@@ -16,6 +17,9 @@ HELP_COLUMNS = 100
 
 QUIET, VERBOSE = -1, 1
 """Of ``verbosity``, which is 0 where neither is asked for."""
+
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR)
+"""An OSError's number, where the user can mend what hinders writing; others are our own faults."""
 
 
 class InputError(ValueError):

@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from training.files import synced
 from training.kernels.columns import all_finite
 from training.state_file import save
@@ -203,7 +203,7 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
         remedy = f"go on from the one before with --resume {earlier[-1]}"
     else:
         remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or one_line(error)
     return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
 
 

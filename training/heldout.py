@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Location
 from training.compare import rows_in
@@ -90,7 +90,7 @@ class Heldout:
             ids = lists.flatten().to_numpy()
             lengths_B = np.diff(lists.offsets.to_numpy())
         except (OSError, pa.ArrowException, KeyError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(
                 f"{path}: cannot be read ({reason}); bring it back, or set heldout_increase to null"
             ) from None

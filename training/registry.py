@@ -3,7 +3,6 @@
 MLflow is imported inside ``calling`` alone: that takes seconds, and training never needs it.
 """
 
-import errno
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pipeline.errors import InputError
+from pipeline.errors import MENDABLE, InputError
 
 MODELS, SQLITE = "models:/", "sqlite:///"
 LOGGERS = ("mlflow", "alembic", "urllib3.connectionpool")
@@ -43,9 +42,6 @@ ONE_AT_A_TIME = threading.RLock()
 
 BUGS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """Answers that say that we have asked for nonsense."""
-
-MENDABLE = (None, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
-"""Of an OSError; those of HTTP, and of artifacts that are gone, have no number."""
 
 REMEDY = "MLFLOW_TRACKING_URI says where the registry is"
 
@@ -132,7 +128,7 @@ def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[N
                 raise
             raise InputError(f"{where}: found {reason(error)}; {remedy}") from None
         except OSError as error:
-            if error.errno not in MENDABLE:
+            if error.errno not in (None, *MENDABLE):  # those of HTTP, and of artifacts that are gone, have no number
                 raise
             raise InputError(f"{where}: found {reason(error)}; {remedy}") from None
 

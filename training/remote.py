@@ -15,6 +15,7 @@ from threading import Event, Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import one_line
 from pipeline.manifest import ManifestError, ShardInfo
 from pipeline.storage import Location
 from training.shard import Layout, RowGroup, ShardError, stored_range
@@ -143,7 +144,7 @@ def tried(attempt: Callable[[], bytes], where: str, stop: Event) -> bytes:
         try:
             return attempt()
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             remedy = _remedy(error, reason)
         if remedy:
             raise ManifestError(f"{where}: cannot be read ({reason}); {remedy}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.manifest import Manifest
 from pipeline.storage import Location
 from training.files import SUMMARY
@@ -105,7 +105,7 @@ def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = 
     except InputError as error:
         return Sampled(None, None, str(error))
     except (OSError, pa.ArrowException) as error:
-        return Sampled(manifest, None, f"rows of {data} could not be read ({' '.join(str(error).split())})")
+        return Sampled(manifest, None, f"rows of {data} could not be read ({one_line(error)})")
 
 
 def read_rows(data: str, manifest: Manifest) -> Rows:

@@ -17,6 +17,7 @@ from threading import Event
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import one_line
 from pipeline.manifest import Manifest, ManifestError, ShardInfo
 from pipeline.storage import Location
 from training.batch import Batch
@@ -147,7 +148,7 @@ class ArrowStream:
             else:
                 row_group = self._fetched(piece, fetch)
         except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ManifestError(
                 f"{self.dataset / shard.path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
             ) from None

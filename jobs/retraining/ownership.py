@@ -1,6 +1,5 @@
 """Whose turn it is in a workspace: one command at a time, and its children with it."""
 
-import errno
 import json
 import os
 import socket
@@ -10,12 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import InputError, check_output
+from pipeline.errors import MENDABLE, InputError, check_output
 from pipeline.lock import Held, locked
 from retraining.workspace import CURRENT, CYCLES, LOCK, OWN
 
-NOT_BUGS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR)
-"""What the user can mend when files cannot be written."""
 ORPHANS_S = 90
 """How long what a killed command has started may take to end."""
 
@@ -78,7 +75,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NOT_BUGS:
+        if error.errno not in MENDABLE:
             raise
         where = error.filename or folder
         raise InputError(
