@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -26,7 +25,7 @@ from xxhash import xxh3_64_hexdigest
 
 from pipeline.errors import InputError, one_line
 from training.files import synced
-from training.kernels.columns import all_finite
+from training.kernels.columns import is_finite
 from training.state_file import save
 
 FOLDER = "checkpoints"
@@ -205,11 +204,6 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
         remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
     reason = getattr(error, "strerror", None) or one_line(error)
     return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every number in it is one."""
-    return tensor.dtype != torch.float32 or bool(all_finite(tensor.view(1, 1, -1).numpy()))
 
 
 def _text(record: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.cuda_graph import Graphed
 from training.distributed import World
 from training.kernels import cpu, reference
+from training.kernels.columns import is_finite
 from training.kernels.lazy_adam import LazyAdam
 from training.kernels.threads import Team
 from training.model import RowLosses, SkipGram
@@ -328,4 +329,4 @@ def load_tables(model: SkipGram, state: dict[str, Tensor]) -> None:
 
 
 def finite(model: SkipGram) -> bool:
-    return all(bool(torch.isfinite(table.detach()).all()) for table in model.parameters())
+    return all(is_finite(table.detach()) for table in model.parameters())

@@ -29,7 +29,7 @@ from pipeline.errors import QUIET, InputError, end_if_nobody_reads
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
 from training.board import Board, check_board
-from training.checkpoint import Checkpoint, CheckpointError, Writer, is_finite, read, steps
+from training.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
 from training.config import AUTO, TrainConfig, parse
 from training.distributed import (
     TERMINATED,
@@ -48,6 +48,7 @@ from training.distributed import (
 )
 from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
 from training.files import REPORT
+from training.kernels.columns import is_finite
 from training.kernels.threads import Team, num_cores
 from training.metrics import Meter, Metrics, Moment
 from training.model import SkipGram
