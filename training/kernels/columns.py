@@ -80,7 +80,7 @@ def all_finite(table_TVC: Floats) -> bool:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number of a contiguous tensor is one: on a CPU in a seventh of torch's time, which fills a mask."""
+    """Whether every number of a contiguous tensor is one: on a CPU without the mask that torch would fill."""
     if tensor.is_cuda:
         return bool(torch.isfinite(tensor).all())
     return tensor.dtype != torch.float32 or bool(all_finite(tensor.view(1, 1, -1).numpy()))
