@@ -22,7 +22,7 @@ from retraining.steps import evaluate, plan, prepare, publish, rollback, train
 from retraining.workspace import RECORDS, Workspace
 from session import build_session, run
 
-from pipeline.errors import Parser, path
+from pipeline.errors import Parser, path, tell
 
 NOTHING_NEW, REFUSED = 3, 4
 
@@ -78,7 +78,7 @@ def main() -> None:
                 if code:
                     sys.exit(0 if code == NOTHING_NEW and arguments.command == "run" else code)
     except StepError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(1)
 
 

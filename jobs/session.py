@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 
 from pipeline.config import SUBSAMPLE_RULES, PipelineConfig
 from pipeline.corpus import Corpus
-from pipeline.errors import InputError, Parser, check_output, command
+from pipeline.errors import InputError, Parser, check_output, command, tell
 from pipeline.generation import LOCK, PREFIX, writing
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.stages import prepare
@@ -189,7 +189,7 @@ def run(main: Callable[[], None]) -> None:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        print("interrupted; what was there before is unchanged", file=sys.stderr)
+        tell("interrupted; what was there before is unchanged")
         sys.exit(130)
 
 

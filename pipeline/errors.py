@@ -44,6 +44,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def tell(line: str) -> None:
+    """A line on stderr, in one write: print makes two where Python does not buffer, as under torchrun, and the lines of
+    several ranks would mix.
+    """
+    sys.stderr.write(f"{line}\n")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, without abbreviations, that raises InputError where it would print the whole usage and exit.
 
@@ -93,7 +100,7 @@ def command() -> Iterator[None]:
         try:
             yield
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             sys.exit(2)
         finally:
             sys.stdout.flush()

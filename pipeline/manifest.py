@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import InputError, Parser, command, one_line
+from pipeline.errors import InputError, Parser, command, one_line, tell
 from pipeline.storage import Location
 
 FORMAT_VERSION = 2
@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
         found = 0
         for problem in problems(arguments.dataset, manifest):
             found += 1
-            print(f"error: {problem}", file=sys.stderr)
+            tell(f"error: {problem}")
         if found:
             sys.exit(2)
         print(f"{arguments.dataset}: every digest and count is right")

@@ -34,7 +34,8 @@ def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def echo_script(tmp_path: Path) -> Path:
     script = tmp_path / "echo.py"
-    script.write_text("import os, sys\nprint(os.environ['LOCAL_WORLD_SIZE'], *sys.argv[1:])\n")
+    line = "' '.join([os.environ['LOCAL_WORLD_SIZE'], *sys.argv[1:]]) + '\\n'"  # one write: lines of ranks do not mix
+    script.write_text(f"import os, sys\nsys.stdout.write({line})\n")
     return script
 
 

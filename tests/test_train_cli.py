@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import termios
@@ -576,6 +577,17 @@ def test_the_script_itself_ends_with_2_and_one_line(tmp_path: Path) -> None:
     ended = start([sys.executable, TRAIN, "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
     ended.assert_refused("none", "no manifest.json")
     assert tree(tmp_path) == {}
+
+
+def test_an_error_is_one_write_so_that_those_of_ranks_do_not_mix(tmp_path: Path) -> None:
+    """torchrun starts Python with -u. Each write to this kind of socket is a message."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        subprocess.run([sys.executable, "-u", TRAIN, "--data", str(tmp_path / "none")], stderr=its.fileno(), timeout=90)
+        its.close()
+        writes = list(iter(lambda: ours.recv(1 << 16), b""))
+    assert len(writes) == 1, writes
+    assert re.fullmatch(rb"error: .*none: no manifest.json.*\n", writes[0])
 
 
 def test_nproc_other_than_what_torchrun_made_is_said_once(pristine: Path, tmp_path: Path) -> None:

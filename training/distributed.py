@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, tell
 
 TIMEOUT = timedelta(minutes=10)
 PEER_GRACE_S = 10
@@ -241,7 +241,7 @@ def joined(device: torch.device) -> Iterator[World]:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PEER_GRACE_S)
-        print(f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops", file=sys.stderr)
+        tell(f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops")
         sys.exit(1)
     if world.world_size > 1:  # after an error the process ends, and its connections with it
         dist.destroy_process_group()

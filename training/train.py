@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from pipeline.errors import QUIET, InputError, end_if_nobody_reads
+from pipeline.errors import QUIET, InputError, end_if_nobody_reads, tell
 from pipeline.manifest import Manifest, ManifestError
 from training.batch import Batch
 from training.board import Board, check_board
@@ -74,11 +74,11 @@ def main() -> None:
         return
     except InputError as error:
         if launched().local_rank == 0 or isinstance(error, RankError):
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         pass  # and out of here, so that what spawn held is freed before the process ends
-    print("interrupted; there are no new vectors, --resume goes on from the last checkpoint", file=sys.stderr)
+    tell("interrupted; there are no new vectors, --resume goes on from the last checkpoint")
     sys.exit(130)
 
 
@@ -154,9 +154,9 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             folder = claim(config, manifest, goes_on=begun is not None)
             say(config, opening_lines(config, manifest, world, device, step.team, all_steps, start))
             if config.shard_cache and not cache_of(config):
-                print(f"warning: --shard-cache has no effect: {config.data} lies on this machine", file=sys.stderr)
+                tell(f"warning: --shard-cache has no effect: {config.data} lies on this machine")
             if config.freeze_epochs and start and not start.growth.new:
-                print("warning: --freeze-epochs trains nothing: there is no new word; leave it out", file=sys.stderr)
+                tell("warning: --freeze-epochs trains nothing: there is no new word; leave it out")
             if begun:
                 say(config, "; ".join([f"goes on after step {progress.done:,}", *changes]))
             told_bytes = begun.record["metrics_bytes"] if begun else 0
@@ -183,7 +183,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         if progress.epoch < config.epochs:
             world.largest(0)  # nobody ends before all is written, or a launcher would end rank 0 too
             if world.is_first:
-                print(f"stopped after step {progress.done:,}; --resume goes on from there", file=sys.stderr)
+                tell(f"stopped after step {progress.done:,}; --resume goes on from there")
             return False
 
         # The run's files, and the book's last line.
@@ -261,7 +261,7 @@ def read_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
         except CheckpointError as error:
             if config.resume != AUTO or not any(earlier < step for earlier in steps(run)):
                 raise
-            print(f"warning: {error}", file=sys.stderr)
+            tell(f"warning: {error}")
     elsewhere = world.largest(max(steps(run), default=0))
     record, state = world.of_first(found.record if found else None, found.state if found else {})
     if record is None and elsewhere:

@@ -1,8 +1,6 @@
 """What the registry is told of cycles: each challenger, and which version is the champion."""
 
-import sys
-
-from pipeline.errors import InputError
+from pipeline.errors import InputError, tell
 from retraining.children import StepError
 from retraining.config import RetrainConfig
 from retraining.registry import Registry, sqlite_uri
@@ -58,4 +56,4 @@ def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
 
 
 def _warn(error: InputError) -> None:
-    print(f"warning: {error}; going on in the workspace alone", file=sys.stderr)
+    tell(f"warning: {error}; going on in the workspace alone")
