@@ -253,6 +253,22 @@ def test_a_run_that_is_not_whole_is_one_line(run: Path, reported: Command, name:
     reported().assert_refused(str(run))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", "[1]"),
+        ("metrics.jsonl", '{"loss": 0.4}'),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 0, "loss": 0.4}'),
+        ("config.json", '{"data": "data/ptb"}'),
+        ("summary.json", '{"dataset_id": "none"}'),
+    ],
+)
+def test_files_that_training_did_not_write_are_one_line(run: Path, reported: Command, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    reported().assert_refused(str(run / name), "train again")
+
+
 def test_a_run_too_short_for_a_step_line_has_a_report(run: Path, reported: Command) -> None:
     lines = [json.dumps(line) for line in lines_of(run, "epoch")]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")

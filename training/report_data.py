@@ -23,6 +23,12 @@ from training.vectors import Tables
 Evaluation = dict[str, list[list[str]]]
 """Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
 
+OF_SUMMARY = ("dataset_id", "loss", "mean_loss", "tokens_per_s", "examples", "steps")
+OF_CONFIG = ("data", "log_every")
+OF_STEP = ("step", "loss", "tokens_per_s", "wait_share")
+OF_EPOCH = ("epoch", "loss", "mean_loss", "examples", "seconds", "tokens_per_s", "wait_share")
+"""What the page shows of a run's files, and so must be in them."""
+
 MOST_ROWS = 1 << 20
 """Rows that are read: shards are in the order of a hash, so the first are as good as any."""
 
@@ -85,9 +91,18 @@ class Run:
         """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
         config = _read_json(folder / "config.json")
         told = _read_lines(folder / "metrics.jsonl")
-        steps, epochs = ([line for line in told if line["kind"] == kind] for kind in ("step", "epoch"))
-        if not epochs or "dataset_id" not in summary or "data" not in config:
-            raise InputError(f"{folder}: its files tell of no epoch of a dataset; train again")
+        steps, epochs = ([line for line in told if line.get("kind") == kind] for kind in ("step", "epoch"))
+        for file, records, names in (
+            (SUMMARY, [summary], OF_SUMMARY),
+            ("config.json", [config], OF_CONFIG),
+            ("metrics.jsonl", steps, OF_STEP),
+            ("metrics.jsonl", epochs, OF_EPOCH),
+        ):
+            for name in names:
+                if not all(name in record for record in records):
+                    raise InputError(f"{folder / file}: found no {name}, expected what training wrote; train again")
+        if not epochs:
+            raise InputError(f"{folder / 'metrics.jsonl'}: found no epoch; train again")
         sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
         return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
 
@@ -164,6 +179,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _read_lines(file: Path) -> list[dict[str, Any]]:
     try:
         with file.open("rb") as content:
-            return [json.loads(line) for line in content]
+            found = [json.loads(line) for line in content]
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read ({error}); train again") from None
+    if not all(isinstance(line, dict) for line in found):
+        raise InputError(f"{file}: found a line that is no object of JSON; train again")
+    return found
