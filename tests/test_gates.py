@@ -309,16 +309,11 @@ def test_the_table_is_aligned_and_its_last_line_gives_number_and_threshold() -> 
         ({"heldout_increase": -0.1}, "gates.heldout_increase: found -0.1, expected 0 to 100, or null"),
         ({"heldout_increase": float("nan")}, "gates.heldout_increase: found nan"),
         ({"overlap": 30}, "gates.overlap: found 30, expected 0 to 1, or null"),
-        ({"coverage": "0.9"}, "gates.coverage: found '0.9'"),
-        ({"coverage": True}, "gates.coverage: found True"),
-        ({"pairs_drop": None}, "gates.pairs_drop: found None, expected 0 to 2$"),
+        ({"pairs_drop": 3.0}, "gates.pairs_drop: found 3, expected 0 to 2$"),
         ({"pairs_least": 2, "pairs": (Path("x"),)}, "gates.pairs_least: found 2, expected -1 to 1, or null"),
         ({"pairs_least": 0.3}, "gates.pairs_least: found 0.3 without gates.pairs"),
         ({"analogies_least": 0.3}, "gates.analogies_least: found 0.3 without gates.analogies"),
-        ({"pairs": Path("x")}, "gates.pairs: found .* expected a list of files"),
-        ({"analogies": "x"}, "gates.analogies: found 'x', expected a file"),
         ({"frequent_words": 0}, "gates.frequent_words: found 0, expected 1 or more"),
-        ({"frequent_words": 10.0}, "gates.frequent_words: found 10.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_line(changed: dict[str, Any], words: str) -> None:

@@ -69,6 +69,10 @@ def test_a_number_that_yaml_takes_for_text_is_one() -> None:
         (with_(warm_start={"enabled": False, "epochs": 2}), ["warm_start", "epochs", "no effect"]),
         (with_(gates={"overlap": 2}), ["gates.overlap", "found 2", "0 to 1"]),
         (with_(gates={"overlapp": 0.3}), ["gates", "overlapp"]),
+        (with_(gates={"coverage": True}), ["gates.coverage", "True", "a number or null"]),
+        (with_(gates={"pairs_drop": None}), ["gates.pairs_drop", "None", "expected a number"]),
+        (with_(gates={"frequent_words": 10.5}), ["gates.frequent_words", "10.5", "a whole number"]),
+        (with_(gates={"analogies": 3}), ["gates.analogies", "found 3", "a path or null"]),
         (with_(registry={"if_unreachable": "wait"}), ["registry", "wait", "publish_locally"]),
     ],
 )
