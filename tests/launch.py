@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from conftest import ROOT, Ended
 
-from training.checkpoint import FOLDER, newest, steps
+from training.checkpoint import FOLDER, LATEST, newest, steps
 
 PYTHON = [sys.executable, str(ROOT / "training" / "train.py")]
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun"))]
@@ -149,7 +149,8 @@ def in_a_write(output: Path) -> bool:
     if not folder.is_dir():
         return False
     half = any(name.startswith(".") for name in os.listdir(folder))
-    return half or max(steps(output), default=None) != newest(output)
+    unnamed = bool(steps(output)) and not (folder / LATEST).exists()
+    return half or unnamed or max(steps(output), default=None) != newest(output)
 
 
 def _read(path: str) -> bytes:

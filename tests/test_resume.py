@@ -301,6 +301,21 @@ def test_a_stopped_run_is_neither_overwritten_nor_begun_anew_by_accident(
     assert_same_run(tmp_path / "run", expected)
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--resume auto"])
+def test_a_first_checkpoint_that_no_run_lived_to_name_is_gone_on_from(
+    training: Command, tmp_path: Path, stop_after: Stop, wholes: dict[str, Path], kept: Path, flag: str
+) -> None:
+    expected = whole(training, tmp_path, wholes, "", kept)
+    stop_after(20)
+    assert training().code == 143
+    step = newest(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "latest").unlink()
+    training().assert_refused("interrupted", f"step {step}", "--resume")
+    resumed = training(flag)
+    assert f"goes on after step {step:,}" in resumed.stdout
+    assert_same_run(tmp_path / "run", expected)
+
+
 def test_metrics_that_are_gone_are_refused(training: Command, tmp_path: Path, stop_after: Stop) -> None:
     stop_after(20)
     assert training().code == 143

@@ -152,7 +152,7 @@ def newest(run: Path) -> int | None:
     try:
         match = _NAME.fullmatch((run / FOLDER / LATEST).read_text(encoding="utf-8").strip())
     except FileNotFoundError:
-        return None
+        return max(steps(run), default=None)  # a run that ended between writing its first one and naming it
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{run / FOLDER / LATEST}: cannot be read ({error})") from None
     if match:
