@@ -4,8 +4,10 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,10 +66,44 @@ def test_torchruns_own_options_still_stand_before_the_script(echo_script: Path, 
 
 def test_torchrun_still_fails_when_the_script_fails(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
-    script.write_text("raise SystemExit(2)\n")
+    script.write_text("raise SystemExit(3)\n")
     said = run("torchrun", script)
     assert said.returncode == 1
-    assert "exitcode  : 2" in said.stderr
+    assert "failed (exitcode: 3)" in said.stderr
+    assert "exitcode  : 3" in said.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_a_script_has_said_of_bad_input_is_all_that_torchrun_says(tmp_path: Path, ranks: int) -> None:
+    """The other ranks are ended by torchrun."""
+    script = tmp_path / "refuses.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "time.sleep(60 * (os.environ['LOCAL_RANK'] == '1'))\n"
+        "sys.stderr.write('error: found this, expected that\\n')\n"
+        "sys.exit(2)\n"
+    )
+    said = run("torchrun", "--nproc-per-node", str(ranks), script)
+    assert (said.returncode, said.stdout, said.stderr) == (2, "", "error: found this, expected that\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_torchrun_without_a_traceback(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal({number}, lambda *_: sys.exit('ended'))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    begun = tmp_path / "begun"
+    command = [BIN / "torchrun", script, begun]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not begun.exists() and running.poll() is None:
+            time.sleep(0.05)
+        running.send_signal(number)
+        stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout, stderr) == (code, "", "ended\n")
 
 
 # --- Java ---

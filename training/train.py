@@ -78,7 +78,8 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         pass  # and out of here, so that what spawn held is freed before the process ends
-    tell("interrupted; there are no new vectors, --resume goes on from the last checkpoint")
+    if launched().local_rank == 0:
+        tell("interrupted; there are no new vectors, --resume goes on from the last checkpoint")
     sys.exit(130)
 
 
