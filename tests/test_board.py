@@ -127,7 +127,7 @@ def test_a_missing_tensorboard_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread's own
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread's traceback
 def test_a_board_that_cannot_be_written_ends_the_run_in_one_line(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,8 +140,5 @@ def test_a_board_that_cannot_be_written_ends_the_run_in_one_line(
 
     monkeypatch.setattr(board.Board, "add", without_its_folder)
     ended = training("--epochs", 2)
-    assert ended.code == 2
-    last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path}/run/tensorboard/")
-    assert "cannot be written (No such file or directory)" in last
+    ended.assert_refused(f"error: {tmp_path}/run/tensorboard/", "cannot be written (No such file or directory)")
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -4,6 +4,7 @@ tensorboard --logdir runs
 """
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -41,6 +42,8 @@ class Board:
         purge_step = done + 1 if done else None
         self._writer = SummaryWriter(str(folder / BOARD), purge_step=purge_step, flush_secs=FLUSH_S)
         self._failed = False
+        self._hook = threading.excepthook
+        threading.excepthook = self._note_of_a_thread
 
     def add(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl: "step/loss" and its like, "epoch/loss" and its like, each at its step of the run.
@@ -59,9 +62,17 @@ class Board:
 
     def close(self) -> None:
         """Raises OSError when points cannot be written, unless that has been said."""
-        if not self._failed:
-            with self._noting_failure():
-                self._writer.close()
+        try:
+            if not self._failed:
+                with self._noting_failure():
+                    self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _note_of_a_thread(self, ended: threading.ExceptHookArgs) -> None:
+        """What ends TensorBoard's own thread is raised here at the next call, so it needs no traceback besides."""
+        if not (isinstance(ended.exc_value, OSError) and type(ended.thread).__module__.startswith("tensorboard.")):
+            self._hook(ended)
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
