@@ -1,4 +1,4 @@
-"""Laws of training.read_ahead: the same items, made by a thread that leaves nothing behind."""
+"""Laws of training.read_ahead: the same items, made by a thread that leaves nothing behind, or after a step."""
 
 import gc
 import signal
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from training.read_ahead import read_ahead
+from training.kernels.threads import Team
+from training.read_ahead import BetweenSteps, read_ahead
 
 SOON_S = 30.0
 
@@ -102,3 +103,19 @@ def test_an_interrupt_while_waiting_ends_both() -> None:
     with pytest.raises(KeyboardInterrupt):
         next(read_ahead(items(), 3))
     ctrl_c.join()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_interrupt_while_an_item_is_made_after_a_step_ends_the_step(size: int) -> None:
+    """Before the step's collectives: they would fail, and hide it, where other ranks have had it too."""
+
+    def items() -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGINT)
+        yield 2
+
+    team = Team(size)
+    reader = BetweenSteps(team).read(items())
+    assert next(reader) == 1
+    with pytest.raises(KeyboardInterrupt):
+        team.run(lambda _: None)

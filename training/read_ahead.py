@@ -73,17 +73,18 @@ class BetweenSteps:
         After a step an item is made only if ``is_ready`` says that its maker need not wait. Else it is made when it is
         asked for, so that the wait is not taken for a part of the step.
         """
-        made: list[tuple[T] | BaseException] = []
+        made: list[tuple[T] | Exception] = []
 
         def make(member: int, may_wait: bool) -> None:
             if member == 0:
                 try:
                     if may_wait or is_ready():
                         made.append((next(items),))
-                except BaseException as error:  # StopIteration too
+                except Exception as error:  # StopIteration too; not Ctrl-C, which is not to wait for the next item
                     made.append(error)
-                for _ in range(self._team.size - 1):
-                    self._jobs.put(None)
+                finally:
+                    for _ in range(self._team.size - 1):
+                        self._jobs.put(None)
             else:
                 while self._do_one(block=True):
                     pass
