@@ -117,6 +117,19 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
     assert place[0] <= 0, "there were fewer batches"
 
 
+@pytest.fixture(scope="module")
+def no_pages() -> Iterator[None]:
+    """In-process runs of a file, its fixtures' too, write no loss.png, report.html and projector: most of their time.
+
+    For files that look at none of these: `pytestmark = pytest.mark.usefixtures("no_pages")`.
+    """
+    from training import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_pages", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dataset that no test changes."""

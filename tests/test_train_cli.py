@@ -30,7 +30,7 @@ from pipeline.manifest import Manifest
 from training import metrics, neighbors, train
 from training.config import TrainConfig, parse
 from training.plan import plan_epoch
-from training.run_folder import finish
+from training.run_folder import write_vectors
 
 TRAIN = str(ROOT / "training" / "train.py")
 TORCHRUN = str(ROOT / "tools" / "torchrun.py")
@@ -497,11 +497,11 @@ def test_a_dataset_that_is_replaced_while_the_last_batches_are_trained_costs_no_
     """prepare --overwrite takes away the old generation, and training may just have read the last of it."""
     vocabulary = vocab(data).read_bytes()
 
-    def finish_late(*arguments: Any) -> None:
+    def write_late(*arguments: Any) -> Any:
         shutil.rmtree(data)
-        finish(*arguments)
+        return write_vectors(*arguments)
 
-    monkeypatch.setattr(train, "finish", finish_late)
+    monkeypatch.setattr(train, "write_vectors", write_late)
     assert training("--data", data, "--output", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "vocab.parquet").read_bytes() == vocabulary
 

@@ -1,7 +1,6 @@
-"""What a run says while it goes on: metrics.jsonl, a progress bar or plain lines, and loss.png."""
+"""What a run says while it goes on: metrics.jsonl, and a progress bar or plain lines."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -115,7 +113,6 @@ class Metrics:
         Raises InputError when the file is shorter.
         """
         self.epochs: list[dict[str, Any]] = []
-        self._steps: list[tuple[int, float]] = []
         self._num_epochs, self._board = num_epochs, board
         path = folder / "metrics.jsonl"
         self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
@@ -172,21 +169,6 @@ class Metrics:
             if self._board:
                 self._board.close()
 
-    def plot(self) -> bytes:
-        """loss.png: the loss of each stretch of steps, and of each epoch at its end."""
-        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-        axes = figure.add_subplot()
-        if self._steps:
-            axes.plot(*zip(*self._steps, strict=True), linewidth=0.8, color="tab:blue", alpha=0.6, label="steps")
-        ends = [(record["step"], record["loss"]) for record in self.epochs]
-        axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="mean of the epoch")
-        axes.set(xlabel="step", ylabel="loss, mean per example")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        return image.getvalue()
-
     def _say(self, line: str) -> None:
         """Above the bar, where there is one; at once, since logs are watched."""
         if self._verbosity != QUIET:
@@ -217,5 +199,3 @@ class Metrics:
     def _remember(self, line: dict[str, Any]) -> None:
         if line["kind"] == "epoch":
             self.epochs.append(line)
-        else:
-            self._steps.append((line["step"], line["loss"]))

@@ -1,4 +1,4 @@
-"""The pictures of report.html: SVG that stands in the page, in the page's own colour of text, light or dark.
+"""loss.png, and the pictures of report.html: SVG that stands in the page, in its colour of text, light or dark.
 
 V words, D dimensions, N points.
 """
@@ -36,6 +36,23 @@ def thinned(points: Points) -> Points:
     begins = np.arange(0, len(points), size)
     means = np.add.reduceat(array_N2, begins) / np.diff([*begins, len(points)])[:, None]
     return [(float(x), float(y)) for x, y in means]
+
+
+def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]]) -> bytes:
+    """loss.png: the loss of each stretch of steps, and of each epoch at its end; both are lines of metrics.jsonl."""
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    if steps:
+        points = [(line["step"], line["loss"]) for line in steps]
+        axes.plot(*zip(*points, strict=True), linewidth=0.8, color="tab:blue", alpha=0.6, label="steps")
+    ends = [(line["step"], line["loss"]) for line in epochs]
+    axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="mean of the epoch")
+    axes.set(xlabel="step", ylabel="loss, mean per example")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
 
 
 def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], floor: float | None = None) -> str:

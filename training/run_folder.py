@@ -1,4 +1,7 @@
-"""The run's folder: claimed before training, filled at its end; every file appears whole or not at all."""
+"""The run's folder: claimed before training, filled at its end; every file appears whole or not at all.
+
+V words, D dimensions.
+"""
 
 import json
 import platform
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -24,10 +28,7 @@ from training.board import write_projector
 from training.checkpoint import FOLDER, newest
 from training.config import TrainConfig
 from training.files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
-from training.metrics import Metrics
 from training.model import SkipGram
-from training.report import write_report
-from training.report_data import Run
 
 NEW = ".new"
 LOCK = ".train.lock"
@@ -102,15 +103,20 @@ def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
         raise ManifestError.unreadable(vocab, error) from None
 
 
-def finish(
-    folder: Path, config: TrainConfig, manifest: Manifest, model: SkipGram, metrics: Metrics, totals: dict[str, Any]
-) -> None:
-    """Writes vectors, plot and report, and summary.json last: a run with a summary is a finished one."""
+def write_vectors(folder: Path, config: TrainConfig, model: SkipGram) -> npt.NDArray[np.float32]:
+    """Writes both tables; returns the center's, of shape (V, D)."""
     weights = {"center": model.center.weight, "context": model.context.weight}
     tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    summary = {
+    with _writing(config.output):
+        _write(folder / VECTORS, save(tables))
+    return tables["center"].numpy()
+
+
+def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json says of a run with these lines of ``epochs``."""
+    return {
         **totals,
-        "epochs": metrics.epochs,
+        "epochs": epochs,
         "dataset_id": manifest.dataset_id,
         "vocab_size": manifest.vocab_size,
         "versions": {
@@ -121,16 +127,32 @@ def finish(
         },
         "commit": _commit(),
     }
+
+
+def write_pages(
+    folder: Path,
+    config: TrainConfig,
+    manifest: Manifest,
+    center_VD: npt.NDArray[np.float32],
+    summary: dict[str, Any],
+) -> None:
+    """Writes what people look at: loss.png, report.html and TensorBoard's projector."""
+    from training import report, report_data, report_plots  # half a second, and only rank 0 draws
+
     with _writing(config.output):
         vocabulary = pq.read_table(folder / VOCAB)
-        _write(folder / VECTORS, save(tables))
-        _write(folder / "loss.png", metrics.plot())
         words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
         name = config.output.absolute().name
-        run = Run.at_end(folder, name, summary, words, counts_V, tables["center"].numpy(), manifest)
-        write_report(run, folder)
+        run = report_data.Run.at_end(folder, name, summary, words, counts_V, center_VD, manifest)
+        _write(folder / "loss.png", report_plots.loss_png(run.steps, run.epochs))
+        report.write_report(run, folder)
         if config.tensorboard:
-            write_projector(folder, words, counts_V, run.center_VD)
+            write_projector(folder, words, counts_V, center_VD)
+
+
+def finish(folder: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
+    """Writes summary.json, last of all: a run with a summary is a finished one. It may now replace an older run."""
+    with _writing(config.output):
         _write_json(folder / SUMMARY, summary)
         if folder != config.output:
             _replace(config.output)

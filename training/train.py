@@ -5,7 +5,7 @@
     python training/train.py --nproc 4                            the same
     torchrun --nnodes 2 --nproc-per-node 8 ... training/train.py  many machines, as torchrun has it
 
-B rows of a rank's batch.
+B rows of a rank's batch, V words, D dimensions.
 """
 
 import math
@@ -54,7 +54,7 @@ from training.metrics import Meter, Metrics, Moment
 from training.model import SkipGram
 from training.petastorm_stream import check_petastorm
 from training.resume import Progress, candidates, check_same_run, differences, record_of
-from training.run_folder import check_free, claim, current, finish, owned
+from training.run_folder import check_free, claim, current, finish, owned, summary_of, write_pages, write_vectors
 from training.schedule import linear_decay
 from training.steps import Step, finite, make_step
 from training.warm_start import Start, read_start, warm_start
@@ -194,7 +194,10 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             grown = {"vocabulary_growth": asdict(start.growth)} if start else {}
             totals = {**asdict(total), **numbers, **how, "device": str(device), **grown}
             metrics.close()
-            finish(folder, config, manifest, model, metrics, totals)
+            summary = summary_of(manifest, metrics.epochs, totals)
+            center_VD = write_vectors(folder, config, model)
+            write_pages(folder, config, manifest, center_VD, summary)
+            finish(folder, config, summary)
             say(config, f"{config.output / REPORT} shows the run")
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {device}", flush=True)
         return True
