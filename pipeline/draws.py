@@ -3,14 +3,14 @@
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import compiled
+from pipeline.compiled import compiled, inner
 from pipeline.randomness import GOLDEN, MIX_1, MIX_2, U64
 
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2)
 _1, _27, _30, _31, _32 = (np.uint64(number) for number in (1, 27, 30, 31, 32))
 
 
-@compiled
+@inner
 def draw(stream: np.uint64, part: np.uint64) -> np.uint64:
     """``fold`` of two numbers: the 64 random bits that belong to ``part`` within ``stream``."""
     z = stream + (part + _1) * _GOLDEN
@@ -19,7 +19,7 @@ def draw(stream: np.uint64, part: np.uint64) -> np.uint64:
     return z ^ (z >> _31)
 
 
-@compiled
+@inner
 def draw_below(stream: np.uint64, part: np.uint64, bound: np.uint64) -> np.uint64:
     """Uniform in [0, bound), from the upper 32 bits of a draw; bound < 2^32. Off by at most bound / 2^32 of itself."""
     return ((draw(stream, part) >> _32) * bound) >> _32

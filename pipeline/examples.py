@@ -6,7 +6,7 @@ T tokens of a slice, T' of which subsampling keeps; Q sequences; N examples, L =
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import compiled
+from pipeline.compiled import compiled, inner
 from pipeline.draws import draw, draw_below
 from pipeline.negatives import draw_negatives, redraw_contexts
 from pipeline.randomness import U64
@@ -88,7 +88,7 @@ def fill_rows(
         start = stop
 
 
-@compiled
+@inner
 def copy_contexts(
     ids_T: npt.NDArray[np.int32], start: int, token: int, stop: int, radius: int, row_L: npt.NDArray[np.int32]
 ) -> int:

@@ -27,16 +27,22 @@ class WordIndex:
 
     @staticmethod
     def _slots_of(hashes: U64) -> npt.NDArray[np.int32]:
-        return _build(hashes, 2 << max(1, hashes.size.bit_length()))
+        slots = np.full(2 << max(1, hashes.size.bit_length()), -1, np.int32)
+        _build(hashes, slots)
+        return slots
 
     def ids(self, words: pa.StringArray, hashes: U64) -> npt.NDArray[np.int32]:
         """The id of each of ``words``, whose ``word_hashes`` are given; 0 for a word that is not in the vocabulary."""
-        return _find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words))
+        ids = np.zeros(hashes.size, np.int32)
+        _find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words), ids)
+        return ids
 
 
 def word_hashes(words: pa.StringArray) -> U64:
     """A 64-bit hash of every word's bytes; the same on every machine, as sequence keys are made of it."""
-    return _hash_all(*_parts(words))
+    hashes = np.empty(len(words), np.uint64)
+    _hash_all(*_parts(words), hashes)
+    return hashes
 
 
 def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -49,9 +55,8 @@ def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np
 
 
 @compiled
-def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> U64:
+def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], hashes: U64) -> None:
     """Eight bytes at a time, each mixed in by a multiplication and a fold (after MurmurHash3's finaliser)."""
-    hashes = np.empty(offsets.size - 1, np.uint64)
     for word in range(hashes.size):
         start, stop = offsets[word], offsets[word + 1]
         state = np.uint64(stop - start) * _MULTIPLIER
@@ -63,20 +68,17 @@ def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> U6
             state = (state ^ (state >> _SHIFT)) * _MULTIPLIER
             state ^= state >> _SHIFT
         hashes[word] = state
-    return hashes
 
 
 @compiled
-def _build(hashes: U64, num_slots: int) -> npt.NDArray[np.int32]:
-    """Open addressing: a slot holds an id, or -1."""
-    slots = np.full(num_slots, -1, np.int32)
-    mask = np.uint64(num_slots - 1)
+def _build(hashes: U64, slots: npt.NDArray[np.int32]) -> None:
+    """Open addressing: a slot holds an id, or -1, as all do before."""
+    mask = np.uint64(slots.size - 1)
     for word in range(hashes.size):
         slot = hashes[word] & mask
         while slots[slot] >= 0:
             slot = (slot + np.uint64(1)) & mask
         slots[slot] = word
-    return slots
 
 
 @compiled
@@ -88,8 +90,9 @@ def _find(
     asked_hashes: U64,
     asked_offsets: npt.NDArray[np.int32],
     asked_data: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.int32]:
-    ids = np.zeros(asked_hashes.size, np.int32)
+    ids: npt.NDArray[np.int32],
+) -> None:
+    """Writes the id of every word that is there; the others' stay 0."""
     mask = np.uint64(slots.size - 1)
     for asked in range(ids.size):
         slot = asked_hashes[asked] & mask
@@ -108,4 +111,3 @@ def _find(
                     ids[asked] = word
                     break
             slot = (slot + np.uint64(1)) & mask
-    return ids

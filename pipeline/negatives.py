@@ -6,7 +6,7 @@ A row has n contexts and J = n·K negatives. V words, S slots of the alias table
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import compiled
+from pipeline.compiled import inner
 from pipeline.draws import draw
 from pipeline.randomness import U64
 
@@ -16,7 +16,7 @@ _COIN = np.uint64(0xFFFFFFFF)
 _16, _32 = np.uint64(16), np.uint64(32)
 
 
-@compiled
+@inner
 def draw_negatives(
     negatives_J: npt.NDArray[np.int32],
     contexts_n: npt.NDArray[np.int32],
@@ -39,7 +39,7 @@ def draw_negatives(
     return hit > 0
 
 
-@compiled
+@inner
 def redraw_contexts(
     negatives_J: npt.NDArray[np.int32],
     contexts_n: npt.NDArray[np.int32],
@@ -64,7 +64,7 @@ def redraw_contexts(
                 negatives_J[place] = allowed_word(bits, contexts_n, ends_V)
 
 
-@compiled
+@inner
 def noise_word(bits: np.uint64, slots_S: U64, slot_shift: np.uint64) -> np.int32:
     """The word of 64 random bits: the highest, from ``slot_shift`` up, choose the slot, the low 32 are its coin."""
     slot = bits >> slot_shift
@@ -72,7 +72,7 @@ def noise_word(bits: np.uint64, slots_S: U64, slot_shift: np.uint64) -> np.int32
     return np.int32(slot if (bits & _COIN) < (entry >> _32) else entry & _COIN)
 
 
-@compiled
+@inner
 def is_among(word: np.int32, words: npt.NDArray[np.int32]) -> bool:
     for other in words:  # noqa: SIM110 (numba has no any)
         if word == other:
@@ -80,7 +80,7 @@ def is_among(word: np.int32, words: npt.NDArray[np.int32]) -> bool:
     return False
 
 
-@compiled
+@inner
 def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt.NDArray[np.int64]) -> np.int32:
     """One word from the noise law without the contexts.
 
@@ -97,10 +97,26 @@ def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt
     while word and x >= ends_V[word - 1]:
         x += ends_V[word] - ends_V[word - 1]
         word = next_above(word, contexts_n)
-    return np.int32(np.searchsorted(ends_V, x, side="right"))
+    return word_at(x, ends_V)
 
 
-@compiled
+@inner
+def word_at(x: np.int64, ends_V: npt.NDArray[np.int64]) -> np.int32:
+    """The word in whose stretch of the cumulative law ``x`` lies: the first that ends beyond it.
+
+    numba's own searchsorted takes half a second to compile.
+    """
+    first, last = 0, ends_V.size
+    while first < last:
+        middle = (first + last) >> 1
+        if ends_V[middle] <= x:
+            first = middle + 1
+        else:
+            last = middle
+    return np.int32(first)
+
+
+@inner
 def next_above(least: int, words: npt.NDArray[np.int32]) -> int:
     """The smallest of the words that is greater than ``least``, 0 if there is none. A sorted copy would cost memory."""
     found = 0

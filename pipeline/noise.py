@@ -73,17 +73,31 @@ def build_noise(weights_V: npt.NDArray[np.int64]) -> Noise:
     return Noise(ends_V=np.cumsum(weights_V), slots_S=_alias_table(weights_V, _num_slots(weights_V.size)))
 
 
-@compiled
 def _alias_table(weights_V: npt.NDArray[np.int64], num_slots: int) -> U64:
-    """Vose's alias method in integers, so exact: slots with less than their share are filled up by those with more."""
-    capacity = np.int64(1) << COIN_BITS
     remaining_S = np.zeros(num_slots, dtype=np.int64)
     remaining_S[: weights_V.size] = weights_V
-    threshold_S = np.full(num_slots, capacity - 1)
+    threshold_S = np.full(num_slots, (1 << COIN_BITS) - 1, dtype=np.int64)
     alias_S = np.arange(num_slots)
-    small, large = np.empty(num_slots, dtype=np.int32), np.empty(num_slots, dtype=np.int32)  # stacks
+    stacks_2S = np.empty((2, num_slots), dtype=np.int32)
+    _fill_slots(remaining_S, threshold_S, alias_S, *stacks_2S)
+    return ((threshold_S << COIN_BITS) | alias_S).astype(np.uint64)
+
+
+@compiled
+def _fill_slots(
+    remaining_S: npt.NDArray[np.int64],
+    threshold_S: npt.NDArray[np.int64],
+    alias_S: npt.NDArray[np.int64],
+    small: npt.NDArray[np.int32],
+    large: npt.NDArray[np.int32],
+) -> None:
+    """Vose's alias method in integers, so exact: slots with less than their share are filled up by those with more.
+
+    ``small`` and ``large`` are stacks of slots.
+    """
+    capacity = np.int64(1) << COIN_BITS
     num_small = num_large = 0
-    for slot in range(num_slots):
+    for slot in range(remaining_S.size):
         if remaining_S[slot] < capacity:
             small[num_small] = slot
             num_small += 1
@@ -101,7 +115,6 @@ def _alias_table(weights_V: npt.NDArray[np.int64], num_slots: int) -> U64:
             if remaining_S[donor] < capacity:
                 small[num_small] = donor
                 num_small += 1
-    return ((threshold_S << COIN_BITS) | alias_S).astype(np.uint64)
 
 
 def _num_slots(num_words: int) -> int:

@@ -194,14 +194,15 @@ def _schema_elements() -> list[bytes]:
     """SCHEMA as SchemaElements, depth first; lists of three levels, as LogicalTypes.md has them."""
     elements = [thrift.struct(thrift.text(4, "schema"), i32(5, len(SCHEMA)))]
     for field in SCHEMA:
+        value = field
         if pa.types.is_list(field.type):
             logical_list = thrift.nested(10, thrift.nested(3))
             elements += [
                 thrift.struct(i32(3, _REQUIRED), thrift.text(4, field.name), i32(5, 1), i32(6, _LIST), logical_list),
                 thrift.struct(i32(3, _REPEATED), thrift.text(4, "list"), i32(5, 1)),
             ]
-            field = field.type.value_field
-        elements.append(thrift.struct(i32(1, _INT32), i32(3, _REQUIRED), thrift.text(4, field.name), *_width(field)))
+            value = field.type.value_field
+        elements.append(thrift.struct(i32(1, _INT32), i32(3, _REQUIRED), thrift.text(4, value.name), *_width(value)))
     return elements
 
 

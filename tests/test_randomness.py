@@ -1,5 +1,6 @@
 """Laws of pipeline.randomness."""
 
+import numba
 import numpy as np
 import oracles
 import pytest
@@ -29,10 +30,15 @@ def test_seed_and_epoch_do_not_mix() -> None:
     assert len(streams) == 400
 
 
+@numba.njit
+def draws_below(streams: np.ndarray, part: np.uint64, bound: np.uint64) -> np.ndarray:
+    return np.array([np.int64(draw_below(one, part, bound)) for one in streams])
+
+
 @pytest.mark.parametrize("bound", [1, 2, 5, 1000])
 def test_below_is_uniform(bound: int) -> None:
     streams = fold(stream(0, Purpose.WINDOW), np.arange(50_000))
-    draws = np.array([int(draw_below(one, np.uint64(7), np.uint64(bound))) for one in streams])
+    draws = draws_below(streams, np.uint64(7), np.uint64(bound))
     counts = np.bincount(draws, minlength=bound)
     assert counts.size == bound
     assert bound == 1 or stats.chisquare(counts).pvalue > 1e-4

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pipeline.compiled import compiled
+from pipeline.compiled import compiled, inner
 
 Int32 = npt.NDArray[np.int32]
 Int16 = npt.NDArray[np.int16]
@@ -110,7 +110,6 @@ def unpack_rows(
         found_L[num_real:] = 0
 
 
-@compiled
 def empty_rows(
     count: int,
     place: int,
@@ -121,14 +120,12 @@ def empty_rows(
     num_contexts_N: Int16,
 ) -> None:
     """Writes ``count`` empty rows as ``unpack_rows`` writes others."""
-    for index in range(count):
-        at = (place + index) // share * stride + (place + index) % share
-        targets_NL[at] = 0
-        center_N[at] = 0
-        num_contexts_N[at] = 0
+    batches_R, within_R = np.divmod(np.arange(place, place + count), share)
+    for array_N in (center_N, targets_NL, num_contexts_N):
+        array_N[batches_R * stride + within_R] = 0
 
 
-@compiled
+@inner
 def _value(column: Column, number: int) -> Any:
     """One value, wherever it lies; the last ones from a word that ends with the column."""
     words, bits, values = column

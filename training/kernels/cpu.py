@@ -19,9 +19,9 @@ from training.kernels.columns import (
     Floats,
     Ids,
     add_up,
-    all_finite,
     by_columns,
     by_rows,
+    is_finite,
     mean_losses,
     num_chunks,
     on_large_pages,
@@ -172,7 +172,7 @@ class InPlace:
         self._sums = sums or [torch.zeros(size, 0)] * 2
 
     def is_finite(self) -> bool:
-        return all(all_finite(table_TVC.numpy()) for table_TVC in (self._center, self._context))
+        return all(is_finite(table_TVC) for table_TVC in (self._center, self._context))
 
     def push(self) -> None:
         for table_TVC, table_VD in zip((self._center, self._context), self.tables, strict=True):

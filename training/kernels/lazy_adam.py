@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.compiled import compiled_fast
+from pipeline.compiled import compiled_fast, inner_fast
 from training.kernels.columns import (
     Counts,
     Floats,
@@ -51,6 +51,8 @@ _MEMORY = 512
 """Steps after which what a row is owed changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
 _AGES = 1 << 15
 """Ages that are told apart; beta2^32768 = 6e-15."""
+_COPIED_AT_ONCE = 1024
+"""Words; numpy copies a part at a time, and the words' other parts must still be in the cache then."""
 _AHEAD = 4
 """Rows that are asked for before they are needed."""
 
@@ -132,7 +134,8 @@ class LazyAdam:
             rows, last = self._rows[index], self._last[:, index]
             last = np.where(last == _FROZEN, np.int32(0), last)
             weights = on_large_pages(*rows[:, :, _WEIGHT].shape)
-            state: list[Any] = [rows, last, self._owed, self._epsilon, self._decay, weights.numpy()]
+            row_4C = np.empty((4, rows.shape[3]), dtype=np.float32)
+            state: list[Any] = [rows, last, self._owed, self._epsilon, self._decay, row_4C, weights.numpy()]
             _up_to_date(*state)
             by_rows(weights, table_VD)
 
@@ -208,7 +211,8 @@ def _steps(
     center_VC, context_VC = rows[0, member].reshape(num_words, 4 * width), rows[1, member].reshape(num_words, 4 * width)
     chunks = num_chunks(member, width, dim)
     per_step = center_B.size // num_steps
-    turn = kept = 0
+    turn: int = np.int64(0)  # type: ignore[assignment]  # for a plain 0 numba would compile add_up once more
+    kept = 0
     for begin in range(0, per_step * num_steps, per_step):
         step += 1
         _prepare(
@@ -244,7 +248,8 @@ def _steps(
             if finish:
                 add_gradients(*batch, center_VC, context_VC, chunks, slopes_J, _GRADIENT * width)
             elif member == 0:
-                all_slopes_J[kept : kept + count] = slopes_J[:count]
+                for j in range(count):
+                    all_slopes_J[kept + j] = slopes_J[j]
             kept += count
         if finish:
             _owe(step, owed[member], rate_S, decay)
@@ -300,14 +305,14 @@ def _apply(
     _owe(step, owed[member], rate_S, decay)
 
 
-@compiled_fast
+@inner_fast
 def _owe(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
     """Adds the step to what rows are owed: those of this step, and of all before that still matter."""
     for age in range(min(_MEMORY, step)):
         owed_S[step - age] += rate_S[step] * decay[2, age]
 
 
-@compiled_fast
+@inner_fast
 def _prepare(
     member: int,
     step: int,
@@ -325,7 +330,7 @@ def _prepare(
     """Brings the rows up to date that a batch touches, and that the step has not touched yet; one thread's columns."""
     for table in range(2):
         last_V, age_V, touched_R = last[member, table, 0], last[member, table, 1], touched[member, table]
-        count = 0
+        count: int = np.int64(0)  # type: ignore[assignment]  # likewise _note and _catch_up
         for row in range(center_B.size):
             num_targets = num_contexts_B[row] * (1 + negatives)
             if table == 0:
@@ -335,7 +340,7 @@ def _prepare(
         _catch_up(touched_R, count, step, rows[table, member], last_V, age_V, owed[member], epsilon_S, decay)
 
 
-@compiled_fast
+@inner_fast
 def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int:
     """Appends the words that the step has not touched yet, and marks them, by a negative step; returns how many."""
     for index in range(words.size):
@@ -348,7 +353,7 @@ def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int
     return count
 
 
-@compiled_fast
+@inner_fast
 def _catch_up(
     touched_R: Ids,
     count: int,
@@ -373,7 +378,7 @@ def _catch_up(
         last_V[word] = step
 
 
-@compiled_fast
+@inner_fast
 def _bring_up(row_4C: Floats, age: int, owed: float, epsilon: float, decay: Floats) -> None:
     """Puts the row's last gradient, ``age`` steps after the one before, into its moments, and takes the owed steps."""
     keep1, keep2 = decay[0, min(age, _AGES - 1)], decay[1, min(age, _AGES - 1)]
@@ -389,7 +394,7 @@ def _bring_up(row_4C: Floats, age: int, owed: float, epsilon: float, decay: Floa
         gradient_C[c] = np.float32(0)
 
 
-@compiled_fast
+@inner_fast
 def inverse_root(number: Any) -> Any:
     """1 / sqrt(number) of a positive number to 5e-6, by Newton's method: root and division are the slowest of all."""
     half = np.float32(0.5) * number
@@ -399,29 +404,34 @@ def inverse_root(number: Any) -> Any:
     return root
 
 
-@compiled_fast
 def _copy(member: int, rows: Floats, copies_24VD: Floats) -> None:
     """One thread's columns of everything."""
-    width, dim = rows.shape[4], copies_24VD.shape[3]
-    begin, end = min(member * width, dim), min((member + 1) * width, dim)
+    begin = member * rows.shape[4]
     for table in range(2):
-        for word in range(rows.shape[2]):
-            for part in range(4):
-                copies_24VD[table, part, word, begin:end] = rows[table, member, word, part, : end - begin]
+        for first in range(0, rows.shape[2], _COPIED_AT_ONCE):
+            columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, begin : begin + rows.shape[4]]
+            ours_V4C = rows[table, member, first : first + _COPIED_AT_ONCE, :, : columns_4VC.shape[2]]
+            np.copyto(columns_4VC, ours_V4C.transpose(1, 0, 2))
 
 
 @compiled_fast
 def _up_to_date(
-    rows_TV4C: Floats, last: Ids, owed: Floats, epsilon_S: Floats, decay: Floats, weights_TVC: Floats
+    rows_TV4C: Floats, last: Ids, owed: Floats, epsilon_S: Floats, decay: Floats, row_4C: Floats, weights_TVC: Floats
 ) -> None:
-    """The weights that ``_bring_up`` would give, elsewhere."""
-    row_4C = np.empty((4, rows_TV4C.shape[3]), dtype=np.float32)
+    """The weights that ``_bring_up`` would give, elsewhere; ``row_4C`` is for one row at a time."""
     for thread in range(rows_TV4C.shape[0]):
         for word in range(rows_TV4C.shape[1]):
             before = last[thread, 0, word]
             if before:
-                row_4C[:] = rows_TV4C[thread, word]
+                _copy_row(rows_TV4C[thread, word].reshape(-1), row_4C.reshape(-1))
                 _bring_up(row_4C, last[thread, 1, word], owed[thread, before], epsilon_S[before], decay)
-                weights_TVC[thread, word] = row_4C[_WEIGHT]
+                _copy_row(row_4C[_WEIGHT], weights_TVC[thread, word])
             else:
-                weights_TVC[thread, word] = rows_TV4C[thread, word, _WEIGHT]
+                _copy_row(rows_TV4C[thread, word, _WEIGHT], weights_TVC[thread, word])
+
+
+@inner_fast
+def _copy_row(source_C: Floats, copy_C: Floats) -> None:
+    """A loop, since numba spends seconds on an assignment of slices, whose error tells both shapes."""
+    for column in range(copy_C.size):
+        copy_C[column] = source_C[column]

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import compiled
+from pipeline.compiled import inner
 from training.kernels.vector import observe, publish, sleep_us
 
 Counters = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ def team_of(size: int) -> Team:
     return Team(size)
 
 
-@compiled
+@inner
 def meet(counters: Counters, member: int, size: int) -> None:
     """Returns when all members have called it as often, and sees what they wrote before. Allocates and raises nothing.
 
