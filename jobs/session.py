@@ -93,8 +93,8 @@ def ship_code(spark: SparkSession) -> None:
     context = spark.sparkContext
     if not str(context.master).startswith("local"):
         context.addPyFile(str(code_zip()))
-        # What numba compiles of a zip it keeps here and not in NUMBA_CACHE_DIR, and fails where that cannot be written,
-        # as many an executor's home cannot. The folder an executor stands in can.
+        # Compiled code is kept here unless NUMBA_CACHE_DIR says where. Many an executor's home cannot be written; the
+        # folder that an executor stands in can.
         context.environment.setdefault("XDG_CACHE_HOME", "cache")
 
 

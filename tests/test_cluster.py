@@ -148,6 +148,23 @@ def test_executors_do_not_have_this_project(spark_cluster: Cluster, tmp_path: Pa
     assert imports("numpy, pyarrow, pandas, numba, pyspark") == ""
 
 
+@pytest.mark.long
+def test_executors_with_a_filled_cache_compile_nothing(
+    submit: Callable[..., Job], short_text: Path, tmp_path: Path
+) -> None:
+    """As docs/cluster.md has them given one; new executors, and code that was sent anew."""
+    cache = tmp_path / "compiled"
+    conf = {"spark.executorEnv.NUMBA_CACHE_DIR": str(cache)}
+    assert submit(short_text, "first", conf).ended().code == 0
+    filled = {entry: entry.stat().st_ino for entry in cache.iterdir()}
+    assert {"fill_rows", "_pack", "_find"} <= {entry.name.split(".")[1] for entry in filled}
+    for entry in filled:
+        os.utime(entry, (1e9, 1e9))
+    assert submit(short_text, "second", conf).ended().code == 0
+    assert {entry: entry.stat().st_ino for entry in cache.iterdir()} == filled, "something was compiled anew"
+    assert min(entry.stat().st_mtime for entry in filled) > 1e9, "something was not asked for"
+
+
 def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
