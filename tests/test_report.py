@@ -22,23 +22,23 @@ PICTURES = ["steps", "epochs", "speed", "wait", "contexts", "map"]
 
 
 class Page(HTMLParser):
-    """What a page holds: its text by section, its pictures' alt texts, names and addresses."""
+    """What a page holds: title and first heading, text by section, pictures' alt texts, names and addresses."""
 
     def __init__(self, file: Path):
         super().__init__()
         self.sections: dict[str, str] = {"": ""}
+        self.titles = {"title": "", "h1": ""}
         self.alts: list[str] = []
         self.ids: list[str] = []
         self.addresses: list[str] = []
         self.tags: set[str] = set()
-        self._within = ""
-        self._quiet = False
+        self._within = self._tag = ""
         self.feed(file.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.add(tag)
-        self._quiet = tag == "style"
+        self._tag = tag
         if tag == "section":
             self._within = found["id"] or ""
             self.sections[self._within] = ""
@@ -47,8 +47,13 @@ class Page(HTMLParser):
         self.ids += [found["id"] or ""] if "id" in found else []
         self.addresses += [found[name] or "" for name in ("src", "href", "xlink:href") if name in found]
 
+    def handle_endtag(self, tag: str) -> None:
+        self._tag = ""
+
     def handle_data(self, data: str) -> None:
-        if not self._quiet:
+        if self._tag in self.titles:
+            self.titles[self._tag] += data
+        if self._tag != "style":
             self.sections[self._within] += data
 
 
@@ -92,6 +97,10 @@ def test_training_ends_with_a_report(run: Path) -> None:
     assert list(page.sections)[1:] == SECTIONS
     assert len(page.alts) == len(PICTURES)
     assert all(page.alts)
+
+
+def test_the_page_is_named_after_the_runs_folder(run: Path) -> None:
+    assert Page(run / "report.html").titles == {"title": "tiny: word vectors", "h1": "tiny"}
 
 
 def test_the_command_writes_what_training_wrote(run: Path, reported: Command) -> None:

@@ -350,7 +350,7 @@ def test_overwriting_keeps_the_old_run_until_there_is_a_new_one(
         damage_page(shard(data), "contexts_negatives")
     flags = ["--global-batch", "500"] if name == "settings" else []
     assert training("--data", data, "--output", run, "--overwrite", *flags).code == 2
-    assert {name: content for name, content in tree(run).items() if name in before} == before
+    assert {file: content for file, content in tree(run).items() if file in before} == before
 
 
 def test_overwriting_leaves_the_new_run_and_nothing_of_the_old(training: Command, pristine: Path, run: Path) -> None:
@@ -456,7 +456,7 @@ def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(pristine
     arguments = ["--data", str(pristine), "--output", str(run), "--overwrite", *QUICK, "--nproc", "2", *flags.split()]
     ended = start([sys.executable, TRAIN, *arguments])
     ended.assert_refused("--lr", "1e+30", "by step ")
-    assert {name: content for name, content in tree(run).items() if name in before} == before
+    assert {file: content for file, content in tree(run).items() if file in before} == before
 
 
 @pytest.mark.parametrize(

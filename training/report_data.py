@@ -92,15 +92,15 @@ class Run:
         config = _read_json(folder / "config.json")
         told = _read_lines(folder / "metrics.jsonl")
         steps, epochs = ([line for line in told if line.get("kind") == kind] for kind in ("step", "epoch"))
-        for file, records, names in (
+        for file, records, fields in (
             (SUMMARY, [summary], OF_SUMMARY),
             ("config.json", [config], OF_CONFIG),
             ("metrics.jsonl", steps, OF_STEP),
             ("metrics.jsonl", epochs, OF_EPOCH),
         ):
-            for name in names:
-                if not all(name in record for record in records):
-                    raise InputError(f"{folder / file}: found no {name}, expected what training wrote; train again")
+            for field in fields:
+                if not all(field in record for record in records):
+                    raise InputError(f"{folder / file}: found no {field}, expected what training wrote; train again")
         if not epochs:
             raise InputError(f"{folder / 'metrics.jsonl'}: found no epoch; train again")
         sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
