@@ -17,8 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import board, train
 from training.checkpoint import newest
 from training.metrics import Metrics
+from training.run_folder import write_pages
 from training.vectors import Vectors
 
+pytestmark = pytest.mark.usefixtures("no_pages")
 TRAIN = ("--dim", "4", "--device", "cpu", "--log-every", "1", "--global-batch", "256")
 
 
@@ -79,13 +81,14 @@ def test_the_board_is_replaced_with_its_run(training: Command, tmp_path: Path) -
     assert_board_says_what_metrics_say(run)
     assert training("--epochs", 1, "--overwrite", "--no-tensorboard").code == 0
     assert not (run / "tensorboard").exists()
-    assert (run / "report.html").exists()
+    assert (run / "summary.json").exists()
 
 
 def test_the_projector_has_the_words_and_their_vectors(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "MOST_WORDS", 20)
+    monkeypatch.setattr(train, "write_pages", write_pages)
     assert training("--epochs", 1).code == 0
     folder = tmp_path / "run" / "tensorboard"
     vectors = Vectors.load(tmp_path / "run")
@@ -111,6 +114,18 @@ def test_a_word_with_white_space_is_one_line_of_the_projector(tmp_path: Path) ->
     assert (tmp_path / "tensorboard" / "words.tsv").read_text() == "word\tcount\na_b_c\t2\nd\t1\n"
 
 
+def test_no_tensorboard_is_needed_where_none_is_wanted(
+    training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "write_pages", write_pages)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    ended = training("--epochs", 1, "--no-tensorboard")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.long
 def test_tensorboard_is_not_loaded_where_it_is_not_wanted(pristine: Path, tmp_path: Path) -> None:
     flags = ["--data", str(pristine), "--output", str(tmp_path / "run"), *TRAIN, "--epochs", "1", "--no-tensorboard"]
     code = "import sys; sys.modules['tensorboard'] = None; from training import train; train.main()"

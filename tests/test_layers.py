@@ -61,7 +61,8 @@ def test_the_pipeline_knows_neither_torch_nor_training(path: Path) -> None:
                 ]
             ],
         ),
-        ("pyspark triton gensim mlflow scipy", ["training.train", "training.neighbors", "training.export"]),
+        ("pyspark triton gensim mlflow scipy", ["training.neighbors", "training.export"]),
+        ("pyspark triton gensim mlflow scipy matplotlib jinja2 tensorboard", ["training.train"]),
         ("torch mlflow", ["pipeline.stages", "pipeline.corpus", "pipeline.demo", "pipeline.manifest"]),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -59,11 +60,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset, data, and a finished run on it, runs/tiny."""
+    """A folder with a dataset, data, a finished run on it, runs/tiny, and what that printed, stdout."""
     folder = tmp_path_factory.mktemp("trained")
     write_tiny_dataset(folder / "data", row_group_rows=100, sample=1e-2)
     settings = ["--data", str(folder / "data"), "--output", str(folder / "runs" / "tiny"), "--device", "cpu"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, (folder / "stdout").open("w") as stdout, redirect_stdout(stdout):
         patch.setattr("torch.set_num_threads", lambda _: None)
         patch.setattr("sys.argv", ["train.py", *settings, "--dim", "8", "--epochs", "2", "--log-every", "1"])
         train.main()
@@ -85,6 +86,13 @@ def reported(call: Command, run: Path) -> Command:
 def lines_of(run: Path, kind: str) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+def rename(run: Path, words: list[str]) -> None:
+    """Gives the run's most frequent words other names."""
+    table = pq.read_table(run / "vocab.parquet")
+    names = ["<unk>", *words, *table["word"].to_pylist()[len(words) + 1 :]]
+    pq.write_table(table.set_column(table.schema.get_field_index("word"), "word", [names]), run / "vocab.parquet")
 
 
 def edit(run: Path, name: str, **values: object) -> None:
@@ -112,15 +120,9 @@ def test_the_command_writes_what_training_wrote(run: Path, reported: Command) ->
     assert not list(run.glob(".report*"))
 
 
-def test_training_says_where_the_report_is_before_its_last_line(
-    call: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
-    output = tmp_path / "again"
-    ended = call(train.main, "--data", trained / "data", "--output", output, "--dim", 4, "--epochs", 1)
-    assert ended.code == 0, ended.stderr
-    *_, where, last = ended.stdout.splitlines()
-    assert where == f"{output / 'report.html'} shows the run"
+def test_training_says_where_the_report_is_before_its_last_line(trained: Path) -> None:
+    *_, where, last = (trained / "stdout").read_text().splitlines()
+    assert where == f"{trained / 'runs' / 'tiny' / 'report.html'} shows the run"
     assert last.startswith("loss ")
 
 
@@ -224,7 +226,7 @@ def test_probes_are_words_from_frequent_to_rare_or_those_that_are_named(run: Pat
     assert reported("--probe", known).code == 0
     neighbours = Page(run / "report.html").sections["neighbours"]
     expected = Vectors.load(run).most_similar(known, 8)
-    listed = "".join(f"{word} {cosine:.3f}, " for word, cosine in expected)[:-2]
+    listed = "".join(f"{word}\u00a0{cosine:.3f}, " for word, cosine in expected)[:-2]
     assert f"{known}{listed}" in neighbours
 
 
@@ -285,16 +287,32 @@ def test_a_run_too_short_for_a_step_line_has_a_report(run: Path, reported: Comma
     assert len(Page(run / "report.html").alts) == len(PICTURES) - 3
 
 
-def test_words_of_a_corpus_are_shown_as_they_are(run: Path, reported: Command) -> None:
-    table = pq.read_table(run / "vocab.parquet")
-    odd = ["<script>alert(1)</script>", "a&b", "$x$", "語"]
-    words = ["<unk>", *odd, *table["word"].to_pylist()[len(odd) + 1 :]]
-    pq.write_table(table.set_column(table.schema.get_field_index("word"), "word", [words]), run / "vocab.parquet")
+def test_a_run_of_one_epoch_has_no_picture_by_epoch(run: Path, reported: Command) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(line for line in lines if '"epoch": 0' in line) + "\n")
+    assert reported().code == 0
+    assert len(Page(run / "report.html").alts) == len(PICTURES) - 1
+
+
+def test_a_warm_start_is_said_with_what_became_of_the_words(run: Path, reported: Command) -> None:
+    growth = {"kept": 1050, "new": 30, "lost": 2, "kept_share": 0.97, "lost_share": 0.01}
+    edit(run, "config.json", init_from="runs/before")
+    edit(run, "summary.json", vocabulary_growth=growth)
+    assert reported().code == 0
+    shown = Page(run / "report.html").sections["settings"]
+    assert "warm startruns/before: 1,050 words kept (97.0% of the tokens), 30 new, 2 lost" in shown.replace("\n", "")
+
+
+def test_words_of_a_corpus_are_shown_as_they_are_and_long_ones_cut(run: Path, reported: Command) -> None:
+    odd = ["<script>alert(1)</script>", "a&b", "$x$", "語", "שלום", "x" * 4096]
+    rename(run, odd)
     ended = reported("--probe", *odd)
     assert (ended.code, ended.stderr) == (0, "")
     page = Page(run / "report.html")
     assert "script" not in page.tags
-    assert [word for word in odd if word not in page.sections["neighbours"]] == []
+    assert [word for word in odd[:-1] if word not in page.sections["neighbours"]] == []
+    assert f"{'x' * 49}…" in page.sections["neighbours"]
+    assert "x" * 50 not in (run / "report.html").read_text()
 
 
 # Pictures
@@ -323,7 +341,7 @@ def test_an_axis_names_every_epoch_at_most_once(num_epochs: int) -> None:
     assert named
 
 
-def test_the_map_has_the_axes_of_greatest_variance_and_no_names_on_top_of_each_other(tmp_path: Path) -> None:
+def test_the_map_has_the_axes_of_greatest_variance_and_names_cover_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors_VD = rng.standard_normal((200, 30)).astype(np.float32)
     vectors_VD[:100, 3] += 30
@@ -338,9 +356,9 @@ def test_the_map_has_the_axes_of_greatest_variance_and_no_names_on_top_of_each_o
             found.append({"tag": tag, **dict(attrs)})
 
     Marks().feed(file.read_text())
-    across = np.array([float(mark["cx"] or 0) for mark in found if mark["tag"] == "circle"])
-    assert len(across) == 200
-    left = across < 230
+    dots = np.array([[float(mark["cx"] or 0), float(mark["cy"] or 0)] for mark in found if mark["tag"] == "circle"])
+    assert len(dots) == 200
+    left = dots[:, 0] < 230
     assert set(left[:100]) != set(left[100:])
     assert len(set(left[:100])) == 1
     names = np.array([[float(mark["x"] or 0), float(mark["y"] or 0)] for mark in found if mark["tag"] == "text"])
@@ -348,3 +366,8 @@ def test_the_map_has_the_axes_of_greatest_variance_and_no_names_on_top_of_each_o
     apart = np.abs(names[:, None] - names[None])
     too_close = (apart[..., 0] < 20) & (apart[..., 1] < 10)
     assert too_close.sum() == len(names)
+    middles = names - [0, 4]
+    apart = np.abs(middles[:, None] - dots[None])
+    assert not ((apart[..., 0] < 12) & (apart[..., 1] < 6)).any()
+    assert middles.min() >= 5
+    assert middles.max() <= 455

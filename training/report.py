@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import InputError, Parser, command, path
 from pipeline.manifest import Manifest
+from training.compare import Growth
 from training.files import REPORT, whole
 from training.report_data import Evaluation, Rows, Run, read_evaluation
 from training.report_plots import MOST_POINTS, bars, lines, map_of
@@ -45,8 +46,9 @@ def page(run: Run, probes: Sequence[str] = (), evaluation: Evaluation | None = N
         name=run.name,
         tiles=_tiles(run),
         epochs=run.epochs,
+        data=run.config["data"],
         log_every=run.config["log_every"],
-        thinned=f"; {len(run.steps):,} of them, drawn as means of neighbours" if len(run.steps) > MOST_POINTS else "",
+        each_point=_each_point(run),
         missing=run.sampled.missing,
         sampling=_sampling(manifest) if manifest else None,
         words=_before_after(run, rows) if rows else None,
@@ -54,8 +56,8 @@ def page(run: Run, probes: Sequence[str] = (), evaluation: Evaluation | None = N
         window=manifest.config.window if manifest else None,
         mean_contexts=np.dot(rows.num_contexts, range(len(rows.num_contexts))) / max(1, rows.read) if rows else None,
         neighbours={word: vectors.most_similar(word, NUM_NEIGHBOURS) for word in shown},
-        probes_are="" if probes else "These are spread over the vocabulary, frequent ones first; --probe names others.",
-        map_is=f"The words of rank {first:,} to {last - 1:,}.",
+        probes=probes,
+        map_is=f"The words of rank {first:,} to {last - 1:,}, a dot each, on the two axes of greatest variance.",
         dim=run.center_VD.shape[1],
         evaluation=evaluation,
         origin=_origin(run),
@@ -82,6 +84,12 @@ def _on_map(num_words: int) -> tuple[int, int]:
     return first, min(num_words, first + NUM_ON_MAP)
 
 
+def _each_point(run: Run) -> str:
+    """What a point is in pictures by step, whose neighbours are averaged where they are too many to draw."""
+    means = -(-len(run.steps) // MOST_POINTS)
+    return f"Each point is the mean of {run.config['log_every'] * max(1, means):,} steps."
+
+
 def _tiles(run: Run) -> dict[str, str]:
     summary = run.summary
     return {
@@ -104,19 +112,19 @@ def _sampling(manifest: Manifest) -> dict[str, str]:
     counts, epochs = manifest.counts, manifest.sampled_epochs
     known = counts.tokens - counts.unknown
     found = {
-        "lines": f"{counts.lines:,}, of them {counts.too_short:,} too short to be used",
+        "lines": f"{counts.lines:,}, of which {counts.too_short:,} are too short to be used",
         "sequences of two tokens or more": f"{counts.sequences:,}",
-        "tokens": f"{counts.tokens:,}, of them {counts.unknown:,} <unk>",
+        "tokens": f"{counts.tokens:,}, of which {counts.unknown:,} are <unk> and {known:,} are known",
         "sampled epochs": f"{epochs:,}",
         "dropped by subsampling": f"{counts.subsampled:,} known tokens in all sampled epochs",
-        "examples": f"{counts.examples:,} in all, with {counts.pairs:,} pairs",
     }
     if epochs == 1 or manifest.config.holdout == 0:
         kept = known - counts.subsampled / epochs
-        found["kept of the known tokens"] = f"{kept / max(1, known):.1%} of {known:,}, in a sampled epoch"
+        found["kept by subsampling"] = f"{kept / max(1, known):.1%} of the known tokens, in each sampled epoch"
         about = "about " if counts.too_short else ""
         before, after = (value / max(1, counts.sequences) for value in (known, kept))
-        found["known tokens a sequence"] = f"{about}{before:.2f} before, {after:.2f} after, in the mean"
+        found["known tokens per sequence"] = f"{about}{before:.2f} before, {after:.2f} after subsampling"
+    found["examples"] = f"{counts.examples:,} in all sampled epochs, with {counts.pairs:,} contexts"
     return found
 
 
@@ -139,13 +147,16 @@ def _before_after(run: Run, rows: Rows) -> list[dict[str, Any]]:
 
 
 def _rows_read(rows: Rows) -> str:
-    which = "All" if rows.read == rows.of else "The first"
-    return f"{which} {rows.read:,} of the {rows.of:,} rows of sampled epoch 0."
+    which = f"All {rows.of:,}" if rows.read == rows.of else f"The first {rows.read:,} of the {rows.of:,}"
+    return f"{which} examples of the first sampled epoch were counted."
 
 
 def _origin(run: Run) -> dict[str, Any]:
     names = ("dataset_id", "commit", "device", "kernel", "world_size", "threads", "seconds")
-    return {**{name: run.summary[name] for name in names if name in run.summary}, **run.summary.get("versions", {})}
+    found = {name: run.summary[name] for name in names if name in run.summary}
+    if grown := run.summary.get("vocabulary_growth"):
+        found["warm start"] = f"{run.config['init_from']}: {Growth(**grown)}"
+    return {**found, **run.summary.get("versions", {})}
 
 
 def _pictures(run: Run, words: list[str], vectors_VD: npt.NDArray[np.float32]) -> dict[str, str]:
@@ -158,19 +169,21 @@ def _pictures(run: Run, words: list[str], vectors_VD: npt.NDArray[np.float32]) -
         return [(line["epoch"] + 1, line[name]) for line in run.epochs]
 
     losses = {"of the epoch": of_epochs("loss"), "of the run so far": of_epochs("mean_loss")}
-    last = run.epochs[-1]["loss"]
-    found = {
-        "epochs": lines("epochs", f"Loss of each epoch, {last:.4f} at the end", "epoch", "loss", losses),
-        "map": map_of(words, vectors_VD),
-    }
+    found = {"map": map_of(words, vectors_VD)}
+    if len(run.epochs) > 1:
+        alt = f"Loss of each epoch, {run.epochs[-1]['loss']:.4f} at the end"
+        found["epochs"] = lines("epochs", alt, "epoch", "loss", losses)
     if run.steps:
         found["steps"] = lines("steps", "Loss by step", "step", "loss", {"loss": of_steps("loss")})
         speed = {"tokens/s": of_steps("tokens_per_s")}
         found["speed"] = lines("speed", "Tokens a second by step", "step", "tokens/s", speed, floor=0)
-        wait = {"wait share": of_steps("wait_share")}
-        found["wait"] = lines("wait", "Share of the time spent waiting, by step", "step", "wait share", wait, floor=0)
+        waiting = {"waiting": [(step, 100 * share) for step, share in of_steps("wait_share")]}
+        alt = "Share of the time spent waiting, by step"
+        found["wait"] = lines("wait", alt, "step", "waiting, % of the time", waiting, floor=0)
     if rows := run.sampled.rows:
-        found["contexts"] = bars("contexts", "Rows by their number of contexts", "contexts", "rows", rows.num_contexts)
+        found["contexts"] = bars(
+            "contexts", "Examples by their number of contexts", "contexts", "examples", rows.num_contexts
+        )
     return {name: found.get(name, "") for name in ("steps", "epochs", "speed", "wait", "contexts", "map")}
 
 

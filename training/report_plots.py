@@ -6,6 +6,7 @@ V words, D dimensions, N points.
 import html
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,17 +39,18 @@ def thinned(points: Points) -> Points:
     return [(float(x), float(y)) for x, y in means]
 
 
-def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]]) -> bytes:
-    """loss.png: the loss of each stretch of steps, and of each epoch at its end; both are lines of metrics.jsonl."""
+def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]], log_every: int) -> bytes:
+    """loss.png: the loss of each ``log_every`` steps, and of each epoch at its end; both are lines of metrics.jsonl."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     if steps:
         points = [(line["step"], line["loss"]) for line in steps]
-        axes.plot(*zip(*points, strict=True), linewidth=0.8, color="tab:blue", alpha=0.6, label="steps")
+        axes.plot(*zip(*points, strict=True), linewidth=1, color=BLUE, label=f"mean of {log_every:,} steps")
     ends = [(line["step"], line["loss"]) for line in epochs]
-    axes.plot(*zip(*ends, strict=True), "o-", color="tab:red", label="mean of the epoch")
+    axes.plot(*zip(*ends, strict=True), "o-", color=ORANGE, label="mean of an epoch, at its end")
     axes.set(xlabel="step", ylabel="loss, mean per example")
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.25)
+    _whole_numbers(axes)
     axes.legend()
     image = io.BytesIO()
     figure.savefig(image, format="png")
@@ -74,10 +76,10 @@ def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], flo
 
 
 def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
-    """A picture of one bar for each of 0, 1, 2 ..."""
+    """A picture of one bar for each of 1, 2 ...; ``heights`` begin at 0, which has none."""
 
     def draw(axes: Axes) -> None:
-        axes.bar(range(len(heights)), heights, color=BLUE)
+        axes.bar(range(1, len(heights)), heights[1:], color=BLUE)
         axes.set(xlabel=x, ylabel=y)
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
@@ -95,11 +97,16 @@ def _picture(name: str, alt: str, draw: Callable[[Axes], None]) -> str:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        _whole_numbers(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(name, alt, written.getvalue())
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Few and round ones, for steps and epochs."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _inline(name: str, alt: str, svg: str) -> str:
@@ -119,28 +126,29 @@ def _opened(alt: str, box: str) -> str:
 def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int = 460) -> str:
     """A picture of the words where their vectors of length 1 lie on the two axes of greatest variance (PCA by SVD).
 
-    Every word is a dot; the first words have their names beside it, and later ones where there is room.
+    Every word is a dot, with its name beside it where that covers no dot and no name of an earlier word.
     """
     unit_VD = vectors_VD / np.maximum(np.linalg.norm(vectors_VD, axis=1, keepdims=True), 1e-9)
     unit_VD = unit_VD - unit_VD.mean(axis=0)
     left_VK, lengths_K, _ = np.linalg.svd(unit_VD, full_matrices=False)
     places_V2 = (left_VK[:, :2] * lengths_K[:2]).astype(np.float64)
     low, high = places_V2.min(axis=0), places_V2.max(axis=0)
-    margin = np.array([45, 12])
+    margin = np.array([45, 16])
     places_V2 = margin + (places_V2 - low) / np.maximum(high - low, 1e-9) * (size - 2 * margin)
     drawn = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{BLUE}"/>' for x, y in places_V2]
-    taken: list[tuple[float, float, float, float]] = []
+    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in places_V2.tolist()]
     for word, (x, y) in zip(words, places_V2.tolist(), strict=True):
         shown = word if len(word) <= 16 else f"{word[:15]}…"
-        half = 3.4 * len(shown) + 1
-        for middle in (y - 8, y + 8):
-            room = x - half, middle - 6, x + half, middle + 6
-            if room[0] >= 0 and room[2] <= size and not any(_overlap(room, other) for other in taken):
+        half = 3.5 * sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in shown) + 1
+        for across, down in ((x, y - 9), (x, y + 9), (x + half + 3, y), (x - half - 3, y)):
+            room = across - half, down - 5, across + half, down + 5
+            inside = min(room) >= 0 and max(room) <= size
+            if inside and not any(_overlap(room, other) for other in taken):
                 taken.append(room)
-                drawn.append(f'<text x="{x:.1f}" y="{middle + 4:.1f}">{html.escape(shown)}</text>')
+                drawn.append(f'<text x="{across:.1f}" y="{down + 4:.1f}">{html.escape(shown)}</text>')
                 break
-    alt = f"A map of {len(words)} frequent words, {len(taken)} of them named"
-    style = 'font-family="sans-serif" font-size="11" text-anchor="middle" fill="currentColor"'
+    alt = f"A map of {len(words)} frequent words, {len(taken) - len(words)} of them named"
+    style = 'font-family="sans-serif" font-size="12" text-anchor="middle" fill="currentColor"'
     box = f'viewBox="0 0 {size} {size}"'
     return f"{_opened(alt, box)}<g {style}>{''.join(drawn)}</g></svg>"
 

@@ -144,7 +144,7 @@ def write_pages(
         words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
         name = config.output.absolute().name
         run = report_data.Run.at_end(folder, name, summary, words, counts_V, center_VD, manifest)
-        _write(folder / "loss.png", report_plots.loss_png(run.steps, run.epochs))
+        _write(folder / "loss.png", report_plots.loss_png(run.steps, run.epochs, config.log_every))
         report.write_report(run, folder)
         if config.tensorboard:
             write_projector(folder, words, counts_V, center_VD)
