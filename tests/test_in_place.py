@@ -1,15 +1,14 @@
 """Laws of --sync-every N: what ranks train, each its own tables in place, and when these are averaged."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Threads
+from conftest import Threads
+from ranks import train_here
 from safetensors.numpy import load_file
 from tiny import copies, write_tiny_dataset
 from torch import Tensor
@@ -22,6 +21,8 @@ from training.kernels import cpu, reference
 from training.model import SkipGram
 from training.schedule import linear_decay
 
+pytestmark = pytest.mark.usefixtures("no_pages")
+pytestmark = pytest.mark.usefixtures("no_pages")
 OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
 
 
@@ -29,6 +30,14 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_tiny_dataset(folder, num_sequences=400, epochs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the reference, which takes a millisecond a row."""
+    folder = tmp_path_factory.mktemp("little")
+    write_tiny_dataset(folder, num_sequences=100)
     return folder
 
 
@@ -99,26 +108,17 @@ def test_one_process_trains_row_after_row(data: Path, tmp_path: Path, threads: T
     ("kernel", "optimizer"), [("cpu", "sgd"), ("cpu", "rowwise_adagrad"), ("reference", "rowwise_adagrad")]
 )
 def test_two_ranks_are_averaged_every_n_steps_and_at_an_epochs_end(
-    data: Path, tmp_path: Path, threads: Threads, kernel: str, optimizer: str
+    data: Path, little: Path, tmp_path: Path, threads: Threads, kernel: str, optimizer: str
 ) -> None:
     """Steps are counted within their epoch. SGD's rate is times the ranks; Adagrad's sums are averaged as well."""
-    config = config_of(data, tmp_path / "run", optimizer, kernel=kernel, epochs=1 if kernel == "reference" else 3)
-    names = [
-        "data",
-        "output",
-        "optimizer",
-        "sync_every",
-        "epochs",
-        "global_batch",
-        "dim",
-        "kernel",
-        "log_every",
-        "threads",
-    ]
-    flags = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    command = [sys.executable, str(ROOT / "training" / "train.py"), "--nproc", "2", "--threads", "1", "--device", "cpu"]
-    done = subprocess.run(command + flags, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
+    if kernel == "reference":
+        config = config_of(little, tmp_path / "run", optimizer, kernel=kernel, global_batch=64, epochs=2)
+    else:
+        config = config_of(data, tmp_path / "run", optimizer, kernel=kernel)
+    names = ("data", "output", "optimizer", "sync_every", "epochs", "global_batch", "dim", "kernel", "log_every")
+    flags = [text for name in names for text in (f"--{name.replace('_', '-')}", getattr(config, name))]
+    ended = train_here(*flags, "--nproc", 2, "--threads", 1, "--device", "cpu", logs=tmp_path)
+    assert ended.code == 0, ended.stderr
     threads(1)
     rates, tables, accumulators = by_hand(config, world_size=2)
     assert_is(tmp_path / "run", rates, tables)
@@ -146,12 +146,12 @@ def test_every_optimizer_in_place_learns_at_its_usual_rate(
 
 @OPTIMIZERS
 def test_in_place_the_reference_is_nearly_what_machine_code_is(
-    data: Path, tmp_path: Path, threads: Threads, optimizer: str
+    little: Path, tmp_path: Path, threads: Threads, optimizer: str
 ) -> None:
     """Machine code takes the slopes of 64 rows before the first moves anything, the reference those of one."""
     losses = []
     for kernel in ("reference", "cpu"):
-        config = config_of(data, tmp_path / kernel, optimizer, kernel=kernel, epochs=2)
+        config = config_of(little, tmp_path / kernel, optimizer, kernel=kernel, epochs=2)
         train.be_a_rank(config)
         summary = json.loads((tmp_path / kernel / "summary.json").read_text())
         losses.append([epoch["loss"] for epoch in summary["epochs"]])
