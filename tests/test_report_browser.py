@@ -8,9 +8,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from test_report import rename
 from tiny import write_tiny_dataset
 
-from training import train
+from training import report, train
 
 WIDTHS = (390, 1200)
 
@@ -26,6 +27,11 @@ addEventListener("load", () => {
         pictures: [...page.querySelectorAll("svg")].map(box),
         drawn: [...page.querySelectorAll("svg")].map((svg) => svg.querySelectorAll("path, circle").length),
         letters: [...page.querySelectorAll("svg text")].map((text) => text.getBoundingClientRect().height),
+        cut: [...page.querySelectorAll("svg text")].filter((text) => {
+            const [letters, picture] = [text, text.ownerSVGElement].map((element) => element.getBoundingClientRect());
+            return letters.left < picture.left - 1 || letters.right > picture.right + 1
+                || letters.top < picture.top - 1 || letters.bottom > picture.bottom + 1;
+        }).map((text) => text.textContent),
         fetched: page.defaultView.performance.getEntriesByType("resource").map((entry) => entry.name),
     };
     const said = document.createElement("pre");
@@ -39,14 +45,19 @@ addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a long name and long words."""
     folder = tmp_path_factory.mktemp("browser")
     write_tiny_dataset(folder / "data", num_sequences=2000, num_words=400)
-    settings = ["--data", str(folder / "data"), "--output", str(folder / "run"), "--device", "cpu", "--dim", "8"]
+    output = folder / ("run_of_" + "x" * 80)
+    settings = ["--data", str(folder / "data"), "--output", str(output), "--device", "cpu", "--dim", "8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.set_num_threads", lambda _: None)
         patch.setattr("sys.argv", ["train.py", *settings, "--epochs", "2", "--log-every", "1"])
         train.main()
-    return folder / "run"
+        rename(output, ["y" * 4096, "שלום", *("MASSACHUSETTSWIDE"[row % 16 :] + str(row) for row in range(100))])
+        patch.setattr("sys.argv", ["report.py", str(output)])
+        report.main()
+    return output
 
 
 def browser() -> str:
@@ -66,7 +77,7 @@ def dumped(page: Path, *options: str) -> tuple[str, list[str]]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_screen(
+def test_a_browser_shows_every_picture_and_nothing_is_cut_or_wider_than_the_screen(
     run: Path, tmp_path: Path, width: int
 ) -> None:
     shutil.copy(run / "report.html", tmp_path)
@@ -87,6 +98,7 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_screen(
         assert high > 150
     assert min(seen["drawn"]) > 5
     assert min(seen["letters"]) >= 7
+    assert seen["cut"] == []
     assert seen["fetched"] == []
 
 

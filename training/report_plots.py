@@ -139,7 +139,7 @@ def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int 
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in places_V2.tolist()]
     for word, (x, y) in zip(words, places_V2.tolist(), strict=True):
         shown = word if len(word) <= 16 else f"{word[:15]}…"
-        half = 3.5 * sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in shown) + 1
+        half = sum(map(_width, shown)) / 2 + 1
         for across, down in ((x, y - 9), (x, y + 9), (x + half + 3, y), (x - half - 3, y)):
             room = across - half, down - 5, across + half, down + 5
             inside = min(room) >= 0 and max(room) <= size
@@ -151,6 +151,13 @@ def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int 
     style = 'font-family="sans-serif" font-size="12" text-anchor="middle" fill="currentColor"'
     box = f'viewBox="0 0 {size} {size}"'
     return f"{_opened(alt, box)}<g {style}>{''.join(drawn)}</g></svg>"
+
+
+def _width(letter: str) -> float:
+    """About as wide as a letter of size 12 is: browsers have fonts of their own."""
+    if unicodedata.east_asian_width(letter) in "FW":
+        return 12
+    return 9 if letter.isupper() else 7
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
