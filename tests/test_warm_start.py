@@ -6,8 +6,6 @@ The old vocabulary and the new one share words under other ids; each has words o
 import json
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Command, Ended, Stop, Threads
+from conftest import Command, Ended, Stop, Threads
+from ranks import train_here
 from safetensors.numpy import save_file
 from tiny import copies, write_run, write_tiny_dataset
 
@@ -42,7 +41,15 @@ MODES = {
     "in place, adagrad": f"{IN_PLACE} --optimizer rowwise_adagrad",
     "in place, reference": f"{IN_PLACE} --kernel reference --optimizer rowwise_adagrad",
 }
+EACH_MODE = pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=[pytest.mark.long] if mode == "in place, reference" else []) for mode in MODES],
+)
+"""In place the reference takes a millisecond a row; test_kernels.py has its frozen rows."""
+
 ALONE = World(0, 1, 0, 1)
+
+pytestmark = pytest.mark.usefixtures("no_pages")
 
 
 @pytest.fixture(autouse=True)
@@ -157,17 +164,14 @@ def test_any_number_of_ranks_begins_with_them_and_ends_with_the_same_bits(
     data: Path, old_run: Path, tmp_path: Path, training: Command, ranks: int
 ) -> None:
     warm = f"--epochs 2 --init-from {old_run} --freeze-epochs 1"
-    launch(data, tmp_path / "ranks", f"{warm} --nproc {ranks}")
+    train_ranks(data, tmp_path / "ranks", f"{warm} --nproc {ranks}")
     assert training(warm).code == 0
     assert np.array_equal(both(Tables.load(tmp_path / "ranks")), both(Tables.load(tmp_path / "run")))
 
 
-def launch(data: Path, output: Path, flags: str) -> None:
-    """Trains in processes of its own."""
-    command = [sys.executable, str(ROOT / "training" / "train.py"), *FLAGS.split()]
-    command += ["--data", str(data), "--output", str(output), *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
+def train_ranks(data: Path, output: Path, flags: str) -> None:
+    ended = train_here(*FLAGS.split(), "--data", data, "--output", output, *flags.split(), logs=output.parent)
+    assert ended.code == 0, ended.stderr
 
 
 # Growth
@@ -193,7 +197,7 @@ def test_a_cold_run_has_grown_out_of_nothing(training: Command, tmp_path: Path) 
 # Frozen epochs
 
 
-@pytest.mark.parametrize("mode", MODES)
+@EACH_MODE
 def test_frozen_rows_stay_to_the_bit_and_move_afterwards(
     training: Command, old_run: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -227,7 +231,7 @@ def words_of_run(training: Command, tmp_path: Path) -> list[str]:
 def test_ranks_leave_frozen_rows_to_the_bit(data: Path, old_run: Path, tmp_path: Path, ranks: int, flags: str) -> None:
     """Also where the average of as many equal numbers is not always the number."""
     frozen = f"--epochs 1 --freeze-epochs 1 --init-from {old_run} --nproc {ranks}"
-    launch(data, tmp_path / "run", f"{flags} {frozen}")
+    train_ranks(data, tmp_path / "run", f"{flags} {frozen}")
     found, before = Tables.load(tmp_path / "run"), Tables.load(old_run)
     kept, old, _ = kept_and_new(found, before)
     assert np.array_equal(both(found)[:, kept], both(before)[:, old])
@@ -236,7 +240,7 @@ def test_ranks_leave_frozen_rows_to_the_bit(data: Path, old_run: Path, tmp_path:
 # Going on
 
 
-@pytest.mark.parametrize("mode", MODES)
+@EACH_MODE
 def test_a_run_stopped_in_a_frozen_epoch_ends_as_if_it_had_not_been(
     training: Command, old_run: Path, tmp_path: Path, stop_after: Stop, mode: str
 ) -> None:
