@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from training.export import write_lines, write_numbers
 from training.files import BOARD, whole
 
 SCALARS = ("loss", "mean_loss", "lr", "tokens_per_s", "wait_share")
@@ -94,6 +93,8 @@ def write_projector(
     folder: Path, words: list[str], counts_V: npt.NDArray[np.int64], center_VD: npt.NDArray[np.float32]
 ) -> None:
     """What the projector shows of the run in ``folder``: its most frequent words, MOST_WORDS at most, without <unk>."""
+    from training.export import write_lines, write_numbers  # pyarrow.compute, which no other rank needs
+
     board = folder / BOARD
     board.mkdir(exist_ok=True)
     shown = slice(1, MOST_WORDS + 1)
