@@ -6,7 +6,7 @@ All but the start of their processes is the trainer's own. Literal launches are 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ from conftest import Ended
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from training import distributed, train
+from training.batch import Batch
 
 Change = Callable[[pytest.MonkeyPatch], None]
 """What is done to each rank before it works: a module's function, or a ``partial`` of one."""
@@ -28,7 +29,7 @@ Change = Callable[[pytest.MonkeyPatch], None]
 def train_here(*arguments: object, logs: Path, change: Change | None = None) -> Ended:
     """How ``train.py`` has ended with these arguments; what it and its ranks have printed is in ``logs`` as well."""
     printed = [logs / "stdout", logs / "stderr"]
-    terminated, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    before = signal.getsignal(signal.SIGTERM), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
@@ -38,9 +39,31 @@ def train_here(*arguments: object, logs: Path, change: Change | None = None) -> 
                 train.main()
             except SystemExit as end:
                 code = end.code or 0
-    signal.signal(signal.SIGTERM, terminated)
-    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, before[0])
+    torch.set_num_threads(before[1])
+    torch.use_deterministic_algorithms(before[2])
     return Ended(code, *(path.read_text() for path in printed))
+
+
+def at_batch(number: int, rank: int, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
+    """Lets a rank ``act`` when it has its batch of that number. A ``Change``, all but the last argument given."""
+    timed = train.timed
+
+    def acting(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+        for count, batch in enumerate(timed(batches), seen[0] + 1):
+            seen[0] = count
+            if count == number and distributed.launched().rank == rank:
+                act()
+            yield batch
+
+    seen = [0]
+    patch.setattr(train, "timed", acting)
+    patch.setattr(distributed, "LOOK_S", 0.02)  # what one rank does, all soon see
+
+
+def terminate_at(number: int) -> Change:
+    """Sends this process, which has started the ranks, a SIGTERM at the batch of that number."""
+    return partial(at_batch, number, 0, partial(os.kill, os.getpid(), signal.SIGTERM))
 
 
 def preload() -> None:

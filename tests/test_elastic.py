@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Ended, free_port
-from launch import PYTHON, TORCHRUN, TRAIN, completed, launched, numbers, told, vectors
+from launch import PYTHON, TORCHRUN, TRAIN, launched, numbers, told, vectors
+from ranks import terminate_at, train_here
 from tiny import write_tiny_dataset
 
 from training.checkpoint import newest, read_record
+
+pytestmark = pytest.mark.usefixtures("no_pages")
 
 ENDLESS = 1000
 """Epochs of a run that is to be stopped."""
@@ -62,18 +65,17 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int
     @cache
     def run(epochs: int) -> Path:
         folder = tmp_path_factory.mktemp("alone")
-        assert completed([*PYTHON, *flags(data, folder / "run", epochs)], folder).code == 0
+        assert train_here(*flags(data, folder / "run", epochs), logs=folder).code == 0
         return folder / "run"
 
     return run
 
 
-def stop(command: list[str], output: Path, step: int) -> Ended:
-    """Starts a run, and sends it a SIGTERM after ``step`` steps."""
-    with launched(command, output.parent) as running:
-        running.wait_for(lambda: told(output) >= step)
-        running.process.send_signal(signal.SIGTERM)
-        return running.end(60)
+def assert_stopped(output: Path, ended: Ended) -> None:
+    """By a SIGTERM, with nothing lost."""
+    assert (ended.code, ended.stderr) == (143, f"stopped after step {newest(output):,}; --resume goes on from there\n")
+    assert not (output / "summary.json").exists()
+    assert not (output / ".train.lock").exists()
 
 
 def enough(output: Path) -> int:
@@ -90,14 +92,32 @@ def enough(output: Path) -> int:
 def four_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A run of four ranks that SIGTERM has stopped, and how it ended."""
     output = tmp_path_factory.mktemp("four") / "run"
-    return output, stop([*PYTHON, *flags(data, output, ENDLESS), "--nproc", "4"], output, 30)
+    arguments = [*flags(data, output, ENDLESS), "--nproc", "4"]
+    return output, train_here(*arguments, logs=output.parent, change=terminate_at(30))
 
 
 def test_sigterm_saves_and_ends_four_ranks_with_143(four_ranks: tuple[Path, Ended]) -> None:
-    output, ended = four_ranks
-    assert ended.code == 143, ended.stderr
-    assert ended.stderr == f"stopped after step {newest(output):,}; --resume goes on from there\n"
-    assert not (output / ".train.lock").exists()
+    assert_stopped(*four_ranks)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("launcher", "more"),
+    [
+        (PYTHON, ["--nproc", "4"]),
+        ([*TORCHRUN, TRAIN], ["--nproc", "2"]),
+        ([*TORCHRUN, "--nproc-per-node", "2", TRAIN], ADAGRAD),
+    ],
+    ids=["python", "literal torchrun", "torchrun's own ranks, in place"],
+)
+def test_sigterm_to_a_launcher_saves_and_ends_it_with_143(
+    data: Path, tmp_path: Path, launcher: list[str], more: list[str]
+) -> None:
+    output = tmp_path / "run"
+    with launched([*launcher, *flags(data, output, ENDLESS), *more], tmp_path) as running:
+        running.wait_for(lambda: told(output) >= 30)
+        running.process.send_signal(signal.SIGTERM)
+        assert_stopped(output, running.end(60))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, pytest.param(8, marks=pytest.mark.long)])
@@ -106,7 +126,7 @@ def test_a_run_begun_on_four_ranks_ends_on_others_with_the_vectors_of_one(
 ) -> None:
     output = copied(four_ranks[0], tmp_path / "run")
     epochs, step = enough(output), newest(output)
-    ended = completed([*PYTHON, *flags(data, output, epochs), "--nproc", str(ranks), "--resume"], tmp_path)
+    ended = train_here(*flags(data, output, epochs), "--nproc", ranks, "--resume", logs=tmp_path)
     assert ended.code == 0, ended.stderr
     assert f"goes on after step {step:,}\n" in ended.stdout
     assert json.loads((output / "summary.json").read_text())["world_size"] == ranks
@@ -114,6 +134,7 @@ def test_a_run_begun_on_four_ranks_ends_on_others_with_the_vectors_of_one(
     assert vectors(output) == vectors(alone(epochs))
 
 
+@pytest.mark.long
 def test_torchrun_brings_back_a_run_whose_worker_was_killed(
     data: Path, alone: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -170,20 +191,17 @@ def answers(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def in_place(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A run of two ranks, made by torchrun, that SIGTERM has stopped somewhere in a period, and how torchrun ended."""
+    """A run of two ranks that SIGTERM has stopped somewhere in a period, and how it ended."""
     output = tmp_path_factory.mktemp("two") / "run"
-    torchrun = [*TORCHRUN, "--nproc-per-node", "2", TRAIN]
-    return output, stop([*torchrun, *flags(data, output, ENDLESS), *ADAGRAD], output, 30)
+    arguments = [*flags(data, output, ENDLESS), *ADAGRAD, "--nproc", "2"]
+    return output, train_here(*arguments, logs=output.parent, change=terminate_at(30))
 
 
-def test_sigterm_behind_torchrun_saves_at_the_end_of_an_averaging_period(in_place: tuple[Path, Ended]) -> None:
-    output, ended = in_place
-    step = newest(output)
+def test_sigterm_saves_at_the_end_of_an_averaging_period(in_place: tuple[Path, Ended]) -> None:
+    assert_stopped(*in_place)
+    step = newest(in_place[0])
     assert step is not None
-    assert (ended.code, ended.stderr) == (143, f"stopped after step {step:,}; --resume goes on from there\n")
-    progress = read_record(output, step)["progress"]
-    assert progress["step"] % 7 == 0
-    assert not (output / ".train.lock").exists()
+    assert read_record(in_place[0], step)["progress"]["step"] % 7 == 0
 
 
 def test_ranks_that_average_tables_go_on_as_if_they_had_never_stopped(
@@ -192,7 +210,7 @@ def test_ranks_that_average_tables_go_on_as_if_they_had_never_stopped(
     output = copied(in_place[0], tmp_path / "run")
     epochs = enough(output)
     for folder, more in ((output, ["--resume"]), (tmp_path / "whole", [])):
-        ended = completed([*PYTHON, *flags(data, folder, epochs), *ADAGRAD, "--nproc", "2", *more], tmp_path)
+        ended = train_here(*flags(data, folder, epochs), *ADAGRAD, "--nproc", "2", *more, logs=tmp_path)
         assert ended.code == 0, ended.stderr
     assert vectors(output) == vectors(tmp_path / "whole")
     assert_same_lines(output, tmp_path / "whole")
@@ -202,10 +220,10 @@ def test_ranks_that_average_tables_go_on_as_others_through_the_same_data_and_say
     data: Path, in_place: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     output = copied(in_place[0], tmp_path / "run")
-    command = [*PYTHON, *flags(data, output, enough(output)), *ADAGRAD, "--resume"]
-    ended = completed(command, tmp_path)
+    arguments = [*flags(data, output, enough(output)), *ADAGRAD, "--resume"]
+    ended = train_here(*arguments, logs=tmp_path)
     ended.assert_refused("ranks: 1 instead of 2", "--deterministic")
-    ended = completed([word for word in command if word != "--deterministic"], tmp_path)
+    ended = train_here(*(word for word in arguments if word != "--deterministic"), logs=tmp_path)
     assert ended.code == 0, ended.stderr
     assert "ranks: 1 instead of 2: tables are averaged over other ranks, so the vectors will be others" in ended.stdout
     lines = numbers(output)
