@@ -23,7 +23,7 @@ from training import distributed, train
 from training.batch import Batch
 
 Change = Callable[[pytest.MonkeyPatch], None]
-"""What is done to each rank before it works: a module's function, or a ``partial`` of one."""
+"""What is done to the trainer before it works, in each rank: a module's function, or a ``partial`` of one."""
 
 
 def train_here(*arguments: object, logs: Path, change: Change | None = None) -> Ended:
@@ -34,6 +34,8 @@ def train_here(*arguments: object, logs: Path, change: Change | None = None) -> 
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         patch.setattr(distributed, "start_processes", partial(_start, printed, change))
+        if change:
+            change(patch)  # this process is the one rank where it makes none
         with printed[0].open("w") as out, printed[1].open("w") as err, redirect_stdout(out), redirect_stderr(err):
             try:
                 train.main()
@@ -61,9 +63,9 @@ def at_batch(number: int, rank: int, act: Callable[[], None], patch: pytest.Monk
     patch.setattr(distributed, "LOOK_S", 0.02)  # what one rank does, all soon see
 
 
-def terminate_at(number: int) -> Change:
-    """Sends this process, which has started the ranks, a SIGTERM at the batch of that number."""
-    return partial(at_batch, number, 0, partial(os.kill, os.getpid(), signal.SIGTERM))
+def signal_at(number: int, sent: signal.Signals = signal.SIGTERM) -> Change:
+    """Sends this process, which has started the ranks or is the only one, a signal at the batch of that number."""
+    return partial(at_batch, number, 0, partial(os.kill, os.getpid(), sent))
 
 
 def preload() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Ended, free_port
 from launch import PYTHON, TORCHRUN, TRAIN, launched, numbers, told, vectors
-from ranks import terminate_at, train_here
+from ranks import signal_at, train_here
 from tiny import write_tiny_dataset
 
 from training.checkpoint import newest, read_record
@@ -93,7 +93,7 @@ def four_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A run of four ranks that SIGTERM has stopped, and how it ended."""
     output = tmp_path_factory.mktemp("four") / "run"
     arguments = [*flags(data, output, ENDLESS), "--nproc", "4"]
-    return output, train_here(*arguments, logs=output.parent, change=terminate_at(30))
+    return output, train_here(*arguments, logs=output.parent, change=signal_at(30))
 
 
 def test_sigterm_saves_and_ends_four_ranks_with_143(four_ranks: tuple[Path, Ended]) -> None:
@@ -194,7 +194,7 @@ def in_place(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A run of two ranks that SIGTERM has stopped somewhere in a period, and how it ended."""
     output = tmp_path_factory.mktemp("two") / "run"
     arguments = [*flags(data, output, ENDLESS), *ADAGRAD, "--nproc", "2"]
-    return output, train_here(*arguments, logs=output.parent, change=terminate_at(30))
+    return output, train_here(*arguments, logs=output.parent, change=signal_at(30))
 
 
 def test_sigterm_saves_at_the_end_of_an_averaging_period(in_place: tuple[Path, Ended]) -> None:

@@ -6,20 +6,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Threads
+from conftest import Threads
+from launch import PYTHON, TRAIN, completed, launched, told
+from ranks import signal_at, train_here
 from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
 from training import train
 from training.config import SYNCHRONOUS, TrainConfig
+from training.run_folder import write_pages
 
-TRAIN = str(ROOT / "training" / "train.py")
+pytestmark = pytest.mark.usefixtures("no_pages")
+
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 LAST_LINE = re.compile(r"loss \d\.\d{3}, \d+\.\d tokens/sec on cpu")
 
@@ -37,12 +40,11 @@ def flags(data: Path, output: Path) -> list[str]:
     return [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
 
 
-def start(command: list[str], data: Path, output: Path) -> str:
-    """Runs a training command to its end and returns what it printed."""
-    done = subprocess.run(command + flags(data, output), capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    assert LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
-    return done.stdout
+def start(command: list[str], data: Path, output: Path) -> None:
+    """Runs a training command to its end."""
+    ended = completed([*command, *flags(data, output)], output.parent)
+    assert ended.code == 0, ended.stderr
+    assert LAST_LINE.fullmatch(ended.stdout.splitlines()[-1])
 
 
 def losses(output: Path) -> list[float]:
@@ -56,32 +58,57 @@ def tables(output: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a single process that the others are held against."""
+    """The run of a single process that the others are held against, with its pages."""
     output = tmp_path_factory.mktemp("alone") / "run"
-    start([sys.executable, TRAIN], data, output)
+    ended = train_here(*flags(data, output), logs=output.parent, change=with_pages)
+    assert ended.code == 0, ended.stderr
+    assert LAST_LINE.fullmatch(ended.stdout.splitlines()[-1])
     return output
+
+
+def with_pages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(train, "write_pages", write_pages)
+
+
+def assert_as_alone(output: Path, alone: Path, ranks: int) -> None:
+    assert json.loads((output / "summary.json").read_text())["world_size"] == ranks
+    np.testing.assert_allclose(losses(output), losses(alone), atol=1e-5)
+    assert np.array_equal(tables(output), tables(alone))
 
 
 @pytest.mark.parametrize(
     ("ranks", "command"),
     [
-        (2, [sys.executable, TRAIN, "--nproc", "2"]),
-        (4, [TORCHRUN, TRAIN, "--nproc", "4"]),
-        (4, [TORCHRUN, "--nproc-per-node", "4", TRAIN]),
-        (2, [TORCHRUN, "--nproc-per-node", "2", TRAIN, "--nproc", "2"]),
+        pytest.param(1, PYTHON, id="python, alone", marks=pytest.mark.long),
+        pytest.param(2, [*PYTHON, "--nproc", "2"], id="python"),
+        pytest.param(2, [TORCHRUN, TRAIN, "--nproc", "2"], id="literal torchrun"),
+        pytest.param(2, [TORCHRUN, "--nproc-per-node", "2", TRAIN], id="torchrun's own ranks"),
+        pytest.param(4, [TORCHRUN, TRAIN, "--nproc", "4"], id="literal torchrun, 4", marks=pytest.mark.long),
+        pytest.param(
+            4, [TORCHRUN, "--nproc-per-node", "4", TRAIN], id="torchrun's own ranks, 4", marks=pytest.mark.long
+        ),
+        pytest.param(
+            2, [TORCHRUN, "--nproc-per-node", "2", TRAIN, "--nproc", "2"], id="both agree", marks=pytest.mark.long
+        ),
     ],
-    ids=["python", "literal torchrun", "torchrun's own ranks", "both agree"],
 )
-def test_ranks_train_what_one_process_trains(
+def test_launched_ranks_train_what_one_process_trains(
     data: Path, alone: Path, tmp_path: Path, ranks: int, command: list[str]
 ) -> None:
     start(command, data, tmp_path / "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["world_size"] == ranks
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), atol=1e-5)
-    assert np.array_equal(tables(tmp_path / "run"), tables(alone))
+    assert_as_alone(tmp_path / "run", alone, ranks)
 
 
+@pytest.mark.parametrize("ranks", [4, pytest.param(16, marks=pytest.mark.long)])
+def test_any_number_of_ranks_trains_what_one_process_trains(
+    data: Path, alone: Path, tmp_path: Path, ranks: int
+) -> None:
+    ended = train_here(*flags(data, tmp_path / "run"), "--nproc", ranks, logs=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert_as_alone(tmp_path / "run", alone, ranks)
+
+
+@pytest.mark.long
 def test_two_agents_train_together(data: Path, alone: Path, tmp_path: Path) -> None:
     """Two torchruns as on two nodes; each makes one process, which ``--nproc 2`` turns into two."""
     with socket.socket() as probe:
@@ -103,20 +130,19 @@ def test_two_agents_train_together(data: Path, alone: Path, tmp_path: Path) -> N
         for agent in agents:
             agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], printed
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 4
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), atol=1e-5)
-    assert np.array_equal(tables(tmp_path / "run"), tables(alone))
+    assert_as_alone(tmp_path / "run", alone, 4)
 
 
 @pytest.mark.parametrize("setting", [("optimizer", "sgd"), ("kernel", "reference")], ids=" ".join)
 def test_ranks_that_average_gradients_train_what_one_process_trains(
-    data: Path, tmp_path: Path, threads: Threads, setting: tuple[str, str]
+    data: Path, tmp_path: Path, setting: tuple[str, str]
 ) -> None:
     """Gradients are added up rank by rank here, not row by row: the same but for rounding."""
     name, value = setting
-    start([sys.executable, TRAIN, "--nproc", "2", f"--{name}", value], data, tmp_path / "two")
-    options = {"epochs": 3, "global_batch": 256, "dim": 40, "log_every": 5, "threads": 1, name: value}
-    train.be_a_rank(TrainConfig(data=str(data), output=tmp_path / "one", device="cpu", **options))  # type: ignore[arg-type]
+    for ranks, folder in ((2, "two"), (1, "one")):
+        more = ["--nproc", ranks, f"--{name}", value]
+        ended = train_here(*flags(data, tmp_path / folder), *more, logs=tmp_path)
+        assert ended.code == 0, ended.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
     np.testing.assert_allclose(tables(tmp_path / "two"), tables(tmp_path / "one"), atol=1e-4)
 
@@ -128,7 +154,7 @@ def test_machine_code_costs_what_the_reference_costs(
     steps, epochs = [], []
     for kernel in ("reference", "cpu"):
         output = tmp_path / kernel
-        options = {"optimizer": optimizer, "global_batch": 64, "dim": 40, "log_every": 1, "epochs": 2}
+        options = {"optimizer": optimizer, "global_batch": 64, "dim": 40, "log_every": 1, "epochs": 2, "threads": 1}
         config = TrainConfig(data=str(data), output=output, kernel=kernel, device="cpu", **options)  # type: ignore[arg-type]
         train.be_a_rank(config)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -137,11 +163,6 @@ def test_machine_code_costs_what_the_reference_costs(
     assert len(steps[0]) == 100
     np.testing.assert_allclose(steps[1], steps[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(epochs[1], epochs[0], rtol=0, atol=5e-4)
-
-
-def test_the_same_command_gives_the_same_vectors(data: Path, alone: Path, tmp_path: Path) -> None:
-    start([sys.executable, TRAIN], data, tmp_path / "run")
-    assert np.array_equal(tables(tmp_path / "run"), tables(alone))
 
 
 def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
@@ -186,30 +207,33 @@ def test_a_run_leaves_what_the_design_lists(data: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", SYNCHRONOUS)
 def test_every_optimizer_learns_at_its_usual_rate(
-    data: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, threads: Threads, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(
-        data=str(data), output=tmp_path / "run", optimizer=optimizer, global_batch=64, dim=16, device="cpu"
-    )
+    settings = {"optimizer": optimizer, "global_batch": 64, "dim": 16, "device": "cpu", "threads": 1}
+    config = TrainConfig(data=str(data), output=tmp_path / "run", **settings)  # type: ignore[arg-type]
     train.be_a_rank(config)
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] - 0.02
     assert f"{optimizer}, lr {SYNCHRONOUS[optimizer]:g}" in capsys.readouterr().out
 
 
-def test_interrupting_leaves_no_finished_run(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, TRAIN, "--nproc", "2", *flags(data, tmp_path / "run"), "--epochs", "100000"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert run.returncode == 130
-    assert "Traceback" not in errors
-    assert not (tmp_path / "run" / "summary.json").exists()
-    assert not (tmp_path / "run" / "vectors.safetensors").exists()
+def test_an_interrupted_run_leaves_no_vectors(data: Path, tmp_path: Path) -> None:
+    ended = train_here(*flags(data, tmp_path / "run"), logs=tmp_path, change=signal_at(2, signal.SIGINT))
+    assert_interrupted(tmp_path / "run", ended.code, ended.stderr)
+
+
+@pytest.mark.long
+def test_interrupting_a_launcher_ends_its_ranks(data: Path, tmp_path: Path) -> None:
+    command = [*PYTHON, "--nproc", "2", *flags(data, tmp_path / "run"), "--epochs", "100000"]
+    with launched(command, tmp_path) as running:
+        running.wait_for(lambda: told(tmp_path / "run") >= 5)
+        running.process.send_signal(signal.SIGINT)
+        ended = running.end(60)
+    assert_interrupted(tmp_path / "run", ended.code, ended.stderr)
+
+
+def assert_interrupted(output: Path, code: int, errors: str) -> None:
+    expected = "interrupted; there are no new vectors, --resume goes on from the last checkpoint\n"
+    assert (code, errors) == (130, expected)
+    assert not (output / "summary.json").exists()
+    assert not (output / "vectors.safetensors").exists()
