@@ -41,6 +41,9 @@ def train_here(*arguments: object, logs: Path, change: Change | None = None) -> 
                 train.main()
             except SystemExit as end:
                 code = end.code or 0
+            if isinstance(code, str):  # what Python prints then
+                err.write(f"{code}\n")
+                code = 1
     signal.signal(signal.SIGTERM, before[0])
     torch.set_num_threads(before[1])
     torch.use_deterministic_algorithms(before[2])
