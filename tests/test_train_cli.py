@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Command, Ended
+from conftest import ROOT, Command
+from launch import TRAIN, completed
+from ranks import train_here
 from safetensors.torch import save_file
 
 from pipeline.errors import InputError
@@ -30,9 +33,10 @@ from pipeline.manifest import Manifest
 from training import metrics, neighbors, train
 from training.config import TrainConfig, parse
 from training.plan import plan_epoch
-from training.run_folder import write_vectors
+from training.run_folder import write_pages, write_vectors
 
-TRAIN = str(ROOT / "training" / "train.py")
+pytestmark = pytest.mark.usefixtures("no_pages")
+
 TORCHRUN = str(ROOT / "tools" / "torchrun.py")
 QUICK = ("--dim", "4", "--epochs", "1", "--device", "cpu")
 
@@ -313,21 +317,15 @@ def test_a_damaged_page_ends_all_ranks_with_one_line_written_last(data: Path, tm
     plan = plan_epoch(manifest.select(0), manifest.row_group_rows, 0, 0, lanes, 512)
     path = shard(data, plan.lanes[1][-1].shard)
     damage_page(path, "contexts_negatives")
-    flags = ["--data", str(data), "--output", str(tmp_path / "out"), "--lanes", str(lanes), *QUICK, "--nproc", "2"]
+    flags = ["--data", data, "--output", tmp_path / "out", "--lanes", lanes, *QUICK, "--nproc", 2]
     begin = time.monotonic()
-    ended = start([sys.executable, TRAIN, *flags])
+    ended = train_here(*flags, logs=tmp_path)
     assert time.monotonic() - begin < 60
     lines = ended.stderr.splitlines()
     assert ended.code == 2
     assert [str(path) in line for line in lines if line.startswith("error: ")] == [True], ended.stderr
     assert lines[-1].startswith("error: "), ended.stderr
     assert not (tmp_path / "out" / "summary.json").exists()
-
-
-def start(command: list[str]) -> Ended:
-    """Runs a command in a process of its own."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 # The run's folder
@@ -353,7 +351,10 @@ def test_overwriting_keeps_the_old_run_until_there_is_a_new_one(
     assert {file: content for file, content in tree(run).items() if file in before} == before
 
 
-def test_overwriting_leaves_the_new_run_and_nothing_of_the_old(training: Command, pristine: Path, run: Path) -> None:
+def test_overwriting_leaves_the_new_run_and_nothing_of_the_old(
+    training: Command, pristine: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "write_pages", write_pages)
     before = tree(run)
     assert training("--data", pristine, "--output", run, "--overwrite").code == 0
     after = tree(run)
@@ -418,22 +419,30 @@ def test_an_output_that_cannot_be_made_is_refused_before_processes_are_made(
 # Training
 
 
+SLOW = "--lr 1e30 --sync-every 3 --global-batch 256 --kernel reference"
 DIVERGING = [
     "--lr 1e30",
     "--lr 1e30 --kernel reference",
     "--lr 1e30 --optimizer sgd",
     "--lr 1e30 --sync-every 3 --global-batch 256",
-    "--lr 1e30 --sync-every 3 --global-batch 256 --kernel reference",
+    SLOW,
     "--lr 1e30 --sync-every 3 --global-batch 256 --optimizer rowwise_adagrad",
 ]
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("flags", DIVERGING)
-@pytest.mark.parametrize("log_every", [2, 50], ids=["at a line", "at the end"])
+@pytest.mark.parametrize(
+    ("flags", "log_every"),
+    [
+        pytest.param(flags, log_every, marks=[pytest.mark.long] if (flags, log_every) == (SLOW, 50) else [])
+        for flags in DIVERGING
+        for log_every in (2, 50)
+    ],
+)
 def test_a_run_that_diverges_says_so_and_leaves_no_vectors(
     training: Command, pristine: Path, tmp_path: Path, flags: str, log_every: int
 ) -> None:
+    """Said at a line of the metrics, or at the epoch's end."""
     ended = training("--data", pristine, "--output", tmp_path / "out", "--log-every", log_every, *flags.split())
     ended.assert_refused("--lr", f"{float(flags.split()[1]):g}", "by step ")
     assert not (tmp_path / "out" / "summary.json").exists()
@@ -451,10 +460,12 @@ def test_tables_that_the_last_step_of_all_ruins_are_not_saved(
 
 
 @pytest.mark.parametrize("flags", [DIVERGING[0], DIVERGING[3]])
-def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(pristine: Path, run: Path, flags: str) -> None:
+def test_two_ranks_that_diverge_say_so_in_one_line_and_an_old_run_stays(
+    pristine: Path, run: Path, tmp_path: Path, flags: str
+) -> None:
     before = tree(run)
-    arguments = ["--data", str(pristine), "--output", str(run), "--overwrite", *QUICK, "--nproc", "2", *flags.split()]
-    ended = start([sys.executable, TRAIN, *arguments])
+    arguments = ["--data", pristine, "--output", run, "--overwrite", *QUICK, "--nproc", 2, *flags.split()]
+    ended = train_here(*arguments, logs=tmp_path)
     ended.assert_refused("--lr", "1e+30", "by step ")
     assert {file: content for file, content in tree(run).items() if file in before} == before
 
@@ -555,46 +566,63 @@ def test_a_log_says_how_far_a_long_run_is_and_how_long_it_still_takes(
     assert STEP.fullmatch(found[0])
 
 
-def test_a_terminal_shows_a_bar_and_a_pipe_beside_it_plain_lines(pristine: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_bar_and_a_pipe_beside_it_plain_lines(
+    training: Command, pristine: Path, tmp_path: Path
+) -> None:
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
-    flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), *QUICK, "--global-batch", "256"]
-    done = subprocess.run([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=terminal, timeout=120)
-    os.set_blocking(ours, False)
-    shown = os.read(ours, 1 << 16)
-    os.close(terminal)
+    with open(terminal, "w") as stderr, redirect_stderr(stderr):
+        ended = training("--data", pristine, "--output", tmp_path / "out", "--global-batch", 256)
+        os.set_blocking(ours, False)
+        shown = os.read(ours, 1 << 16)
     os.close(ours)
-    assert done.returncode == 0
+    assert ended.code == 0
     assert b"step/s" in shown or b"?step" in shown
-    assert b"\r" not in done.stdout
-    assert LAST.fullmatch(done.stdout.decode().splitlines()[-1])
+    assert "\r" not in ended.stdout
+    assert LAST.fullmatch(ended.stdout.splitlines()[-1])
 
 
 # Processes of their own
 
 
-def test_the_script_itself_ends_with_2_and_one_line(tmp_path: Path) -> None:
-    ended = start([sys.executable, TRAIN, "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
-    ended.assert_refused("none", "no manifest.json")
-    assert tree(tmp_path) == {}
-
-
-def test_an_error_is_one_write_so_that_those_of_ranks_do_not_mix(tmp_path: Path) -> None:
-    """torchrun starts Python with -u. Each write to this kind of socket is a message."""
+def test_the_script_itself_ends_with_2_and_one_line_in_one_write(tmp_path: Path) -> None:
+    """So that the lines of ranks do not mix: torchrun starts Python with -u. Each write to this kind of socket is a
+    message.
+    """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
-        subprocess.run([sys.executable, "-u", TRAIN, "--data", str(tmp_path / "none")], stderr=its.fileno(), timeout=90)
+        command = [sys.executable, "-u", TRAIN, "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+        done = subprocess.run(command, stderr=its.fileno(), timeout=90)
         its.close()
         writes = list(iter(lambda: ours.recv(1 << 16), b""))
-    assert len(writes) == 1, writes
+    assert (done.returncode, len(writes)) == (2, 1), writes
     assert re.fullmatch(rb"error: .*none: no manifest.json.*\n", writes[0])
-
-
-def test_nproc_other_than_what_torchrun_made_is_said_once(pristine: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), "--nproc", "2"]
-    ended = start([sys.executable, TORCHRUN, "--nproc-per-node", "4", TRAIN, *flags])
-    ended.assert_refused("--nproc: found 2, expected 4")
     assert tree(tmp_path) == {}
+
+
+NPROC = "--nproc: found 2, expected 4, as many as torchrun made here; leave one of the two out"
+
+
+def test_nproc_other_than_what_torchrun_made_is_said_once(
+    training: Command, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    said = []
+    for rank in range(4):
+        for name in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, str(rank))
+        ended = training("--data", pristine, "--output", tmp_path / "out", "--nproc", 2)
+        said.append((ended.code, ended.stderr))
+    assert said == [(2, f"error: {NPROC}\n"), (2, ""), (2, ""), (2, "")]
+
+
+@pytest.mark.long
+def test_torchrun_itself_ends_with_2_and_one_line(pristine: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(pristine), "--output", str(tmp_path / "out"), "--nproc", "2"]
+    ended = completed([sys.executable, TORCHRUN, "--nproc-per-node", "4", TRAIN, *flags], tmp_path / "logs")
+    ended.assert_refused(NPROC)
+    assert not (tmp_path / "out").exists()
 
 
 # Neighbours
