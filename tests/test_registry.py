@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tracking
-from conftest import ROOT
+from conftest import ROOT, Command
 from retraining.mlflow_run import curves, flat
 from retraining.registry import Registry, sqlite_uri
 from tiny import write_run
 
 from pipeline.errors import InputError
+from training import neighbors
 from training.export import export
-from training.registry import calling
+from training.registry import AT_FIRST, DEADLINE_S, calling
 from training.vectors import Tables, Vectors
 
 WORDS = ["<unk>", "north", "east", "south"]
@@ -64,7 +65,7 @@ def local(tmp_path: Path, empty_database: Path) -> Registry:
     return Registry(sqlite_uri(workspace / "mlflow.db"), "demo", workspace / "artifacts")
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.long)])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     """On the server, which all tests share, a model of the test's own."""
     if request.param == "sqlite":
@@ -162,31 +163,42 @@ def test_a_cycle_is_one_run_and_one_version_however_often_it_is_recorded(
     )
 
 
-WRITES = (
-    *("create_experiment", "create_run", "log_batch", "set_tag", "log_artifact", "log_artifacts"),
-    *("set_terminated", "create_registered_model", "create_model_version"),
+WRITES = [("create_run", 1), ("log_batch", 3), ("log_artifacts", 1), ("create_model_version", 1)]
+OTHER_WRITES = [
+    *[(method, 1) for method in ("create_experiment", "set_tag", "log_artifact", "log_batch", "set_terminated")],
+    *[("set_tag", 3), ("log_artifact", 3), ("create_registered_model", 1)],
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> dict[str, Any]:
+    """What a registry holds of a cycle that was recorded once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copy(empty_database, folder)
+    registry = Registry(sqlite_uri(folder / "mlflow.db"), "demo")
+    record(registry, "r1", write_cycle(folder / "cycle"))
+    return contents(registry)
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [*WRITES, *(pytest.param(*other, marks=pytest.mark.long) for other in OTHER_WRITES)]
 )
-
-
 def test_killed_after_any_write_and_repeated_is_as_never_killed(
-    local: Registry, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+    local: Registry,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    call: int,
 ) -> None:
     monkeypatch.setattr("retraining.mlflow_run.METRICS_AT_ONCE", 10)
     cycle = write_cycle(tmp_path / "cycle")
-    record(local, "r1", cycle)
-    expected = contents(local)
-    for method in WRITES:
-        for call in (1, 3) if method in ("log_batch", "set_tag", "log_artifact") else (1,):
-            folder = tmp_path / f"{method}-{call}"
-            folder.mkdir()
-            shutil.copy(empty_database, folder)
-            registry = Registry(sqlite_uri(folder / "mlflow.db"), "demo")
-            with pytest.MonkeyPatch.context() as patch:
-                kill_after(patch, method, call)
-                with pytest.raises(Killed):
-                    record(registry, "r1", cycle)
-            assert record(registry, "r1", cycle) == "1"
-            assert contents(registry) == expected, (method, call)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, method, call)
+        with pytest.raises(Killed):
+            record(local, "r1", cycle)
+    assert record(local, "r1", cycle) == "1"
+    assert contents(local) == undisturbed
 
 
 def kill_after(patch: pytest.MonkeyPatch, method: str, call: int) -> None:
@@ -204,10 +216,40 @@ def kill_after(patch: pytest.MonkeyPatch, method: str, call: int) -> None:
     patch.setattr(mlflow.MlflowClient, method, killed)
 
 
-def test_killed_in_mid_copy_a_process_leaves_no_version(local: Registry, tmp_path: Path) -> None:
+def test_killed_in_mid_copy_leaves_no_version(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
     cycle = write_cycle(tmp_path / "cycle")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "vectors.safetensors").write_bytes(b"half")
+    half, whole = write_half(tmp_path), mlflow.MlflowClient.log_artifacts
+
+    def log_half(client: Any, run: str, source: str, target: str) -> None:
+        whole(client, run, str(half), target)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_artifacts", log_half)
+        with pytest.raises(Killed):
+            record(local, "r1", cycle)
+    assert_recorded_whole(local, tmp_path, cycle)
+
+
+def write_half(folder: Path) -> Path:
+    """A folder with a part of what is to be copied."""
+    (folder / "half").mkdir()
+    (folder / "half" / "vectors.safetensors").write_bytes(b"half")
+    return folder / "half"
+
+
+def assert_recorded_whole(local: Registry, folder: Path, cycle: Path) -> None:
+    assert contents(local)["versions"] == []
+    assert record(local, "r1", cycle) == "1"
+    local.fetch("r1", folder / "fetched")
+    assert files_of(folder / "fetched") == files_of(cycle / "challenger")
+
+
+@pytest.mark.long
+def test_killed_in_mid_copy_a_process_leaves_no_version(local: Registry, tmp_path: Path) -> None:
+    cycle, half = write_cycle(tmp_path / "cycle"), write_half(tmp_path)
     code = f"""if True:
         import os, signal
         from pathlib import Path
@@ -215,7 +257,7 @@ def test_killed_in_mid_copy_a_process_leaves_no_version(local: Registry, tmp_pat
         from retraining.registry import Registry
         whole = mlflow.MlflowClient.log_artifacts
         def log_half(client, run, source, target):
-            whole(client, run, {str(tmp_path / "half")!r}, target)
+            whole(client, run, {str(half)!r}, target)
             os.kill(os.getpid(), signal.SIGKILL)
         mlflow.MlflowClient.log_artifacts = log_half
         registry = Registry({local._uri!r}, "demo", Path({str(tmp_path / "a work space" / "artifacts")!r}))
@@ -224,10 +266,7 @@ def test_killed_in_mid_copy_a_process_leaves_no_version(local: Registry, tmp_pat
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'jobs'}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    assert contents(local)["versions"] == []
-    assert record(local, "r1", cycle) == "1"
-    local.fetch("r1", tmp_path / "fetched")
-    assert files_of(tmp_path / "fetched") == files_of(cycle / "challenger")
+    assert_recorded_whole(local, tmp_path, cycle)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -361,12 +400,13 @@ def test_readers_get_what_an_alias_points_at(
             Vectors.load(uri)
 
 
-def test_neighbors_of_a_registered_model(local: Registry, tmp_path: Path) -> None:
+def test_neighbors_of_a_registered_model(
+    local: Registry, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local.set_alias("champion", record(local, "r1", write_cycle(tmp_path / "cycle", number=2)))
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": local._uri, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "training.neighbors", "models:/demo@champion", "east", "--topk", "1"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "cosine sim=0.894: north\n", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local._uri)
+    ended = call(neighbors.main, "models:/demo@champion", "east", "--topk", 1)
+    assert (ended.code, ended.stdout, ended.stderr) == (0, "cosine sim=0.894: north\n", "")
 
 
 def test_reading_makes_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +447,7 @@ def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://somebody:secret@127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -460,6 +500,9 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    retries, timeout_s = (int(AT_FIRST[f"MLFLOW_HTTP_REQUEST_{name}"]) for name in ("MAX_RETRIES", "TIMEOUT"))
+    assert (1 + retries) * timeout_s < DEADLINE_S
+    monkeypatch.setitem(AT_FIRST, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://somebody:secret@127.0.0.1:{silent.getsockname()[1]}"
         assert "found no answer in time;" in refused(uri)
