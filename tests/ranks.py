@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,18 +72,22 @@ def signal_at(number: int, sent: signal.Signals = signal.SIGTERM) -> Change:
     return partial(at_batch, number, 0, partial(os.kill, os.getpid(), sent))
 
 
-def preload() -> None:
-    """Tells what the server that processes are forked from is to load, before the first is."""
-    get_context("forkserver").set_forkserver_preload(["preloaded"])
-    # Python 3.11's server loads nothing where it has no path to it.
-    # Python 3.11's server loads nothing where it has no path to it.
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+def forkserver() -> ForkServerContext:
+    """The context whose server has loaded what tests fork: there is one such server, and this decides before it starts.
+
+    What belongs to retraining is left out where it cannot be loaded, as in petastorm's environment.
+    """
+    context = get_context("forkserver")
+    retraining = ["retrain", "retrain_tools", "retraining.challenger", "retraining.judge"]
+    context.set_forkserver_preload(["preloaded", *retraining])
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11's server has no other path to them
+    return context
 
 
 def _start(
     printed: list[Path], change: Change | None, work: Callable[..., None], args: tuple[Any, ...], **options: Any
 ) -> ProcessContext:
-    preload()
+    forkserver()
     arguments = (dict(os.environ), printed, change, work, args)
     return start_processes(_rank, arguments, **{**options, "start_method": "forkserver"})  # type: ignore[no-any-return,no-untyped-call]
 

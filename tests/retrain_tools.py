@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ import pytest
 import retraining.registration
 import retraining.steps
 import yaml
+from ranks import forkserver
 from safetensors.numpy import load_file, save_file
 from tiny import write_tiny_dataset
 
@@ -187,11 +188,8 @@ Point = tuple[str, str, str]
 
 def killed(folder: Path, command: str, point: Point, timeout_s: float = 120) -> int:
     """Runs ``command`` in a process of its own, which gets SIGKILL at ``point``; its exit code."""
-    context = get_context("forkserver")  # with all modules loaded, once
-    context.set_forkserver_preload(["retrain", "retrain_tools", "retraining.challenger", "retraining.judge"])
-    process = context.Process(target=_run_and_die, args=(str(folder), command, point))
-    with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server loads nothing where it has no path to it
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with mock.patch.dict(os.environ):
+        process = forkserver().Process(target=_run_and_die, args=(str(folder), command, point))
         process.start()
     process.join(timeout_s)
     assert process.exitcode is not None, "it hangs"

@@ -154,7 +154,11 @@ def test_a_command_whose_reader_has_seen_enough_ends_without_a_word(many_words: 
 
 @pytest.mark.parametrize(
     "command",
-    ["-m pipeline.manifest show data", "training/train.py --nproc 2 --device cpu --data data --output out"],
+    [
+        "-m pipeline.manifest show data",
+        "training/train.py --device cpu --data data --output out",
+        pytest.param("training/train.py --nproc 2 --device cpu --data data --output out", marks=pytest.mark.long),
+    ],
 )
 def test_a_command_that_nobody_reads_ends_without_a_word(tmp_path: Path, command: str) -> None:
     write_tiny_dataset(tmp_path / "data")

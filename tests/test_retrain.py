@@ -539,10 +539,15 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         return folder, project.bytes_published()
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point[2]} {point[1]}")
+@pytest.mark.parametrize(
+    "point",
+    [pytest.param(point, marks=[pytest.mark.long] if point[2] == "before" else []) for point in POINTS],
+    ids=lambda point: f"{point[2]} {point[1]}",
+)
 def test_what_was_killed_is_completed_with_the_same_bytes(
     point: Point, unkilled: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, call: Command
 ) -> None:
+    """Before a step there is what was there after the one before it."""
     folder, wanted = unkilled
     workspace = folder / "w"
     shutil.rmtree(workspace)
