@@ -4,7 +4,7 @@ import hashlib
 import io
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from pipeline.parquet import SCHEMA, ExampleWriter
 from pipeline.sampling import Examples
 from pipeline.shards import ROW_GROUP_ROWS, ShardFile
 from pipeline.storage import Location
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession  # not in petastorm's environment, where test_shard.py takes what is here
 
 
 def random_examples(num_rows: int, vocab_size: int, window: int, negatives: int, seed: int = 0) -> Examples:
@@ -168,20 +165,6 @@ def test_duckdb_reads_it(file_of_rows: tuple[Path, pd.DataFrame]) -> None:
         ).fetchone()
     chosen = rows[rows.center > 99]
     assert totals == (len(chosen), *(sum(map(sum, chosen[name])) for name in ("mask", "label", "contexts_negatives")))
-
-
-def test_spark_reads_it(spark: "SparkSession", file_of_rows: tuple[Path, pd.DataFrame]) -> None:
-    path, rows = file_of_rows
-    frame = spark.read.parquet(str(path))
-    assert frame.dtypes == [
-        ("center", "int"),
-        ("contexts_negatives", "array<int>"),
-        ("mask", "array<tinyint>"),
-        ("label", "array<tinyint>"),
-        ("num_contexts", "smallint"),
-    ]
-    assert [tuple(row) for row in frame.collect()] == list(rows.itertuples(index=False, name=None))
-    assert frame.where("center = 7").count() == (rows.center == 7).sum()
 
 
 def test_a_flipped_byte_in_any_page_is_caught() -> None:

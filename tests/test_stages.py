@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from test_parquet import encoded, random_examples
+from test_parquet import expected as columns_of
 
 from pipeline import demo, parquet, stages
 from pipeline.config import MAX_SEQUENCE_TOKENS, PipelineConfig
@@ -134,6 +136,23 @@ def test_every_column_says_the_same_and_is_what_the_design_says(tiny: tuple[Path
             assert row["contexts_negatives"][real:] == [0] * padding
             assert 0 not in row["contexts_negatives"][:real]
             assert row["center"] > 0
+
+
+def test_spark_reads_a_shard(spark: SparkSession, tmp_path: Path) -> None:
+    """Its own reader, beside pandas and DuckDB in test_parquet.py."""
+    examples = random_examples(1000, 300, 5, 5)
+    (tmp_path / "shard.parquet").write_bytes(encoded(examples, 5))
+    rows = list(zip(*(values.tolist() for values in columns_of(examples, 5).values()), strict=True))
+    frame = spark.read.parquet(str(tmp_path / "shard.parquet"))
+    assert frame.dtypes == [
+        ("center", "int"),
+        ("contexts_negatives", "array<int>"),
+        ("mask", "array<tinyint>"),
+        ("label", "array<tinyint>"),
+        ("num_contexts", "smallint"),
+    ]
+    assert [tuple(row) for row in frame.collect()] == rows
+    assert frame.where("center = 7").count() == sum(row[0] == 7 for row in rows)
 
 
 @pytest.fixture(scope="module")
