@@ -255,7 +255,7 @@ def wrong_in(words: list[str]) -> Iterator[str]:
         ("python -m training.align", ["training.align is no command"]),
         ("prepare.py --min-counts 5", ["--min-counts"]),
         ("python benchmarks/pipeline.py --corpora ptb", ["--corpora"]),
-        ("make test-long test-short INPUT=x", ["test-short"]),
+        ("make test-all test-short INPUT=x", ["test-short"]),
         ("pytest tests/test_end_to_end.py -k planted", []),
         ("pytest tests/test_end_to_end.py -k planed", ["tests/test_end_to_end.py -k planed"]),
     ],

@@ -1,5 +1,6 @@
-"""The environment that `make setup` makes: Java, torchrun, and a Spark that keeps quiet."""
+"""The environments that make makes, and what is special in them: Java, torchrun, and a Spark that keeps quiet."""
 
+import argparse
 import os
 import pty
 import re
@@ -8,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_here
 
+from tools import torchrun
 from tools.finish_environment import configure_spark, filled, find_java, java_version, write_java_wrapper, write_program
+from tools.install import news
 
-ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 TRIVIAL_JOB = """
@@ -33,14 +38,6 @@ def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**own, "PATH": path, **env})
 
 
-@pytest.fixture
-def echo_script(tmp_path: Path) -> Path:
-    script = tmp_path / "echo.py"
-    line = "' '.join([os.environ['LOCAL_WORLD_SIZE'], *sys.argv[1:]]) + '\\n'"  # one write: lines of ranks do not mix
-    script.write_text(f"import os, sys\nsys.stdout.write({line})\n")
-    return script
-
-
 def fake_java(home: Path, version: str) -> Path:
     """A Java that says it is of that version, on stderr as Java does, and else echoes its arguments, one a line."""
     java = home / "bin" / "java"
@@ -52,16 +49,43 @@ def fake_java(home: Path, version: str) -> Path:
 # --- torchrun ---
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
+    """What torchrun would start, given these arguments."""
+    started: list[argparse.Namespace] = []
+    monkeypatch.setattr(torchrun, "run", started.append)
+
+    def parse(*arguments: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", ["torchrun", *arguments])
+        torchrun.main()
+        return started.pop()
+
+    return parse
+
+
 @pytest.mark.parametrize("arguments", [["--nproc", "2"], ["--nproc=2"], ["--nnodes", "2", "--nproc-per-node", "3"]])
-def test_all_that_stands_behind_the_script_is_the_scripts(echo_script: Path, arguments: list[str]) -> None:
-    said = run("torchrun", echo_script, *arguments)
-    assert said.stdout.splitlines() == [" ".join(["1", *arguments])], said.stderr
+def test_all_that_stands_behind_the_script_is_the_scripts(
+    asked: Callable[..., argparse.Namespace], arguments: list[str]
+) -> None:
+    given = asked("train.py", *arguments)
+    assert (given.nnodes, given.nproc_per_node, given.training_script_args) == ("1:1", "1", arguments)
 
 
 @pytest.mark.parametrize("option", ["--nproc-per-node", "--nproc_per_node"])
-def test_torchruns_own_options_still_stand_before_the_script(echo_script: Path, option: str) -> None:
-    said = run("torchrun", option, "2", echo_script, "--nproc", "2")
-    assert said.stdout.splitlines() == ["2 --nproc 2"] * 2, said.stderr
+def test_torchruns_own_options_still_stand_before_the_script(
+    asked: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = asked(option, "2", "train.py", "--nproc", "3")
+    assert (given.nproc_per_node, given.training_script_args) == ("2", ["--nproc", "3"])
+
+
+def test_torchrun_starts_the_script_with_its_own_arguments(tmp_path: Path) -> None:
+    script = tmp_path / "echo.py"
+    line = "' '.join([os.environ['LOCAL_WORLD_SIZE'], *sys.argv[1:]]) + '\\n'"  # one write: lines of ranks do not mix
+    script.write_text(f"import os, sys\nsys.stdout.write({line})\n")
+    said = run("torchrun", "--nproc-per-node", "2", script, "--nproc", "3")
+    assert said.stdout.splitlines() == ["2 --nproc 3"] * 2, said.stderr
 
 
 def test_torchrun_still_fails_when_the_script_fails(tmp_path: Path) -> None:
@@ -73,7 +97,7 @@ def test_torchrun_still_fails_when_the_script_fails(tmp_path: Path) -> None:
     assert "exitcode  : 3" in said.stderr
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_what_a_script_has_said_of_bad_input_is_all_that_torchrun_says(tmp_path: Path, ranks: int) -> None:
     """The other ranks are ended by torchrun."""
     script = tmp_path / "refuses.py"
@@ -87,7 +111,9 @@ def test_what_a_script_has_said_of_bad_input_is_all_that_torchrun_says(tmp_path:
     assert (said.returncode, said.stdout, said.stderr) == (2, "", "error: found this, expected that\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_torchrun_without_a_traceback(tmp_path: Path, number: signal.Signals, code: int) -> None:
     script = tmp_path / "waits.py"
     script.write_text(
@@ -195,6 +221,7 @@ def test_a_spark_job_prints_its_own_lines_only(tmp_path: Path) -> None:
     assert (said.returncode, said.stdout, said.stderr) == (0, "rows: 10\n", "")
 
 
+@pytest.mark.long
 def test_a_spark_conf_dir_of_the_users_own_is_used(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text(TRIVIAL_JOB)
@@ -205,12 +232,230 @@ def test_a_spark_conf_dir_of_the_users_own_is_used(tmp_path: Path) -> None:
     assert "INFO SparkContext" in said.stderr
 
 
+# --- pip ---
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Collecting numba (from shardvec==0.1.0)", None),
+        ("  Downloading numba-0.68.1-cp311-cp311-manylinux_2_27_x86_64.whl (3.8 MB)", None),
+        ("  Downloading numba-0.68.1-cp311-cp311-manylinux_2_27_x86_64.whl.metadata (2.9 kB)", None),
+        (
+            "  Downloading pyarrow-26.0.1-cp311-cp311-manylinux_2_28_x86_64.whl (55.0 MB)",
+            "downloading pyarrow 26.0.1, 55 MB",
+        ),
+        ("Downloading torch-2.13.0-cp311-cp311-manylinux_2_28.whl (888.1 MB)", "downloading torch 2.13.0, 888 MB"),
+        ("  Downloading pyspark-4.3.0.tar.gz (455.9 MB)", "downloading pyspark 4.3.0, 456 MB"),
+        ("  Building wheel for pyspark (pyproject.toml): started", "building pyspark"),
+        ("  Building wheel for pyspark (pyproject.toml): finished with status 'done'", None),
+        ("Installing collected packages: pytz, py4j, shardvec", "installing 3 packages"),
+        ("Installing collected packages: petastorm", "installing petastorm"),
+        ("WARNING: Running pip as the 'root' user can result in broken permissions", None),
+    ],
+)
+def test_of_pips_lines_those_of_long_work_are_shown(line: str, shown: str | None) -> None:
+    assert news(line) == shown
+
+
+# --- environments ---
+
+COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "constraints-petastorm.txt", "constraints-airflow.txt")
+PIP = """
+import pathlib, sys
+print("Collecting a")
+assert not pathlib.Path("no network").exists(), "no network"
+print("Installing collected packages: a, b", flush=True)
+assert not pathlib.Path("no space").exists(), "no space"
+with open("pip.txt", "a") as file:
+    print(*sys.argv[1:], file=file)
+"""
+
+
+class Project:
+    """What the Makefile reads, with no environment yet, and a pip that installs nothing and notes what it was asked."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "a project"
+        shutil.copytree(ROOT / "tools", self.folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in COPIED:
+            shutil.copy(ROOT / name, self.folder)
+        self._modules = folder / "modules"
+        (self._modules / "pip").mkdir(parents=True)
+        (self._modules / "pip" / "__main__.py").write_text(PIP)
+        self._programs = folder / "programs"
+        for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+            self.python(name, "3.12")
+
+    def python(self, name: str, version: str) -> Path:
+        """A Python that says it is of that version, first on the PATH; the environments it makes have no pip."""
+        path, (major, minor) = self._programs / name, version.split(".")
+        write_program(
+            path,
+            f"""#!/bin/sh
+case "$1$2" in
+    --version) echo Python {version} ;;
+    -c*) exec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor}, 0); $2" ;;
+    -mvenv) shift 2; exec {sys.executable} -m venv --without-pip "$@" ;;
+esac
+""",
+        )
+        return path
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(self._programs), os.environ["PATH"]])
+        return run(
+            "make", "--no-print-directory", "-C", self.folder, *arguments, PATH=path, PYTHONPATH=str(self._modules)
+        )
+
+    def installed(self) -> list[str]:
+        """What pip was asked to install since the last time, without options."""
+        asked = self.folder / "pip.txt"
+        lines = asked.read_text().splitlines() if asked.exists() else []
+        asked.unlink(missing_ok=True)
+        return [
+            re.sub(r"^install .* -c constraints[a-z-]*.txt (--no-compile |-e |--no-deps )*", "", line) for line in lines
+        ]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "needs"),
+    [
+        ("setup", "3.10", "shardvec needs Python 3.11 or newer"),
+        ("setup-petastorm", "3.10", "petastorm needs pyarrow 14, so Python 3.11 or 3.12"),
+        ("setup-petastorm", "3.13", "petastorm needs pyarrow 14, so Python 3.11 or 3.12"),
+        ("setup-airflow", "3.10", "Airflow 3.3 needs Python 3.11 to 3.14"),
+        ("setup-airflow", "3.15", "Airflow 3.3 needs Python 3.11 to 3.14"),
+    ],
+)
+def test_pythons_that_an_environment_cannot_have_are_named(
+    project: Project, target: str, version: str, needs: str
+) -> None:
+    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+        project.python(name, version)
+    said = project.make(target)
+    assert said.returncode == 2
+    assert f"{needs}; found Python {version}, " in said.stderr
+    assert f"make {target} PYTHON=/path/to/python3.12" in said.stderr
+    assert list(project.folder.glob(".venv*")) == []
+
+
+def test_a_python_that_is_named_for_one_environment_need_not_fit_the_others(project: Project) -> None:
+    named = f"PYTHON={project.python('new', '3.14')}"
+    assert ".venv: Python 3.14" in project.make("setup", named).stdout
+    assert ".venv-petastorm: Python 3.12" in project.make("setup-petastorm", named).stdout
+    assert ".venv-airflow: Python 3.14" in project.make("setup-airflow", named).stdout
+    assert project.make("setup", f"PYTHON={project.python('old', '3.10')}").returncode == 0  # it is there already
+
+
+@pytest.mark.parametrize(
+    ("target", "environment", "installed"),
+    [
+        ("setup", ".venv", [".[pipeline,training]"]),
+        ("setup-dev", ".venv", [".[pipeline,training]", ".[pipeline,training,retrain,dev]"]),
+        (
+            "setup-petastorm",
+            ".venv-petastorm",
+            [".[training,petastorm] pytest pytest-timeout pytest-xdist", "petastorm"],
+        ),
+        ("setup-airflow", ".venv-airflow", ["apache-airflow"]),
+    ],
+)
+def test_an_environment_is_made_again_when_it_was_interrupted_and_left_alone_when_ready(
+    project: Project, target: str, environment: str, installed: list[str]
+) -> None:
+    (project.folder / "no space").touch()
+    failed = project.make(target)
+    assert failed.returncode == 2
+    assert "no space" in failed.stderr
+    (project.folder / "no space").unlink()
+    (project.folder / environment / "torn").touch()
+
+    again = project.make(target)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert f"{environment}: Python 3.12" in again.stdout
+    assert project.installed() == installed
+    assert not (project.folder / environment / "torn").exists()
+
+    project.make(target)
+    assert project.installed() == []
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+def test_an_environment_follows_its_versions(project: Project, changed: str) -> None:
+    project.make("setup")
+    (project.folder / ".venv" / "kept").touch()
+    later = (project.folder / ".venv" / "ready").stat().st_mtime + 10
+    os.utime(project.folder / changed, (later, later))
+    project.installed()
+    assert ".venv: bringing up to date" in project.make("setup").stdout
+    assert project.installed() == [".[pipeline,training]"]
+    assert (project.folder / ".venv" / "kept").exists()
+
+
+def test_the_environment_for_running_grows_by_what_others_need(project: Project) -> None:
+    project.make("setup")
+    (project.folder / ".venv" / "kept").touch()
+    assert project.installed() == [".[pipeline,training]"]
+    assert project.make("setup-retrain").stdout.splitlines()[0] == ".venv: adding MLflow: 0.2 GB"
+    assert project.installed() == [".[pipeline,training,retrain]"]
+    project.make("setup-dev")
+    assert project.installed() == [".[pipeline,training,retrain,dev]"]
+    for target in ("setup", "setup-retrain", "setup-dev"):
+        project.make(target)
+    assert project.installed() == []
+    assert (project.folder / ".venv" / "kept").exists()
+
+
+@pytest.mark.parametrize(("trouble", "whole"), [("no network", True), ("no space", False)])
+def test_growing_that_fails_spoils_an_environment_only_once_something_is_installed(
+    project: Project, trouble: str, whole: bool
+) -> None:
+    project.make("setup")
+    project.installed()
+    (project.folder / trouble).touch()
+    failed = project.make("setup-dev")
+    assert failed.returncode == 2
+    assert trouble in failed.stderr
+    (project.folder / trouble).unlink()
+    project.make("setup")
+    assert project.installed() == ([] if whole else [".[pipeline,training]"])
+
+
+def test_what_running_installs_is_no_tool_of_developers() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: {re.split(r"[^\w-]", wanted)[0] for wanted in extras[extra]} for extra in extras}
+    assert names["dev"] >= {"pytest", "mypy", "ruff", "gensim", "triton"}
+    assert (names["pipeline"] | names["training"]) & (names["retrain"] | names["dev"]) == set()
+
+
+@pytest.mark.parametrize("environment", ["", "-petastorm", "-airflow"])
+def test_versions_are_pinned_and_named_without_a_place(environment: str) -> None:
+    lines = (ROOT / f"constraints{environment}.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+
+
+def test_retraining_without_its_packages_names_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import retrain
+
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    arguments = "status", "--config", ROOT / "examples" / "retrain-demo.yaml"
+    run_here(retrain.main, arguments, monkeypatch, capsys).assert_refused("PyYAML", "make setup-retrain")
+
+
 @pytest.mark.long
-def test_make_setup_brings_a_java_where_there_is_none(tmp_path: Path) -> None:
+def test_make_setup_brings_a_java_where_there_is_none_and_little_else(tmp_path: Path) -> None:
     project = tmp_path / "project"
     for name in ("pipeline", "training", "tools"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in COPIED:
         shutil.copy(ROOT / name, project)
     job = tmp_path / "job.py"
     job.write_text(TRIVIAL_JOB)
@@ -219,9 +464,18 @@ def test_make_setup_brings_a_java_where_there_is_none(tmp_path: Path) -> None:
     made = run("make", "-C", project, "setup", f"PYTHON={sys.executable}", PATH=path, JAVA_HOME="")
     assert made.returncode == 0, made.stderr
     assert "installing one" in made.stdout
+    assert len(made.stdout.splitlines()) < 20
 
     said = run("spark-submit", job, PATH=f"{project}/.venv/bin{os.pathsep}{path}", JAVA_HOME="")
     assert (said.returncode, said.stdout, said.stderr) == (0, "rows: 10\n", "")
+
+    listed = run(project / ".venv" / "bin" / "python", "-m", "pip", "list", "--format", "freeze").stdout
+    names = {line.partition("==")[0].lower() for line in listed.splitlines()}
+    assert names >= {"torch", "pyspark", "numba"}
+    assert names & {"gensim", "duckdb", "moto", "flask", "mypy", "ruff", "mlflow-skinny", "pytest"} == set()
+    if "+cpu" in listed:
+        assert "triton" not in names
+        assert int(run("du", "-sm", project / ".venv").stdout.split()[0]) < 2200
 
 
 def everything_on_the_path_but_java(folder: Path) -> Path:
@@ -236,71 +490,61 @@ def everything_on_the_path_but_java(folder: Path) -> Path:
     return folder
 
 
-# --- Airflow's ---
+# --- targets ---
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """What `make setup-airflow` reads, with no environment yet."""
-    folder = tmp_path / "a project"
-    folder.mkdir()
-    for name in ("Makefile", "constraints-airflow.txt"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+def helped() -> dict[str, list[str]]:
+    """The targets that `make help` lists, by who needs them."""
+    groups: dict[str, list[str]] = {}
+    for line in run("make", "-C", ROOT, "--no-print-directory", "help").stdout.splitlines():
+        if found := re.match(r"  make ([a-z-]+) +\S", line):
+            groups[list(groups)[-1]].append(found[1])
+        else:
+            groups[line] = []
+    return groups
 
 
-def fake_python(path: Path, version: str) -> Path:
-    """A Python that says it is of that version; the environment it makes has a pip that fails where fail is there."""
-    major, minor = version.split(".")
-    in_environment = '#!/bin/sh\necho pip: "$@"; test ! -e fail\n'
-    write_program(
-        path,
-        f"""#!/bin/sh
-case "$1$2" in
-    --version) echo Python {version} ;;
-    -c*) exec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor}, 0); $2" ;;
-    -mvenv) rm -rf .venv-airflow; mkdir -p .venv-airflow/bin; cat > .venv-airflow/bin/python <<'END'
-{in_environment}END
-        chmod +x .venv-airflow/bin/python ;;
-esac
-""",
-    )
-    return path
+def test_help_lists_every_target_by_who_needs_it() -> None:
+    """And is what plain `make` does."""
+    assert run("make", "-C", ROOT).stdout == run("make", "-C", ROOT, "help").stdout
+    groups = helped()
+    assert list(groups) == ["For users:", "For developers:", "For both:"]
+    assert {"run", "setup", "setup-retrain"} <= set(groups["For users:"])
+    assert {"test", "test-all", "lint"} <= set(groups["For developers:"])
+    phony = re.findall(r"^\.PHONY: (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    assert sorted(target for group in groups.values() for target in group) == sorted({*phony} - {"chromium"})
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.15"])
-def test_a_python_that_airflow_cannot_have_is_named(project: Path, tmp_path: Path, version: str) -> None:
-    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
-        fake_python(tmp_path / "bin" / name, version)
-    said = run("make", "-C", project, "setup-airflow", PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
-    assert said.returncode == 2
-    assert f"Airflow 3.3 needs Python 3.11 to 3.14; found Python {version}, " in said.stderr
-    assert "make setup-airflow PYTHON=/path/to/python3.12" in said.stderr
-    assert not (project / ".venv-airflow").exists()
-
-
-def test_airflows_environment_is_made_again_when_it_was_interrupted_and_left_alone_when_ready(
-    project: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("target", "installs", "runs"),
+    [
+        ("help", [], ["awk"]),
+        ("clean", [], ["rm"]),
+        ("run", ["pipeline,training"], ["tools/run.sh"]),
+        ("lint", ["pipeline,training", "pipeline,training,retrain,dev"], ["ruff check", "ruff format --check", "mypy"]),
+        ("bench", ["pipeline,training", "pipeline,training,retrain,dev"], ["benchmarks/train.py"]),
+        (
+            "test",
+            ["pipeline,training", "pipeline,training,retrain,dev", "training,petastorm"],
+            ["ruff check", "mypy", 'pytest -n 2 --dist loadfile --timeout 120 -m "not long"', "tests/test_readers.py"],
+        ),
+        (
+            "test-all",
+            ["pipeline,training", "pipeline,training,retrain,dev", "training,petastorm"],
+            ["apache-airflow", "chromium", "mypy", '-m "not long"', "-m long", "tests/test_warm_start.py"],
+        ),
+    ],
+)
+def test_a_target_makes_the_environments_that_it_needs_and_no_others(
+    project: Project, target: str, installs: list[str], runs: list[str]
 ) -> None:
-    python = fake_python(tmp_path / "python", "3.12")
-    make = "make", "-C", project, "setup-airflow", f"PYTHON={python}"
-    (project / "fail").touch()
-    assert run(*make).returncode == 2
-    (project / "fail").unlink()
-    again = run(*make)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert "Making .venv-airflow with Python 3.12" in again.stdout
-    assert (
-        "pip: -m pip install --quiet --disable-pip-version-check -c constraints-airflow.txt apache-airflow"
-        in again.stdout
-    )
-    assert "pip" not in run(*make).stdout
-    constraints = project / "constraints-airflow.txt"
-    os.utime(constraints, (constraints.stat().st_atime, (project / ".venv-airflow" / "ready").stat().st_mtime + 10))
-    assert "Bringing .venv-airflow up to date" in run(*make).stdout
+    planned = project.make("-n", target)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert sorted(re.findall(r"-e '\.\[(.*)]'", planned.stdout)) == sorted(installs)
+    assert [command for command in runs if command not in planned.stdout] == []
 
 
-def test_airflows_versions_are_pinned_and_named_without_a_place() -> None:
-    lines = (ROOT / "constraints-airflow.txt").read_text().splitlines()
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
-    assert any(line.startswith("apache-airflow==3.") for line in lines)
+def test_files_that_make_gives_to_pytest_are_there(project: Project) -> None:
+    named = set(re.findall(r"tests/\w+\.py", project.make("-n", "test-all").stdout))
+    assert len(named) > 10
+    assert {name for name in named if not (ROOT / name).is_file()} == set()

@@ -26,7 +26,7 @@ from tiny import write_run
 from pipeline.errors import InputError
 from training import neighbors
 from training.export import export
-from training.registry import AT_FIRST, DEADLINE_S, calling
+from training.registry import AT_FIRST, DEADLINE_S, INSTALL, calling
 from training.vectors import Tables, Vectors
 
 WORDS = ["<unk>", "north", "east", "south"]
@@ -429,7 +429,7 @@ def test_without_mlflow_only_the_registry_is_missed(tmp_path: Path) -> None:
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "models:/demo@champion: MLflow is not installed; pip install 'shardvec[retrain]'"
+    assert done.stdout.strip() == "models:/demo@champion: MLflow is not installed; " + INSTALL
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""report.html in a real browser, Debian's chromium without a screen: `make test-long` installs it where it can."""
+"""report.html in a real browser, Debian's chromium without a screen: `make test-all` installs it where it can."""
 
 import json
 import re

@@ -43,6 +43,7 @@ ONE_AT_A_TIME = threading.RLock()
 BUGS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """Answers that say that we have asked for nonsense."""
 
+INSTALL = "run make setup-retrain, or pip install 'shardvec[retrain]'"
 REMEDY = "MLFLOW_TRACKING_URI says where the registry is"
 
 Answer = TypeVar("Answer")
@@ -119,7 +120,7 @@ def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[N
         except ModuleNotFoundError as error:
             if error.name != "mlflow":
                 raise
-            raise InputError(f"{where}: MLflow is not installed; pip install 'shardvec[retrain]'") from None
+            raise InputError(f"{where}: MLflow is not installed; {INSTALL}") from None
         quiet.enter_context(_silence())
         try:
             yield

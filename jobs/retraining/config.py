@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from pipeline.config import PipelineConfig
 from pipeline.errors import InputError, one_line
 from retraining.gates import Gates
 from training.config import TrainConfig
+from training.registry import INSTALL
 
 Section = TypeVar("Section")
 
@@ -122,6 +121,10 @@ class RetrainConfig:
 
 def read_config(file: Path) -> RetrainConfig:
     """The checked config in a YAML file. Raises InputError: file, section, what was found and what was expected."""
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise InputError(f"--config {file}: PyYAML is not installed; {INSTALL}") from None
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
