@@ -149,10 +149,11 @@ def test_five_epochs_of_ptb_are_the_books(ptb: Path) -> None:
     assert {"intel", "microprocessor"} <= set(nearest)
 
 
+@pytest.mark.long
 def test_five_epochs_of_ptb_through_petastorm_are_the_books(ptb: Path) -> None:
     """In its own environment, on what this one has prepared."""
     python = ROOT / ".venv-petastorm" / "bin" / "python"
-    assert python.is_file(), "no environment of petastorm's: run make setup-petastorm, as make test does"
+    assert python.is_file(), "no environment of petastorm's: run make setup-petastorm, as make test-all does"
     for nproc in ("1", "2"):
         run(ptb, str(python), "training/train.py", "--overwrite", "--reader", "petastorm", "--nproc", nproc)
         summary = json.loads((ptb / "runs" / "ptb" / "summary.json").read_text())

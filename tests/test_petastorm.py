@@ -186,7 +186,9 @@ def run_of(dataset: Dataset, output: Path, nproc: int, *flags: str) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize(("nproc", "sync_every"), [(1, 1), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("nproc", "sync_every"), [(2, 3), *(pytest.param(nproc, 1, marks=pytest.mark.long) for nproc in (1, 4))]
+)
 def test_ranks_train_to_the_end_without_a_word_too_many(
     dataset: Dataset, tmp_path: Path, nproc: int, sync_every: int
 ) -> None:
