@@ -139,6 +139,7 @@ def test_what_is_shipped_is_the_whole_package_and_nothing_else() -> None:
     assert session.code_zip().read_bytes() == path.read_bytes()
 
 
+@pytest.mark.long
 def test_executors_do_not_have_this_project(spark_cluster: Cluster, tmp_path: Path) -> None:
     def imports(name: str) -> str:
         command = [str(spark_cluster.executor_python), "-c", f"import {name}"]
@@ -165,6 +166,7 @@ def test_executors_with_a_filled_cache_compile_nothing(
     assert min(entry.stat().st_mtime for entry in filled) > 1e9, "something was not asked for"
 
 
+@pytest.mark.long
 def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
@@ -202,6 +204,7 @@ def events(job: Job, kind: str) -> list[dict[str, Any]]:
     return [event for event in job.logged() if event["Event"] == f"SparkListener{kind}"]
 
 
+@pytest.mark.long
 def test_speculative_attempts_change_no_byte_and_leave_no_file(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
@@ -228,6 +231,7 @@ def test_speculative_attempts_change_no_byte_and_leave_no_file(
     assert digests(job.output) == on_one_core
 
 
+@pytest.mark.long
 def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succeeds(
     spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
 ) -> None:
@@ -246,6 +250,7 @@ def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succ
     assert digests(again.output) == on_one_core
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mounts", "says"),
     [
@@ -255,7 +260,6 @@ def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succ
             "mount -t overlay -o lowerdir={0},upperdir={1}/upper,workdir={1}/work none {0}",
             "the driver does not see what the workers wrote",
             id="to write",
-            marks=pytest.mark.long,
         ),
     ],
 )
@@ -282,6 +286,7 @@ def test_an_output_that_machines_do_not_share_is_refused(
         worker.end(gracefully=True)
 
 
+@pytest.mark.long
 def test_executors_with_another_numpy_are_refused(
     spark_cluster: Cluster, submit: Callable[..., Job], short_text: Path, tmp_path: Path
 ) -> None:

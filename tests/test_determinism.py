@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import ROOT, Threads
+from conftest import Threads
+from ranks import train_here
 from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
@@ -20,6 +19,8 @@ from training.checkpoint import steps
 from training.config import NEWEST, TrainConfig
 from training.distributed import TERMINATED, Sigterm
 from training.resume import differences
+
+pytestmark = pytest.mark.usefixtures("no_pages")
 
 IN_EPOCH = 13
 """Steps of an epoch; a run has two."""
@@ -64,7 +65,7 @@ def trained(data: Path, output: Path, **others: Any) -> Path:
 def interrupted(run: Path, copy: Path) -> Path:
     """A copy of a finished run as if it had never come to its end."""
     shutil.copytree(run, copy)
-    for name in ("summary.json", "vectors.safetensors", "loss.png"):
+    for name in ("summary.json", "vectors.safetensors"):
         (copy / name).unlink()
     return copy
 
@@ -129,9 +130,8 @@ def on_ranks(nproc: int, data: Path, output: Path, *flags: str) -> Path:
     config = config_of(data, output)
     names = ("data", "output", "epochs", "global_batch", "dim", "log_every", "threads", "device")
     own = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    command = [sys.executable, str(ROOT / "training" / "train.py"), "--nproc", str(nproc), *own, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
+    ended = train_here("--nproc", nproc, *own, *flags, logs=output.parent)
+    assert ended.code == 0, ended.stderr
     return output
 
 

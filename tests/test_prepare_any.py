@@ -287,6 +287,7 @@ def test_tokens_of_10_megabytes_and_control_characters_do_no_harm(job: Command, 
     assert "\x01\x1b[0m" in Vocab.read(tmp_path / "out" / manifest.vocab_path).words.to_pylist()
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_leaves_the_old_dataset(tmp_path: Path) -> None:
     """A limit on the size of a file that Spark's Python workers write stands in for the disk."""
     (tmp_path / "x.txt").write_bytes(TEXT)

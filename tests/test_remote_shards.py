@@ -427,6 +427,7 @@ def run(*arguments: object, timeout_s: float = 300) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [(), ("--sync-every", "4", "--global-batch", "64")], ids=["in step", "in place"])
 def test_two_ranks_train_the_same_vectors_from_a_server_that_fails(
     server: Flaky, uri: str, local: Path, tmp_path: Path, mode: tuple[str, ...]
@@ -445,6 +446,7 @@ def test_two_ranks_train_the_same_vectors_from_a_server_that_fails(
     assert used(tmp_path / "cache") <= 100_000
 
 
+@pytest.mark.long
 def test_a_server_that_goes_away_ends_all_ranks_with_one_line(
     server: Flaky, behind: str, bucket: str, tmp_path: Path
 ) -> None:
