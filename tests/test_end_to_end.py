@@ -93,6 +93,7 @@ def ptb(ptb_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_ptb_has_the_books_figures(ptb: Path) -> None:
     manifest = Manifest.load(ptb / "data" / "ptb")
     assert (manifest.counts.lines, manifest.counts.tokens) == (42_068, 887_521)
@@ -101,6 +102,7 @@ def test_ptb_has_the_books_figures(ptb: Path) -> None:
     assert sum(shard.bytes for shard in manifest.shards) / manifest.counts.examples <= 60
 
 
+@pytest.mark.long
 def test_ptb_on_one_core_from_five_shuffled_files_is_the_same_bytes(ptb: Path, ptb_file: Path, tmp_path: Path) -> None:
     lines = ptb_file.read_bytes().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
@@ -119,6 +121,7 @@ def epoch_losses(folder: Path, *arguments: str) -> list[float]:
     return [epoch["loss"] for epoch in summary["epochs"]]
 
 
+@pytest.mark.long
 def test_one_epoch_of_ptb_costs_what_the_book_has_on_one_process_and_on_four(ptb: Path) -> None:
     alone = epoch_losses(ptb, "--nproc", "1", "--epochs", "1")
     four = epoch_losses(ptb, "--nproc", "4", "--epochs", "1")

@@ -87,7 +87,7 @@ def measured(data: Path, output: Path, nproc: int, *flags: str) -> tuple[list[li
     ("nproc", "flags", "copies"),
     [
         (1, "--global-batch 4096", 4),
-        (2, "--sync-every 4 --global-batch 8192", 2),
+        pytest.param(2, "--sync-every 4 --global-batch 8192", 2, marks=pytest.mark.long),
         pytest.param(2, "--global-batch 4096", 4, marks=pytest.mark.long),
     ],
     ids=["adam", "sgd in place on two ranks", "adam on two ranks"],
