@@ -13,7 +13,7 @@ PETASTORM := .venv-petastorm/ready
 AIRFLOW := .venv-airflow/ready
 # Two processes, to each whole files. A test that hangs fails, and shows where it was.
 PYTEST := pytest -n 2 --dist loadfile --timeout
-QUICK_S := 120
+QUICK_S := 240
 LONG_S := 1800
 # The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
 READER_TESTS := $(addprefix tests/test_, readers.py petastorm.py)

@@ -526,7 +526,7 @@ def test_help_lists_every_target_by_who_needs_it() -> None:
         (
             "test",
             ["pipeline,training", "pipeline,training,retrain,dev", "training,petastorm"],
-            ["ruff check", "mypy", 'pytest -n 2 --dist loadfile --timeout 120 -m "not long"', "tests/test_readers.py"],
+            ["ruff check", "mypy", 'pytest -n 2 --dist loadfile --timeout 240 -m "not long"', "tests/test_readers.py"],
         ),
         (
             "test-all",
