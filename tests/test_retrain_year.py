@@ -40,9 +40,8 @@ print(loads, *sorted(versions))
 """
 
 
-@pytest.mark.parametrize(
-    ("months", "shuffled", "one_subject"), [(3, 2, None), pytest.param(12, 5, 9, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("months", "shuffled", "one_subject"), [(3, 2, None), (12, 5, 9)])
 def test_good_months_are_published_and_bad_ones_refused_while_readers_read(
     months: int, shuffled: int, one_subject: int | None, tmp_path: Path
 ) -> None:
