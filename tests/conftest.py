@@ -142,12 +142,12 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spark() -> "Iterator[SparkSession]":
-    """A quiet local session of two cores."""
+    """A quiet local session of two cores, which tries a task four times as a cluster does."""
     import s3
     from pyspark.sql import SparkSession
 
     os.environ.update(s3.CREDENTIALS)  # Spark's Python workers see what its JVM was started with
-    builder = SparkSession.builder.master("local[2]").appName("tests").config("spark.ui.enabled", "false")
+    builder = SparkSession.builder.master("local[2,4]").appName("tests").config("spark.ui.enabled", "false")
     session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     yield session

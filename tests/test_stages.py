@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ import oracles
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from test_parquet import encoded, random_examples
 from test_parquet import expected as columns_of
 
@@ -26,7 +30,16 @@ from pipeline.sampling import Examples, Slice, Tables
 from pipeline.shards import ShardFile
 from pipeline.stages import default_num_shards, prepare
 from pipeline.storage import Location
-from pipeline.task import SLICE_VALUES, from_binary, is_held_out, slice_tokens, slices, to_binary
+from pipeline.task import (
+    SLICE_VALUES,
+    TABLES,
+    from_binary,
+    is_held_out,
+    slice_tokens,
+    slices,
+    to_binary,
+    write_shards,
+)
 from pipeline.tokens import CHUNK_BYTES
 from pipeline.vocab import Vocab
 
@@ -157,7 +170,7 @@ def test_spark_reads_a_shard(spark: SparkSession, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo_lines() -> list[str]:
-    return list(demo.demo_lines())[:6000]
+    return list(islice(demo.demo_lines(), 5000))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +183,10 @@ def demo_digests(spark: SparkSession, demo_lines: list[str], tmp_path_factory: p
     return digests(manifest)
 
 
-@pytest.mark.parametrize(("num_files", "batch"), [(1, 64), (3, 10_000), (7, 999)])
+@pytest.mark.parametrize(
+    ("num_files", "batch"),
+    [*(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 64), (3, 10_000))), (7, 999)],
+)
 def test_files_line_order_and_batch_size_change_no_byte(
     spark: SparkSession, demo_lines: list[str], demo_digests: object, tmp_path: Path, num_files: int, batch: int
 ) -> None:
@@ -212,6 +228,7 @@ def test_holdout_takes_its_share() -> None:
     assert not (is_held_out(keys, 0.1) & ~is_held_out(keys, 0.2)).any()
 
 
+@pytest.mark.long
 def test_row_groups_are_full_and_the_rest_comes_last(
     spark: SparkSession, demo_lines: list[str], tmp_path: Path
 ) -> None:
@@ -289,12 +306,13 @@ def test_a_gzipped_corpus_and_odd_file_names_read_the_same(
     assert digests(manifest) == digests(tiny[1])
 
 
+@pytest.mark.parametrize("copies", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_one_line_in_a_file_that_cannot_be_split_is_the_dataset_of_its_pieces(
-    spark: SparkSession, demo_lines: list[str], tmp_path: Path
+    spark: SparkSession, demo_lines: list[str], tmp_path: Path, copies: int
 ) -> None:
-    """A line of several stretches, with two that are none beside it."""
-    words = [word for line in demo_lines for word in line.split()] * 10
-    assert len(" ".join(words)) > 2 * CHUNK_BYTES
+    """With ten copies a line of several stretches; two that are none beside it."""
+    words = [word for line in demo_lines for word in line.split()] * copies
+    assert (len(" ".join(words)) > 2 * CHUNK_BYTES) == (copies == 10)
     pieces = [" ".join(words[start : start + 1000]) for start in range(0, len(words), 1000)]
     config = PipelineConfig(min_count=5, num_shards=4)
     expected = prepare(spark, corpus_of(tmp_path / "pieces", ["a b c", *pieces, "d e"]), config, tmp_path / "1")
@@ -325,39 +343,105 @@ def test_a_run_that_fails_leaves_the_old_dataset_and_nothing_else(
     assert Manifest.load(output) == tiny[1]
 
 
+# Attempts: test_cluster.py kills and overtakes real executors
+
+
+def test_workers_killed_in_mid_shuffle_and_in_mid_write_change_no_byte(
+    spark: SparkSession, tiny: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark tries their tasks again; the winning attempt has another number than in an undisturbed run."""
+    shuffle = stages.shuffle
+
+    def killed(rows: DataFrame, marker: Path) -> DataFrame:
+        def once(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                yield batch
+                if not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return rows.mapInArrow(once, rows.schema)
+
+    def shuffle_and_kill(rows: DataFrame, num_shards: int) -> DataFrame:
+        return killed(shuffle(killed(rows, tmp_path / "in shuffle"), num_shards), tmp_path / "in write")
+
+    monkeypatch.setattr(stages, "shuffle", shuffle_and_kill)
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 2)
+    try:
+        manifest = prepare(spark, corpus_of(tmp_path / "in", TINY), replace(CONFIG, epochs=2), tmp_path / "out")
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+    assert {"in shuffle", "in write"} <= {path.name for path in tmp_path.iterdir()}
+    assert digests(manifest) == digests(tiny[1])
+    assert files_of(tmp_path / "out") == files_of(tiny[0], manifest.generation)
+
+
+def files_of(dataset: Path, generation: str | None = None) -> list[str]:
+    """Their names, those of another dataset under the name of this one's generation."""
+    own = Manifest.load(dataset).generation
+    names = (path.relative_to(dataset).as_posix() for path in dataset.rglob("*"))
+    return sorted(name.replace(own, generation or own) for name in names)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> tuple[Location, PipelineConfig, list[Slice]]:
+    """What a task is given: the generation with its tables, the config, its sequences."""
+    config, chance = PipelineConfig(window=2, negatives=2, sample=0.1, epochs=2), np.random.default_rng(0)
+    generation = Location.of(tmp_path / "gen-0123456789ab")
+    generation.make_folder()
+    tables = Tables.build(np.array([0, *range(60, 0, -1)]), config)
+    (generation / TABLES).put(tables.to_bytes())
+    lengths = np.full(50, 8)
+    pieces = [
+        Slice(chance.integers(1, 61, 400).astype(np.int32), lengths, keys.astype(np.uint64), np.zeros(50, np.int64))
+        for keys in np.arange(150).reshape(3, 50)
+    ]
+    return generation, config, pieces
+
+
+def test_an_attempt_that_is_overtaken_writes_the_same_bytes_and_leaves_no_file(
+    task: tuple[Location, PipelineConfig, list[Slice]],
+) -> None:
+    generation, config, pieces = task
+    found = []
+
+    def overtaken() -> Iterator[Slice]:
+        yield pieces[0]
+        found.append(write_shards(generation, config, 0, "2", iter(pieces)))
+        yield from pieces[1:]
+
+    found.append(write_shards(generation, config, 0, "1", overtaken()))
+    assert found[0] == found[1]
+    written = [entry.path for entry in generation.files() if not entry.path.endswith(TABLES)]
+    assert sorted(written) == sorted((generation / f"train/epoch={e}/shard-00000.parquet").path for e in range(2))
+
+
+@pytest.mark.parametrize("num_written", [0, 1])
+def test_an_attempt_that_finds_the_disk_full_is_one_line_and_leaves_no_half_file(
+    task: tuple[Location, PipelineConfig, list[Slice]], monkeypatch: pytest.MonkeyPatch, num_written: int
+) -> None:
+    """Spark carries the line to the driver, see test_cluster.py; test_prepare_any.py fills a real disk."""
+    generation, config, pieces = task
+    whole: list[int] = []
+
+    def fsync(file: int) -> None:
+        if len(whole) == num_written:
+            raise OSError(28, "No space left on device")
+        whole.append(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"^--output .*cannot be written \(No space left on device\)"):
+        write_shards(generation, config, 0, "1", iter(pieces))
+    names = [entry.base_name for entry in generation.files()]
+    assert sorted(names) == [*["shard-00000.parquet"] * num_written, TABLES]
+
+
 def test_a_task_left_over_does_not_make_a_removed_generation_again(tmp_path: Path) -> None:
     file = ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, "1", CONFIG)
     file.append(Examples(np.ones(1, np.int32), np.ones((1, 16), np.int32), np.ones(1, np.int16), 0))
     with pytest.raises(FileNotFoundError):
         file.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_overwriting_replaces_the_generation(spark: SparkSession, tiny: tuple[Path, Manifest], tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(tiny[0], output)
-    (output / "gen-0123456789ab").mkdir()
-    manifest = prepare(spark, corpus_of(tmp_path / "in", TINY), CONFIG, output)
-    assert Manifest.load(output) == manifest
-    assert sorted(path.name for path in output.iterdir()) == [manifest.generation, "manifest.json"]
-    assert manifest.dataset_id != tiny[1].dataset_id
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["a b c"], "no word reaches --min-count 2 in 3 tokens"),
-        (["a b", "a b"], "the vocabulary has 2 words, expected more than 2 \\* window = 4"),
-        ([f"{word} only{i}" for i, word in enumerate("abcdef" * 2)], "no line gave an example"),
-        (["", " "], "the corpus holds no tokens"),
-    ],
-)
-def test_a_corpus_that_gives_no_example_is_refused(
-    spark: SparkSession, tmp_path: Path, lines: list[str], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        prepare(spark, corpus_of(tmp_path / "in", lines), replace(CONFIG, sample=0), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_dataset_id_does_not_depend_on_the_folder(tiny: tuple[Path, Manifest], tmp_path: Path) -> None:
