@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, Command
 from gensim.models import KeyedVectors
+from ranks import train_here
 from tiny import write_run, write_tiny_dataset
 from torch import nn
 
@@ -41,6 +45,31 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(params=["in this process", pytest.param("in processes", marks=pytest.mark.long)])
+def scripts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, call: Command, no_pages: None
+) -> Iterator[None]:
+    """Where the scripts of the benchmark run: a process of its own imports torch or gensim for seconds."""
+    mains = {"benchmarks/plain_loop.py": plain_loop.main, "benchmarks/gensim_loop.py": gensim_loop.main}
+
+    def run(command: list[str]) -> tuple[str, float]:
+        _, script, *flags = command
+        began = time.perf_counter()
+        if script == "training/train.py":
+            ended = train_here(*flags, logs=tmp_path_factory.mktemp("logs"))
+        else:
+            ended = call(mains[script], *flags)
+        assert ended.code == 0, ended.stderr
+        return ended.stdout, time.perf_counter() - began
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in this process":
+            patch.setattr(train_runs, "run", run)
+        yield
+    torch.set_num_threads(threads)
+
+
 # --- the plain loop ---
 
 
@@ -67,6 +96,7 @@ def test_every_example_is_seen_once_per_epoch_in_another_order(dataset: Path) ->
     assert not torch.equal(first, second)
 
 
+@pytest.mark.usefixtures("scripts")
 def test_the_plain_loop_and_ours_start_with_the_same_loss_and_it_falls(dataset: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(dataset)
     bench = Bench(tmp_path, workers=1)
@@ -92,7 +122,8 @@ def test_gensim_gets_sentences_that_are_cut_as_ours_and_hold_no_unk(tmp_path: Pa
     assert gensim_loop.read_sentences(file) == [["a", "b"], ["c"] * 999, ["d", "d"]]
 
 
-def test_gensim_trains_in_a_process_of_its_own_with_nothing_of_ours(dataset: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("scripts")
+def test_gensims_vectors_and_times_are_read_as_it_gives_them(dataset: Path, text: Path, tmp_path: Path) -> None:
     run, file = Bench(tmp_path, workers=2).gensim(text, dataset, min_count=5, epochs=2, seed=1)
     assert 0 < run.examples <= 2 * 800 * 12
     assert run.tokens_per_s == pytest.approx(run.examples / run.parts_s["train_s"])
@@ -103,6 +134,15 @@ def test_gensim_trains_in_a_process_of_its_own_with_nothing_of_ours(dataset: Pat
     assert sorted(vectors.words[1:]) == sorted(f"w{word}" for word in range(30))
     for row, word in enumerate(vectors.words[1:], start=1):
         assert (vectors.center_VD[row] == keyed[word]).all()
+
+
+def test_gensims_loop_imports_nothing_of_ours() -> None:
+    source = Path(gensim_loop.__file__).read_text(encoding="utf-8")
+    assert re.findall(r"^\s*(?:from|import) +(torch|training|pipeline|benchmarks)\b", source, re.MULTILINE) == []
+
+
+@pytest.mark.long
+def test_gensims_process_has_nothing_of_ours() -> None:
     code = "import sys, benchmarks.gensim_loop; assert not {'torch', 'training', 'pipeline'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -143,6 +183,7 @@ class QuickBench(Bench):
         return Run(100, 50.0, 2.0, 6.0, (0.5, 0.4, 0.45), 0.01), folder
 
 
+@pytest.mark.usefixtures("scripts")
 def test_the_report_has_every_loop_of_both_texts(
     text: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
