@@ -359,10 +359,12 @@ def test_a_damaged_dataset_is_not_taken_for_one_that_is_there(
     assert tree(output) == before
 
 
-@pytest.mark.parametrize("damage", [damage_nothing, drop_shard, halve_manifest])
+@pytest.mark.parametrize("damage", [damage_nothing, pytest.param(drop_shard, marks=pytest.mark.long), halve_manifest])
 def test_overwriting_replaces_a_dataset_whatever_its_state(
     spark_job: Command, prepared: tuple[Path, Path], output: Path, damage: Callable[[Path], None]
 ) -> None:
+    """And what a killed run has left goes with it."""
+    (output / "gen-0123456789ab").mkdir()
     damage(output)
     ended = spark_job("--input", prepared[0], "--output", output, *SMALL, "--overwrite", "--seed", "5")
     assert (ended.code, ended.stderr) == (0, "")
@@ -439,8 +441,8 @@ def test_invalid_utf8_is_mended_counted_and_said(spark_job: Command, tmp_path: P
     assert "5 lines were not valid UTF-8" in ended.stdout
 
 
-@pytest.mark.parametrize("flags", ["--sample 0", "--seed -7", "--max-sentence-length 2 --window 1 --negatives 1"])
-def test_what_looks_odd_but_is_legal_works(spark_job: Command, sentences: Path, tmp_path: Path, flags: str) -> None:
+def test_what_looks_odd_but_is_legal_works(spark_job: Command, sentences: Path, tmp_path: Path) -> None:
+    flags = "--sample 0 --seed -7 --max-sentence-length 2 --window 1 --negatives 1"
     ended = spark_job("--input", sentences, "--output", tmp_path / "out", *SMALL, *flags.split())
     assert (ended.code, ended.stderr) == (0, "")
     manifest = Manifest.load(tmp_path / "out")
@@ -688,17 +690,25 @@ def test_the_script_itself_ends_with_2_and_one_line(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_spark_submit_ends_with_2_and_our_line_last(sentences: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--window 0", "--window: found 0"),
+        pytest.param("--min-count 9999", "--min-count 9999", marks=pytest.mark.long),
+    ],
+    ids=["before Spark starts", "by Spark"],
+)
+def test_spark_submit_ends_with_2_and_our_line_last(sentences: Path, tmp_path: Path, flags: str, says: str) -> None:
     """It moves what Python writes to stderr into stdout; stderr is Spark's own."""
     before = tree(tmp_path)
     spark_submit = str(Path(sys.executable).with_name("spark-submit"))
-    flags = ["--input", str(sentences), "--output", str(tmp_path / "out"), "--min-count", "9999"]
-    ended = start([spark_submit, PREPARE, *flags])
+    given = ["--input", str(sentences), "--output", str(tmp_path / "out"), *flags.split()]
+    ended = start([spark_submit, PREPARE, *given])
     found = ended.stdout.splitlines()
     assert ended.code == 2
     assert "Traceback" not in ended.stdout + ended.stderr
     assert [line for line in found if line.startswith("error: ")] == found[-1:], ended.stdout
-    assert "--min-count 9999" in found[-1]
+    assert says in found[-1]
     assert tree(tmp_path) == before
 
 
@@ -734,10 +744,11 @@ def test_quiet_prints_the_last_line_and_what_was_not_right_and_verbose_adds_time
     timed = [line for line in verbose if line.startswith(("counting took ", "shuffling, sampling and writing took "))]
     assert len(timed) == 2
     assert [line for line in verbose[:-1] if line not in timed] == usual[:-1]
-    (only,) = said(spark_job, sentences, tmp_path, "-q")
-    assert only.partition(" in ")[0] == usual[-1].partition(" in ")[0]
     sentences.write_bytes(sentences.read_bytes() + b"caf\xe9 w1 w2\n")
-    assert said(spark_job, sentences, tmp_path, "-q")[0].startswith("1 lines were not valid UTF-8")
+    remark, last = said(spark_job, sentences, tmp_path, "-q")
+    assert remark.startswith("1 lines were not valid UTF-8")
+    assert last.startswith(f"{tmp_path / 'out'}: dataset ")
+    assert usual[-1].startswith(f"{tmp_path / 'out'}: dataset ")
 
 
 @pytest.mark.parametrize(
