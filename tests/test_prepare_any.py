@@ -120,7 +120,13 @@ def expected(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> M
     return prepare(spark, text(folder / "x.txt"), config, folder / "out")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+QUICK = ("two files, one bz2", "mixed line ends", "parquet bytes", "parquet integers", "json arrays")
+"""All kinds of files, lines and columns; what is left is another compression or another type of the same."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in FORMATS]
+)
 def test_the_same_sequences_give_the_same_dataset_from_any_format(
     job: Command, tmp_path: Path, expected: Manifest, name: str
 ) -> None:
@@ -160,7 +166,7 @@ def test_an_input_by_uri_is_read_by_spark(job: Command, tmp_path: Path, expected
 def test_words_are_lower_cased_unless_told_otherwise(job: Command, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("The cat, the Dog; don't (cat) the end.\n" * 20)
     flags = ["--input", tmp_path / "x.txt", "--tokenizer", "words", "--window", "1", "--min-count", "1"]
-    flags += ["--sample", "0"]
+    flags += ["--sample", "0", "--num-shards", "1"]
     for lower, words in (
         ([], ["the", "cat", "dog", "don't", "end"]),
         (["--no-lowercase"], ["cat", "the", "Dog", "The", "don't", "end"]),
@@ -277,8 +283,9 @@ def test_an_input_uri_that_spark_cannot_read_is_one_line(job: Command, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_tokens_of_10_megabytes_and_control_characters_do_no_harm(job: Command, tmp_path: Path) -> None:
-    giant = b"x" * 10_000_000
+@pytest.mark.parametrize("size", [100_000, pytest.param(10_000_000, marks=pytest.mark.long)])
+def test_giant_tokens_and_control_characters_do_no_harm(job: Command, tmp_path: Path, size: int) -> None:
+    giant = b"x" * size
     (tmp_path / "x.txt").write_bytes(TEXT + (b"1 " + giant + b" 2\n") * 3 + b"3 \x01\x1b[0m 4\x7f \x0b5\n" * 4)
     ended = job("--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL)
     assert (ended.code, ended.stderr) == (0, "")
@@ -288,8 +295,9 @@ def test_tokens_of_10_megabytes_and_control_characters_do_no_harm(job: Command, 
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_leaves_the_old_dataset(tmp_path: Path) -> None:
-    """A limit on the size of a file that Spark's Python workers write stands in for the disk."""
+    """A limit on the size of files that Spark's Python workers write stands in for it; test_stages.py has one task."""
     (tmp_path / "x.txt").write_bytes(TEXT)
     flags = ["--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL]
     submit(tmp_path, *flags)
