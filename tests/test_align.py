@@ -82,6 +82,7 @@ def test_the_rotation_is_orthogonal_and_its_bytes_are_the_same_every_time(tmp_pa
     rotation_DD = load_file(tmp_path / "one" / "alignment.safetensors")["rotation"]
     assert rotation_DD.dtype == np.float64
     assert np.abs(rotation_DD @ rotation_DD.T - np.eye(20)).max() < 1e-12
+    np.testing.assert_allclose(new.center_VD @ rotation_DD, align(new, old).tables.center_VD, atol=1e-6)
     table = pq.read_table(tmp_path / "one" / "drift.parquet").to_pydict()
     assert list(table) == ["word", "count", "drift"]
     assert table["word"] == old.words[1:]

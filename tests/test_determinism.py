@@ -14,10 +14,12 @@ from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
 from pipeline.errors import InputError
+from pipeline.manifest import Manifest
 from training import train
 from training.checkpoint import steps
 from training.config import NEWEST, TrainConfig
 from training.distributed import TERMINATED, Sigterm
+from training.epochs import plan_of
 from training.resume import differences
 
 pytestmark = pytest.mark.usefixtures("no_pages")
@@ -120,6 +122,13 @@ def test_a_sigterm_after_any_step_changes_no_bit(
     assert end.value.code == TERMINATED
     assert steps(tmp_path / "run")[-1] == step
     assert_same_run(trained(data, tmp_path / "run", **way, resume=NEWEST), whole)
+
+
+def test_another_seed_begins_with_other_tables_and_reads_in_another_order(data: Path, tmp_path: Path) -> None:
+    one, other = (trained(data, tmp_path / f"{seed}", seed=seed, lr=1e-9, epochs=1) for seed in (0, 1))
+    assert np.abs(tables(one) - tables(other)).mean() > 0.01
+    manifest = Manifest.load(data)
+    assert len({str(plan_of(config_of(data, one, seed=seed), manifest, 0).lanes) for seed in (0, 1)}) == 2
 
 
 # Ranks

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import copies
+from tiny import copies, write_tiny_dataset
 
 from pipeline.config import PipelineConfig
 from pipeline.manifest import Counts, Manifest, ManifestError, ShardInfo
 from pipeline.sampling import Examples
 from pipeline.shards import ShardFile
 from pipeline.storage import Location
+from training import epochs
 from training.batch import Batch
 from training.plan import EpochPlan, plan_epoch
 from training.stream import ArrowStream
@@ -72,6 +73,12 @@ def test_another_epoch_or_seed_is_another_order_and_the_same_one_is_the_same() -
     orders = {str(plan_of(SIZES, epoch, seed).lanes) for epoch in range(3) for seed in range(3)}
     assert len(orders) == 9
     assert plan_of(SIZES) == plan_of(SIZES)
+
+
+def test_epochs_read_the_sampled_ones_in_turn(tmp_path: Path) -> None:
+    manifest = write_tiny_dataset(tmp_path, epochs=3)
+    read = [{shard.epoch for shard in epochs.shards_of(manifest, epoch)} for epoch in range(5)]
+    assert read == [{0}, {1}, {2}, {0}, {1}]
 
 
 # A dataset whose rows can be told apart: row i has center i + 1.

@@ -217,6 +217,8 @@ def test_heldout_sequences_are_not_trained_on_and_seeds_do_not_move_them(
         train = rows_of(dataset, manifest, 0)
         assert 0.05 < len(held) / (len(held) + len(train)) < 0.15
         centers[seed, min_count] = sorted(held)
+    whole = prepare(spark, corpus, replace(config, holdout=0.0), tmp_path / "whole")
+    assert len(held) + len(train) == whole.counts.examples, "each line is either held out or trained on"
     assert centers[0, 5] == centers[1, 5]
     assert set(centers[0, 8]) <= set(centers[0, 5])
 
