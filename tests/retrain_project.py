@@ -1,9 +1,11 @@
 """A retraining project whose commands are processes of their own: Spark, torchrun and MLflow as they are."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,11 @@ class Real:
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{self.workspace}/mlflow.db"}
         command = [sys.executable, "-m", "training.neighbors", uri, word]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def shuffle(lines: list[str]) -> list[str]:
+    """All words over all lines, each as long as it was: the same words as often, and no sense."""
+    words = " ".join(lines).split()
+    random.Random(0).shuffle(words)
+    rest = iter(words)
+    return [" ".join(islice(rest, len(line.split()))) for line in lines]

@@ -1,4 +1,4 @@
-"""Whole retraining cycles: Spark, torchrun and MLflow as they are, in processes that are killed.
+"""Whole retraining cycles: Spark, the trainer and MLflow as they are, in this process or in ones that are killed.
 
 Kills at more points than here, with stand-ins for the three, are in test_retrain.py.
 """
@@ -6,20 +6,72 @@ Kills at more points than here, with stand-ins for the three, are in test_retrai
 import shlex
 import shutil
 import signal
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import prepare
 import pytest
+import retrain
+import retraining.steps
 import yaml
-from conftest import ROOT, free_port
+from conftest import ROOT, Ended, Threads, free_port, run_here
 from launch import Launched, completed, launched
-from retrain_project import Real
+from pyspark.sql import SparkSession
+from retrain_project import Real, shuffle
 from retrain_tools import flags
+from retraining.workspace import Workspace
 
 from pipeline.demo import demo_lines
+from training import train
 from training.checkpoint import newest
 from training.vectors import Vectors
+
+MAINS = {"spark-submit": prepare.main, "torchrun": train.main}
+
+
+def call_here(arguments: list[str], log: Path, lock: int | None) -> None:
+    """In this process, what a command would run in one of its own."""
+    script = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments[script:])
+        MAINS[arguments[0]]()
+    log.touch()
+
+
+def test_a_grown_corpus_is_published_on_top_of_the_first_and_shuffled_text_is_refused(
+    spark: SparkSession,
+    tmp_path: Path,
+    threads: Threads,
+    no_pages: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(SparkSession, "stop", lambda _: None)  # other tests have the same session
+    monkeypatch.setattr(retraining.steps, "call", call_here)
+    settings = {"epochs": 15, "dim": 32, "threads": 1, "tensorboard": False}
+    project = Real(tmp_path / "project", train=settings, warm_start={"epochs": 3, "lr": 0.001})
+
+    def run(lines: list[str] | None = None) -> Ended:
+        if lines:
+            project.add("corpus.txt", lines)
+        return run_here(retrain.main, ("run", "--config", project.config), monkeypatch, capsys)
+
+    lines = list(islice(demo_lines(), 4400))
+    first, second = run(lines[:4000]), run(lines[:4200])
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert "warm start from" in second.stdout
+    assert "nothing is new" in run().stdout
+    published = project.published()
+    refused = run(shuffle(lines))
+    assert refused.code == retrain.REFUSED, refused
+    assert "held-out loss, champion's lines" in refused.stdout.splitlines()[-1]
+    assert project.published() == published
+    assert list(Workspace(project.workspace).publications()) == ["000001", "000002"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.workspace}/mlflow.db")
+    champion, current = (Vectors.load(name) for name in ("models:/words@champion", project.workspace / "current"))
+    assert (champion.words, champion.center_VD.tobytes()) == (current.words, current.center_VD.tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +140,7 @@ def end(running: Launched, sent: signal.Signals) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "examples" / "retrain-demo.yaml").read_text())
     config["workspace"] = str(tmp_path / "w")
@@ -103,6 +156,7 @@ def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_pat
     assert {word for word, _ in found} <= {"cello", "flute", "oboe", "trumpet", "clarinet", "bassoon"}
 
 
+@pytest.mark.long
 def test_a_tracking_server_that_is_down_ends_a_cycle_before_spark_starts(tmp_path: Path) -> None:
     project = Real(tmp_path / "project", registry={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
     project.add("text.txt", islice(demo_lines(), 100))

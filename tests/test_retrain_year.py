@@ -4,7 +4,6 @@ load the published vectors in a loop, never notice.
 
 import gzip
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, data_file
-from retrain_project import Real
+from retrain_project import Real, shuffle
 from retraining.workspace import Workspace
 
 FIRST_LINES, LINES_A_MONTH = 12_000, 1_000
@@ -92,14 +91,6 @@ def wiki_lines(num_lines: int) -> list[str]:
         lines = list(islice((line.strip() for line in file if len(line) > 100), num_lines))
     assert len(lines) == num_lines
     return lines
-
-
-def shuffle(lines: list[str]) -> list[str]:
-    """All words over all lines, each as long as it was: the same words as often, and no sense."""
-    words = " ".join(lines).split()
-    random.Random(0).shuffle(words)
-    rest = iter(words)
-    return [" ".join(islice(rest, len(line.split()))) for line in lines]
 
 
 def of_one_subject(lines: list[str]) -> list[str]:

@@ -206,8 +206,13 @@ def test_a_vector_in_the_row_of_unk_is_refused(call: Command, tmp_path: Path) ->
 
 
 def test_a_line_longer_than_a_block_is_read(tmp_path: Path) -> None:
-    rows_VD = np.random.default_rng(0).standard_normal((3, 300_000), dtype=np.float32)
-    (tmp_path / "vectors").write_bytes(content("text", ["a", "b", "c"], rows_VD))
+    """Of 4 MB, by many digits: many columns take longer."""
+    rows_VD = np.random.default_rng(0).standard_normal((3, 15_000), dtype=np.float32)
+    lines = [
+        f"{word} {' '.join(f'{value:.300f}' for value in row_D)}\n" for word, row_D in zip("abc", rows_VD, strict=True)
+    ]
+    (tmp_path / "vectors").write_text("3 15000\n" + "".join(lines))
+    assert len(lines[0]) > 1 << 22
     words, center_VD = word2vec_files.read(tmp_path / "vectors")
     assert words == ["<unk>", "a", "b", "c"]
     assert (center_VD[1:] == rows_VD).all()
