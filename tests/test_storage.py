@@ -1,6 +1,5 @@
 """Laws of pipeline.storage and generation: datasets on a disk, in an object store, and in what fsspec knows."""
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -10,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import prepare as prepare_job
 import pytest
 import s3
-from conftest import ROOT, Ended
+import session
+from conftest import ROOT, run_here
 from pyspark.sql import SparkSession
 from tiny import write_tiny_dataset
 
-from pipeline import generation, manifest
+from pipeline import generation, manifest, storage
 from pipeline.config import PipelineConfig
 from pipeline.corpus import text
 from pipeline.errors import InputError
@@ -27,6 +28,7 @@ from pipeline.storage import Location
 from pipeline.verify import problems
 
 CONFIG = PipelineConfig(window=2, min_count=2, sample=0, num_shards=2, epochs=2, holdout=0.1)
+SMALLER = replace(CONFIG, num_shards=1, epochs=1, holdout=0)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_what_is_put_is_read_and_what_is_removed_is_gone(place: Location) -> Non
 
 def test_a_large_file_goes_from_the_disk_whole(place: Location, tmp_path: Path) -> None:
     place.make_folder()
-    content = os.urandom(1 << 20) * 20
+    content = os.urandom(1 << 20) * 11  # more than one part of an upload
     (tmp_path / "large").write_bytes(content)
     (place / "there").put(tmp_path / "large")
     assert (place / "there").read_bytes() == content
@@ -126,11 +128,11 @@ def test_a_dataset_in_s3_has_the_same_bytes_as_on_a_disk(
 def test_overwriting_in_s3_replaces_and_failing_leaves_what_was(
     spark: SparkSession, sentences: Path, bucket: str
 ) -> None:
-    made = prepare(spark, text(sentences), CONFIG, bucket)
+    made = prepare(spark, text(sentences), SMALLER, bucket)
     with pytest.raises(InputError, match="min-count"):
-        prepare(spark, text(sentences), replace(CONFIG, min_count=10_000), bucket)
+        prepare(spark, text(sentences), replace(SMALLER, min_count=10_000), bucket)
     assert Manifest.load(bucket) == made
-    again = prepare(spark, text(sentences), replace(CONFIG, seed=1), bucket)
+    again = prepare(spark, text(sentences), replace(SMALLER, seed=1), bucket)
     assert names(Location.of(bucket)) == [again.generation, "manifest.json"]
     assert list(problems(bucket, again)) == []
 
@@ -148,42 +150,45 @@ def test_where_there_are_no_locks_the_later_of_two_runs_gives_way(
         if not winner:
             winner["made"] = made
             other.put(b"being written")
-            winner["first"] = prepare(spark, text(sentences), replace(CONFIG, seed=2), bucket)
+            winner["first"] = prepare(spark, text(sentences), replace(SMALLER, seed=2), bucket)
 
     monkeypatch.setattr(Manifest, "check_files", while_another_finishes)
     with pytest.raises(InputError, match="another prepare has written"):
-        prepare(spark, text(sentences), CONFIG, bucket)
+        prepare(spark, text(sentences), SMALLER, bucket)
     assert Manifest.load(bucket) == winner["first"]
     assert names(Location.of(bucket)) == ["gen-0123456789ab", winner["first"].generation, "manifest.json"]
     monkeypatch.setattr(generation, "ABANDONED_AFTER", -generation.ABANDONED_AFTER)
-    prepare(spark, text(sentences), CONFIG, bucket)
+    prepare(spark, text(sentences), SMALLER, bucket)
     assert "gen-0123456789ab" not in names(Location.of(bucket))
 
 
-def hold(folder: str, held: "multiprocessing.synchronize.Event") -> None:
-    with new_generation(Location.of(folder)):
-        held.set()
-        time.sleep(60)
+HOLD = """
+import sys, time
+from pipeline.generation import new_generation
+from pipeline.storage import Location
+with new_generation(Location.of(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_two_runs_on_one_folder_do_not_mix_and_a_dead_ones_lock_is_none(
     spark: SparkSession, sentences: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    other = context.Process(target=hold, args=(str(tmp_path / "out"), held))
-    other.start()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        assert held.wait(30)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
         before = sorted(path.name for path in (tmp_path / "out").iterdir())
         with pytest.raises(InputError, match="another prepare is writing there"):
-            prepare(spark, text(sentences), CONFIG, tmp_path / "out")
+            prepare(spark, text(sentences), SMALLER, tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     finally:
         other.kill()
-        other.join(10)
+        other.communicate(timeout=10)
     assert LOCK in before
-    made = prepare(spark, text(sentences), CONFIG, tmp_path / "out")
+    made = prepare(spark, text(sentences), SMALLER, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [made.generation, "manifest.json"]
 
 
@@ -199,27 +204,30 @@ def test_what_a_manifest_that_cannot_be_read_may_name_is_not_removed(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-# The commands, on S3
+# The command, on S3
 
 
-def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+@pytest.fixture
+def refused(
+    sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., None]]:
+    """``refused(output, environment, *words)``: jobs/prepare.py ends with 2 and one line, before it starts Spark."""
 
+    def must_not_run(_: str) -> SparkSession:
+        raise AssertionError("this is too late for the error")
 
-def refused(sentences: Path, output: str, environment: dict[str, str], *words: str) -> None:
-    """jobs/prepare.py with this output ends with 2 and one line that says ``words``."""
-    given = {"NO_PROXY": "*", "HOME": "/nonexistent", **environment}
-    done = run("jobs/prepare.py", "--input", str(sentences), "--output", output, **given)
-    Ended(done.returncode, done.stdout, done.stderr).assert_refused(*words)
+    def run(output: str, environment: dict[str, str], *words: str) -> None:
+        for name, value in {"NO_PROXY": "*", "HOME": str(tmp_path), **environment}.items():
+            monkeypatch.setenv(name, value)
+        ended = run_here(prepare_job.main, ("--input", sentences, "--output", output), monkeypatch, capsys)
+        ended.assert_refused(*words)
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(session, "build_session", must_not_run)
+    storage._filesystem.cache_clear()  # a file system knows the variables of its time
+    yield run
+    storage._filesystem.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -233,19 +241,27 @@ def refused(sentences: Path, output: str, environment: dict[str, str], *words: s
     ids=["unreachable", "no bucket", "no such scheme", "no name"],
 )
 def test_an_output_that_cannot_be_reached_is_refused_before_spark_starts(
-    s3_address: str, sentences: Path, uri: str, environment: dict[str, str], words: list[str]
+    s3_address: str, refused: Callable[..., None], uri: str, environment: dict[str, str], words: list[str]
 ) -> None:
     given = {**s3.CREDENTIALS, "AWS_ENDPOINT_URL": s3_address, **environment}
     started = time.monotonic()
-    refused(sentences, uri.format(bucket=s3.BUCKET), given, "--output", *words)
+    refused(uri.format(bucket=s3.BUCKET), given, "--output", *words)
     assert time.monotonic() - started < 60
 
 
+@pytest.fixture(scope="module")
+def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that asks for credentials once its bucket is there."""
+    with s3.server(tmp_path_factory.mktemp("s3") / "log", INITIAL_NO_AUTH_ACTION_COUNT="1") as address:
+        yield address
+
+
 @pytest.mark.parametrize("keys", [{}, {"AWS_ACCESS_KEY_ID": "unknown", "AWS_SECRET_ACCESS_KEY": "x"}])
-def test_missing_and_wrong_credentials_are_named(sentences: Path, tmp_path: Path, keys: dict[str, str]) -> None:
-    with s3.server(tmp_path / "log", INITIAL_NO_AUTH_ACTION_COUNT="1") as address:
-        given = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", **keys}
-        refused(sentences, f"s3://{s3.BUCKET}/x", given, "--output", "credentials")
+def test_missing_and_wrong_credentials_are_named(
+    refused: Callable[..., None], guarded_address: str, keys: dict[str, str]
+) -> None:
+    given = {"AWS_ENDPOINT_URL": guarded_address, "AWS_EC2_METADATA_DISABLED": "true", **keys}
+    refused(f"s3://{s3.BUCKET}/x", given, "--output", "credentials")
 
 
 # verify and show
