@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "sgd in place": {"sync_every": 4, "optimizer": "sgd"},
     "adagrad in place": {"sync_every": 4, "optimizer": "rowwise_adagrad"},
 }
+
+
+long = partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def whole(data: Path, way: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     return trained(data, output, **way, checkpoint_every=1, keep=1000)
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 7])
+@pytest.mark.parametrize("checkpoint_every", [long(None), 7])
 def test_when_checkpoints_are_written_changes_no_bit(
     data: Path, way: dict[str, Any], whole: Path, tmp_path: Path, checkpoint_every: int | None
 ) -> None:
@@ -102,7 +106,7 @@ def test_when_checkpoints_are_written_changes_no_bit(
     assert_same_run(found, whole)
 
 
-@pytest.mark.parametrize("step", [1, IN_EPOCH - 1, IN_EPOCH, IN_EPOCH + 1, 2 * IN_EPOCH])
+@pytest.mark.parametrize("step", [1, IN_EPOCH, *map(long, (IN_EPOCH - 1, IN_EPOCH + 1, 2 * IN_EPOCH))])
 def test_a_run_that_goes_on_ends_with_the_bits_of_one_that_was_not_interrupted(
     data: Path, way: dict[str, Any], whole: Path, tmp_path: Path, step: int
 ) -> None:
@@ -111,7 +115,7 @@ def test_a_run_that_goes_on_ends_with_the_bits_of_one_that_was_not_interrupted(
     assert_same_run(trained(data, run, **way, resume=step, deterministic=True), whole)
 
 
-@pytest.mark.parametrize("step", [1, 6, IN_EPOCH, 2 * IN_EPOCH - 1])
+@pytest.mark.parametrize("step", [6, *map(long, (1, IN_EPOCH, 2 * IN_EPOCH - 1))])
 def test_a_sigterm_after_any_step_changes_no_bit(
     data: Path, way: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -155,7 +159,7 @@ def test_adam_goes_on_with_the_same_bits_on_other_ranks(data: Path, tmp_path: Pa
     assert_same_run(trained(data, back, resume=IN_EPOCH + 2, deterministic=True), alone)
 
 
-@pytest.mark.parametrize("flags", ["--optimizer sgd --dim 8192 --global-batch 1024 --epochs 1", "--sync-every 4"])
+@pytest.mark.parametrize("flags", ["--optimizer sgd --dim 8192 --global-batch 1024 --epochs 1", long("--sync-every 4")])
 def test_ranks_that_go_on_end_with_the_same_bits(data: Path, tmp_path: Path, flags: str) -> None:
     """Four of them, so that the order matters in which numbers are added up; tables that take more than one message."""
     whole = on_ranks(4, data, tmp_path / "whole", *flags.split(), "--checkpoint-every", "1", "--keep", "1000")

@@ -295,7 +295,6 @@ def test_giant_tokens_and_control_characters_do_no_harm(job: Command, tmp_path: 
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_full_disk_is_one_line_and_leaves_the_old_dataset(tmp_path: Path) -> None:
     """A limit on the size of files that Spark's Python workers write stands in for it; test_stages.py has one task."""
     (tmp_path / "x.txt").write_bytes(TEXT)

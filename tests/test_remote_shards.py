@@ -379,6 +379,7 @@ def test_a_damaged_answer_is_asked_for_once_more(
     assert "damaged" in {request["result"] for request in server.requests()}
 
 
+@pytest.mark.usefixtures("quick_to_give_up")
 @pytest.mark.parametrize("change", ["a bit", "cut", "longer"])
 def test_a_shard_that_is_not_the_manifests_is_named(uri: str, direct: Location, local: Path, change: str) -> None:
     read = open_stream(uri, lanes=1)
