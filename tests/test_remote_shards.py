@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from operator import methodcaller
 from pathlib import Path
 
 import flaky_s3
@@ -22,6 +23,7 @@ import s3
 import tiny
 from conftest import ROOT, Command, Ended
 from flaky_s3 import Flaky
+from ranks import train_here
 from test_stream import ROW_GROUP, assert_same
 
 from pipeline.manifest import Manifest, ManifestError
@@ -422,14 +424,20 @@ def test_a_stream_left_early_leaves_no_request_behind(server: Flaky, uri: str) -
 # Whole runs
 
 
-def run(*arguments: object, timeout_s: float = 300) -> Ended:
-    command = [sys.executable, str(ROOT / "training" / "train.py"), *QUICK, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
+HASTE = methodcaller("setattr", "training.remote.FIRST_PAUSE_S", 0.01)
+"""Done to each rank: ``quick_to_give_up``."""
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", [(), ("--sync-every", "4", "--global-batch", "64")], ids=["in step", "in place"])
+def run(logs: Path, *arguments: object) -> Ended:
+    logs.mkdir()
+    return train_here(*QUICK, *arguments, logs=logs, change=HASTE)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [(), pytest.param(("--sync-every", "4", "--global-batch", "64"), marks=pytest.mark.long)],
+    ids=["in step", "in place"],
+)
 def test_two_ranks_train_the_same_vectors_from_a_server_that_fails(
     server: Flaky, uri: str, local: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
@@ -437,7 +445,7 @@ def test_two_ranks_train_the_same_vectors_from_a_server_that_fails(
     cache = ("--shard-cache", tmp_path / "cache", "--shard-cache-bytes", "100K")
     flags = ("--nproc", 2, *mode)
     for data, output, more in ((uri, "there", cache), (local, "here", ())):
-        ended = run("--data", data, "--output", tmp_path / output, *flags, *more)
+        ended = run(tmp_path / f"logs {output}", "--data", data, "--output", tmp_path / output, *flags, *more)
         assert ended.code == 0, ended.stderr
     for name in ("vectors.safetensors", "vocab.parquet"):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
@@ -447,7 +455,6 @@ def test_two_ranks_train_the_same_vectors_from_a_server_that_fails(
     assert used(tmp_path / "cache") <= 100_000
 
 
-@pytest.mark.long
 def test_a_server_that_goes_away_ends_all_ranks_with_one_line(
     server: Flaky, behind: str, bucket: str, tmp_path: Path
 ) -> None:
@@ -464,7 +471,7 @@ def test_a_server_that_goes_away_ends_all_ranks_with_one_line(
         killer = threading.Thread(target=go_away)
         killer.start()
         begin = time.monotonic()
-        ended = run(*flags)
+        ended = run(tmp_path / "logs", *flags)
         killer.join()
     assert time.monotonic() - begin < 100
     lines = ended.stderr.splitlines()
