@@ -9,11 +9,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
+from ranks import train_here
+from tiny import write_dataset
 
-from pipeline.demo import GROUPS
+from pipeline.config import PipelineConfig
+from pipeline.demo import GROUPS, demo_lines
 from pipeline.manifest import Manifest
+from training import neighbors
 from training.vectors import Vectors
 
 BIN = Path(sys.executable).parent
@@ -43,12 +48,31 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def by_commands(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """What ``make run`` does on a machine without a network."""
     folder = tmp_path_factory.mktemp("demo")
     printed = run(folder, "spark-submit", "jobs/prepare_demo.py")
     train = ["training/train.py", "--nproc", "4", "--data", "data/demo", "--output", "runs/demo"]
     return Trained(folder, printed + run(folder, "torchrun", *train))
+
+
+@pytest.fixture(scope="module")
+def in_this_process(tmp_path_factory: pytest.TempPathFactory, no_pages: None) -> Trained:
+    """The same without Spark and other ranks."""
+    folder = tmp_path_factory.mktemp("demo")
+    lines = [line.split() for line in demo_lines()]
+    lengths = np.array([len(line) for line in lines])
+    words = [word for line in lines for word in line]
+    write_dataset(folder / "data" / "demo", words, lengths, PipelineConfig(min_count=5, sample=1e-3, num_shards=16))
+    ended = train_here("--data", folder / "data" / "demo", "--output", folder / "runs" / "demo", logs=folder)
+    assert (ended.code, ended.stderr) == (0, "")
+    return Trained(folder, ended.stdout)
+
+
+@pytest.fixture(scope="module", params=["in_this_process", pytest.param("by_commands", marks=pytest.mark.long)])
+def demo(request: pytest.FixtureRequest) -> Trained:
+    found: Trained = request.getfixturevalue(request.param)
+    return found
 
 
 def test_planted_groups_come_out_as_each_others_neighbours(demo: Trained) -> None:
@@ -68,21 +92,29 @@ def test_the_last_line_is_the_books(demo: Trained) -> None:
     assert re.fullmatch(r"loss 0\.\d{3}, \d+\.\d tokens/sec on cpu", demo.printed.splitlines()[-1])
 
 
-def test_the_same_command_again_changes_nothing(demo: Trained) -> None:
-    manifest = demo.folder / "data" / "demo" / "manifest.json"
-    before = (manifest.read_bytes(), manifest.stat().st_mtime_ns)
-    assert run(demo.folder, "spark-submit", "jobs/prepare_demo.py") == "data/demo: already there, nothing to do\n"
-    assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before
-
-
-def test_neighbors_prints_as_the_book_does(demo: Trained) -> None:
-    printed = run(demo.folder, "python", "-m", "training.neighbors", "runs/demo", "violin", "--topk", "3")
-    lines = printed.splitlines()
-    assert len(lines) == 3
+def test_neighbors_prints_as_the_book_does(demo: Trained, call: Command) -> None:
+    ended = call(neighbors.main, demo.folder / "runs" / "demo", "violin", "--topk", 3)
+    lines = ended.stdout.splitlines()
+    assert (len(lines), ended.stderr) == (3, "")
     for line in lines:
         match = re.fullmatch(r"cosine sim=0\.\d{3}: (\w+)", line)
         assert match
         assert match[1] in next(group for group in GROUPS.values() if "violin" in group)
+
+
+@pytest.mark.long
+def test_the_same_command_again_changes_nothing(by_commands: Trained) -> None:
+    folder = by_commands.folder
+    manifest = folder / "data" / "demo" / "manifest.json"
+    before = (manifest.read_bytes(), manifest.stat().st_mtime_ns)
+    assert run(folder, "spark-submit", "jobs/prepare_demo.py") == "data/demo: already there, nothing to do\n"
+    assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before
+
+
+@pytest.mark.long
+def test_neighbors_is_a_command(by_commands: Trained) -> None:
+    printed = run(by_commands.folder, "python", "-m", "training.neighbors", "runs/demo", "violin", "--topk", "3")
+    assert len(printed.splitlines()) == 3
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,17 @@ def write_tiny_dataset(
     lengths = rng.integers(4, 13, size=num_sequences)
     zipf = 1 / np.arange(1, num_words + 1)
     words = [f"w{rank}" for rank in rng.choice(num_words, size=lengths.sum(), p=zipf / zipf.sum())]
+    return write_dataset(folder, words, lengths, settings, row_group_rows)
 
+
+def write_dataset(
+    folder: Path,
+    words: list[str],
+    lengths: npt.NDArray[np.int64],
+    settings: PipelineConfig,
+    row_group_rows: int = ROW_GROUP_ROWS,
+) -> Manifest:
+    """Writes what ``prepare`` would make of these sequences, end to end, but for their order and ``holdout``."""
     counts = Counter(words)
     kept = {word: count for word, count in counts.items() if count >= settings.min_count}
     vocab = Vocab.from_counts(
@@ -112,10 +122,10 @@ def write_tiny_dataset(
         config=settings,
         source_state=(),
         counts=Counts(
-            lines=num_sequences,
+            lines=lengths.size,
             nulls=0,
             invalid_utf8_lines=0,
-            sequences=num_sequences,
+            sequences=lengths.size,
             too_short=0,
             tokens=len(words),
             long_tokens=0,
