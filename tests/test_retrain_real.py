@@ -140,7 +140,6 @@ def end(running: Launched, sent: signal.Signals) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_the_readmes_example_publishes_and_then_says_that_nothing_is_new(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "examples" / "retrain-demo.yaml").read_text())
     config["workspace"] = str(tmp_path / "w")
