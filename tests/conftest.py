@@ -173,3 +173,19 @@ def data_file(name: str, purpose: str) -> Path:
     if not path.is_file():
         pytest.skip(f"no {path}: set SHARDVEC_DATA to a folder that holds {name} to check {purpose}")
     return path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, but all files that use ``spark`` go to one process: a session takes 18 CPU seconds."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneSession(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "spark" if file in with_spark else file
+
+    with_spark = {f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py") if "spark: Spark" in path.read_text()}
+    return OneSession(config, log)

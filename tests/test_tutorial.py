@@ -4,8 +4,10 @@ In its outputs ``...`` stands for anything, as in doctest.
 """
 
 import doctest
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 from tiny import write_run
 
 from pipeline.demo import GROUPS
@@ -107,7 +109,7 @@ def write_stand_in(run: Path) -> None:
     write_run(run, words, center_VD.astype(np.float32))
 
 
-def test_the_pages_python_runs_and_its_small_commands(folder: Path) -> None:
+def test_the_pages_python_runs_and_its_small_commands(folder: Path, call: Command) -> None:
     """Without Spark and training: on vectors that stand in for what these would make, so their numbers are others."""
     for name in ("runs/demo", "runs/mine", "data/retrain-demo/current"):
         write_stand_in(folder / name)
@@ -120,7 +122,12 @@ def test_the_pages_python_runs_and_its_small_commands(folder: Path) -> None:
             count += 1
         elif block.language == "console":
             for command, printed in commands(block):
-                if not command.startswith(("spark-submit", "torchrun", "python jobs/")):
+                if command.startswith("python -m training."):  # in this process: each would import for a second
+                    _, _, module, *arguments = shlex.split(command)
+                    ended = call(importlib.import_module(module).main, *arguments)
+                    assert (ended.code, bool(ended.stdout)) == (0, bool(printed)), ended.stderr
+                    count += 1
+                elif not command.startswith(("spark-submit", "torchrun", "python jobs/")):
                     run(command, "..." if printed else "", folder)
                     count += 1
     assert count > 7
