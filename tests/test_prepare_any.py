@@ -120,7 +120,7 @@ def expected(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> M
     return prepare(spark, text(folder / "x.txt"), config, folder / "out")
 
 
-QUICK = ("two files, one bz2", "mixed line ends", "parquet bytes", "parquet integers", "json arrays")
+QUICK = ("two files, one bz2", "mixed line ends", "parquet integers", "json arrays")
 """All kinds of files, lines and columns; what is left is another compression or another type of the same."""
 
 

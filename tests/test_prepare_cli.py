@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,8 @@ import prepare_ptb
 import pytest
 import session
 from conftest import ROOT, Command, Ended, run_here
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from tiny import write_tiny_dataset
 
 from pipeline import ptb as ptb_module
@@ -475,8 +477,9 @@ def test_the_file_that_is_named_is_read_and_no_other(spark: SparkSession, tmp_pa
     for number, (name, lure) in enumerate(NAMES.items()):
         (folder / name).write_text(f"right {number}\n")
         (folder / lure).write_text(f"wrong {number}\n")
-    found = {name: [row.value.encode() for row in text(folder / name).read(spark).collect()] for name in NAMES}
-    assert found == {name: [f"right {number}\n".strip().encode()] for number, name in enumerate(NAMES)}
+    read = [text(folder / name).read(spark).select(F.lit(name), "value") for name in NAMES]
+    found = [(name, value) for name, value in reduce(DataFrame.union, read).collect()]
+    assert sorted(found) == sorted((name, f"right {number}") for number, name in enumerate(NAMES))
     assert text(folder).read(spark).count() == 2 * len(NAMES)
 
 
