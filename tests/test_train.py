@@ -233,7 +233,8 @@ def test_interrupting_a_launcher_ends_its_ranks(data: Path, tmp_path: Path) -> N
 
 
 def assert_interrupted(output: Path, code: int, errors: str) -> None:
-    expected = "interrupted; there are no new vectors, --resume goes on from the last checkpoint\n"
-    assert (code, errors) == (130, expected)
+    """Ranks that end with their launcher may have said where they stopped."""
+    said = "interrupted; there are no new vectors, --resume goes on from the last checkpoint\n"
+    assert (code, said in errors, "Traceback" in errors) == (130, True, False), errors
     assert not (output / "summary.json").exists()
     assert not (output / "vectors.safetensors").exists()
