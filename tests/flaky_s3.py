@@ -81,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
     behaviour: dict[str, Any]
     seen: Counter[tuple[str, str]]
     lock = Lock()
+    record: dict[str, Any] = {}  # noqa: RUF012
+    """What the log will say of the GET that is answered; empty once it says so."""
 
     def do_PUT(self) -> None:
         assert self.path == CONTROL, "write to the server behind"
@@ -100,14 +102,12 @@ class _Handler(BaseHTTPRequestHandler):
             failure = FAILURES[number // 100 % len(FAILURES)]
         if first and self.behaviour.get("damage_first"):
             failure = "damaged"
+        self.record = {"path": asked[0], "range": asked[1], "result": failure or "ok", "begin": begin}
         time.sleep(self.behaviour.get("delay_ms", 0) / 1000)
         try:
             self._pass_on(failure)
         finally:
-            record = {"path": asked[0], "range": asked[1], "result": failure or "ok"}
-            record |= {"begin": begin, "end": time.monotonic()}
-            with self.lock, self.log_file.open("a") as log:
-                log.write(f"{json.dumps(record)}\n")
+            self._log()
 
     def do_HEAD(self) -> None:
         time.sleep(self.behaviour.get("delay_ms", 0) / 1000)
@@ -118,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         if failure == "silent":
             time.sleep(600)
         if failure == "reset":
+            self._log()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
@@ -142,7 +143,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(answer.status, headers, content)
 
+    def _log(self) -> None:
+        """Once, and before anything is sent: whoever has the answer finds the request in the log."""
+        if self.record:
+            with self.lock, self.log_file.open("a") as log:
+                log.write(json.dumps({**self.record, "end": time.monotonic()}) + "\n")
+            self.record = {}
+
     def _answer(self, status: int, headers: dict[str, str], content: bytes, sent: int | None = None) -> None:
+        self._log()
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             if name.lower() != "transfer-encoding":
