@@ -286,16 +286,24 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
     seconds it took.
     """
     started = time.perf_counter()
-    model = SkipGram(2, config.dim, in_place=config.in_place).to(device)
-    tiny = make_step(config, model, manifest.config.negatives, 1, world)
-    tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
-    tiny.is_finite()
-    tiny.settle()
-    all(is_finite(tensor) for tensor in tiny.state().values())
-    if config.reader == "arrow":
-        stream = stream_of(config, manifest, 0)
-        for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
-            stream.read(piece)
+
+    def step() -> None:
+        model = SkipGram(2, config.dim, in_place=config.in_place).to(device)
+        tiny = make_step(config, model, manifest.config.negatives, 1, world)
+        tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
+        tiny.is_finite()
+        tiny.settle()
+        all(is_finite(tensor) for tensor in tiny.state().values())
+
+    def look() -> None:
+        if config.reader == "arrow":
+            stream = stream_of(config, manifest, 0)
+            for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
+                stream.read(piece)
+
+    # One process compiles what the others wait for: so two of them begin with what the other does not need yet.
+    for part in (look, step) if world.local_rank % 2 else (step, look):
+        part()
     return time.perf_counter() - started
 
 
