@@ -16,10 +16,10 @@ PYTEST := pytest -n 2 --dist loadfile --timeout
 QUICK_S := 240
 LONG_S := 1800
 # The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
-READER_TESTS := $(addprefix tests/test_, readers.py petastorm.py)
-PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/test_, stream.py shard.py plan.py kernels.py lazy_adam.py in_place.py \
-    device_feed.py read_ahead.py randomness.py model.py checkpoint.py train.py warm_start.py align.py compare.py heldout.py \
-    report.py board.py)
+READER_TESTS := $(addprefix tests/reading/test_, readers.py petastorm.py)
+PETASTORM_TESTS := $(wildcard tests/reading/*.py tests/model/*.py tests/vectors/*.py) tests/dataset/test_shard.py \
+    tests/shared/test_randomness.py tests/commands/test_train.py \
+    $(addprefix tests/runs/test_, checkpoint.py warm_start.py report.py board.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help run setup setup-retrain setup-petastorm setup-airflow setup-dev test test-all lint bench chromium clean

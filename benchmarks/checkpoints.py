@@ -14,8 +14,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.provenance import ROOT, provenance, table
-from pipeline.errors import Parser, command, path
+from benchmarks.measuring.provenance import ROOT, provenance, table
+from pipeline.shared.errors import Parser, command, path
 
 
 def main() -> None:

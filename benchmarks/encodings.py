@@ -1,4 +1,4 @@
-"""Encodings of the same examples: pyarrow's writer against pipeline/parquet.py, in speed of reading, writing, and size.
+"""Encodings of the same examples: pyarrow's writer against dataset/encode.py, in speed of reading, writing, and size.
 
     python benchmarks/encodings.py --data data/ptb                        a minute
 
@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.provenance import provenance, table
-from pipeline.errors import Parser, command, path
-from pipeline.manifest import Manifest
-from pipeline.parquet import SCHEMA, ExampleWriter
-from pipeline.shards import ROW_GROUP_ROWS
-from training.shard import Layout, RowGroup
+from benchmarks.measuring.provenance import provenance, table
+from pipeline.dataset.decode import Layout, RowGroup
+from pipeline.dataset.encode import SCHEMA, ExampleWriter
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import Parser, command, path
+from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 
 COLUMNS = ["center", "contexts_negatives", "num_contexts"]  # the trainer's
 
@@ -56,7 +56,7 @@ def main() -> None:
     measure(with_vocabulary(examples, manifest, arguments.large), manifest, arguments.large, arguments.repeats)
     print(
         f"\nMillion rows/s of processor time, medians of {arguments.repeats}; {examples.num_rows:,} rows, verified."
-        "\n*trainer* is training/shard.py, which also permutes the rows; pyarrow's columns are in the file's order."
+        "\n*trainer* is dataset/decode.py, which also permutes the rows; pyarrow's columns are in the file's order."
     )
 
 

@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.measuring.provenance import provenance, table
 from benchmarks.noise_laws import Fit, avoiding, fit, inclusion
 from benchmarks.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
-from benchmarks.provenance import provenance, table
-from pipeline.errors import Parser, command, path
-from pipeline.manifest import Manifest
-from pipeline.vocab import Vocab
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.vocab import Vocab
+from pipeline.shared.errors import Parser, command, path
 
 TIMED = 50_000
 STEPS = 10**7

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.negatives import draw_negatives
-from pipeline.noise import build_noise, noise_weights
-from pipeline.randomness import Purpose, stream
+from pipeline.sampling.negatives import draw_negatives
+from pipeline.sampling.noise import build_noise, noise_weights
+from pipeline.shared.randomness import Purpose, stream
 
 EXPONENT = 0.75
 CACHED = 10_000

@@ -13,7 +13,7 @@ dataset is there: of the driver's Python, of the JVM (driver and executor in one
     oneline  wiki100 as it is: one line of 100 MB, gzip
     vocab1m  24 M tokens of a vocabulary of 1,000,000
 
-The book's preparation, benchmarks/plain_prepare.py, gets the first 2 M tokens of large corpora.
+The book's preparation, benchmarks/rivals/plain_prepare.py, gets the first 2 M tokens of large corpora.
 """
 
 import argparse
@@ -33,9 +33,9 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 import numpy as np
 
-from benchmarks.plain_prepare import book_rate
-from benchmarks.provenance import ROOT, provenance, table
-from pipeline.errors import Parser, command, path
+from benchmarks.measuring.provenance import ROOT, provenance, table
+from benchmarks.rivals.plain_prepare import book_rate
+from pipeline.shared.errors import Parser, command, path
 
 LINE = 1000
 
@@ -169,11 +169,10 @@ def ours(path: Path, output: Path) -> dict[str, float]:
 
 def one_run(path: str, output: str) -> dict[str, float]:
     sys.path.insert(0, str(ROOT / "jobs"))
-    from session import build_session
-
-    from pipeline.config import PipelineConfig
-    from pipeline.corpus import text
+    from jobs.session import build_session
+    from pipeline.pipeline_config import PipelineConfig
     from pipeline.stages import prepare
+    from pipeline.text.corpus import text
 
     spark = build_session("benchmark")
     before = cpu_seconds()
@@ -233,15 +232,15 @@ def part_rates(name: str, output: Path, path: Path) -> list[str]:
     """Rates of one core for tokenising with counting, encoding, sampling and writing, outside Spark."""
     import pyarrow as pa
 
-    from pipeline.config import PipelineConfig
-    from pipeline.lookup import WordIndex
-    from pipeline.manifest import Manifest
-    from pipeline.sampling import Examples, Slice, Tables, sample
-    from pipeline.shards import ShardFile
-    from pipeline.storage import Location
-    from pipeline.tokens import Tokenized, tokenized
-    from pipeline.totals import Totals
-    from pipeline.vocab import Encoded, Vocab, encode
+    from pipeline.dataset.manifest_file import Manifest
+    from pipeline.dataset.vocab import Encoded, Vocab, encode
+    from pipeline.pipeline_config import PipelineConfig
+    from pipeline.sampling.sample import Examples, Slice, Tables, sample
+    from pipeline.shared.storage import Location
+    from pipeline.spark.shard_writer import ShardFile
+    from pipeline.text.tokens import Tokenized, tokenized
+    from pipeline.text.word_counts import Totals
+    from pipeline.text.word_index import WordIndex
 
     pa.set_cpu_count(1)
     config = PipelineConfig()

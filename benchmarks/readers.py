@@ -18,13 +18,13 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.provenance import ROOT, provenance, table
-from pipeline.errors import Parser, command, path
-from pipeline.manifest import Manifest
-from training.config import READERS
-from training.petastorm_stream import check_petastorm, petastorm_epochs
-from training.plan import plan_epoch
-from training.stream import ArrowStream, read_epochs
+from benchmarks.measuring.provenance import ROOT, provenance, table
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import Parser, command, path
+from training.reading.petastorm_stream import check_petastorm, petastorm_epochs
+from training.reading.plan import plan_epoch
+from training.reading.stream import ArrowStream, read_epochs
+from training.train_config import READERS
 
 EPOCHS = range(2)
 

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from gensim.models import KeyedVectors
 
-from benchmarks.provenance import provenance
-from benchmarks.train_runs import OURS, Bench
-from benchmarks.train_tables import (
+from benchmarks.measuring.provenance import provenance
+from benchmarks.measuring.train_runs import OURS, Bench
+from benchmarks.measuring.train_tables import (
     Run,
     Runs,
     Target,
@@ -46,10 +46,10 @@ from benchmarks.train_tables import (
     target_table,
     wiki_targets,
 )
-from pipeline.errors import InputError, Parser, path
-from training.evaluate import analogies, word_pairs
-from training.questions import read_analogies, read_pairs
-from training.vectors import Vectors
+from pipeline.shared.errors import InputError, Parser, path
+from training.vectors.evaluation import analogies, word_pairs
+from training.vectors.questions import read_analogies, read_pairs
+from training.vectors.word_vectors import Vectors
 
 BOOKS_RECIPE = ("plain", "ours-1", "ours-4", "ours-1-reference")
 SGD = ("gensim", "in-place-1", "in-place-4")
@@ -257,7 +257,7 @@ def wiki_sections(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
     if pairs and questions:
         lines += ["", "## Wikipedia: quality", "", *quality_table(sgd, "gensim"), ""]
         lines.append(
-            f"By training/evaluate.py, for all alike; {pairs.pairs:,} pairs and {questions.questions:,} analogies have "
+            f"By training.evaluate, for all alike; {pairs.pairs:,} pairs and {questions.questions:,} analogies have "
             "words of the vocabulary only. A spread is the standard deviation over the seeds, pooled over both loops."
         )
     lines += ["", "## Wikipedia: from text to vectors", "", *end_to_end_table(runs, prepare_s), ""]

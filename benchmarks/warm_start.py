@@ -21,18 +21,18 @@ from statistics import mean
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.provenance import ROOT, provenance, table
-from pipeline.errors import Parser, command, path
-from pipeline.manifest import Manifest
-from pipeline.vocab import Vocab
-from training.checkpoint import read, steps
-from training.compare import growth, neighbour_overlap
-from training.config import TrainConfig
+from benchmarks.measuring.provenance import ROOT, provenance, table
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.vocab import Vocab
+from pipeline.shared.errors import Parser, command, path
 from training.distributed import World
-from training.heldout import Heldout, losses
-from training.model import SkipGram
-from training.steps import make_step
-from training.vectors import Tables
+from training.model.skip_gram import SkipGram
+from training.model.steps import make_step
+from training.runs.checkpoint import read, steps
+from training.train_config import TrainConfig
+from training.vectors.compare import growth, neighbour_overlap
+from training.vectors.heldout import Heldout, losses
+from training.vectors.word_vectors import Tables
 
 PARTS = 11
 WORDS, NEIGHBOURS = 1000, 10

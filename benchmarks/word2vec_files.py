@@ -17,10 +17,10 @@ from gensim.models import KeyedVectors
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.provenance import provenance
-from pipeline.errors import Parser, command
-from training.export import write_word2vec, write_word2vec_binary
-from training.vectors import Vectors
+from benchmarks.measuring.provenance import provenance
+from pipeline.shared.errors import Parser, command
+from training.vectors.export_formats import write_word2vec, write_word2vec_binary
+from training.vectors.word_vectors import Vectors
 
 
 def main() -> None:

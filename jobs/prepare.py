@@ -7,11 +7,10 @@ spark-submit jobs/prepare.py --input sessions/ --format parquet --column items -
 
 import argparse
 
-from session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
-
-from pipeline.config import TOKENIZERS
-from pipeline.corpus import FORMATS, corpus
-from pipeline.errors import Parser, uri
+from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
+from pipeline.pipeline_config import TOKENIZERS
+from pipeline.shared.errors import Parser, uri
+from pipeline.text.corpus import FORMATS, corpus
 
 
 def parse() -> argparse.Namespace:

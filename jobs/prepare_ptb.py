@@ -7,10 +7,9 @@ spark-submit jobs/prepare_ptb.py --input ptb.train.txt --output data/ptb --epoch
 import argparse
 from pathlib import Path
 
-from session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
-
-from pipeline.errors import Parser, path, uri
-from pipeline.ptb import PTB_FILE, ptb
+from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
+from pipeline.shared.errors import Parser, path, uri
+from pipeline.text.ptb import PTB_FILE, ptb
 
 CACHE = Path("data/cache") / PTB_FILE
 

@@ -14,15 +14,14 @@ import signal
 import sys
 from functools import cache
 
-from retraining.children import StepError
-from retraining.config import RetrainConfig, read_config
-from retraining.ownership import owned
-from retraining.status import status
-from retraining.steps import evaluate, plan, prepare, publish, rollback, train
-from retraining.workspace import RECORDS, Workspace
-from session import build_session, run
-
-from pipeline.errors import Parser, path, tell
+from jobs.retraining.children import StepError
+from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
+from jobs.retraining.ownership import owned
+from jobs.retraining.retrain_config import RetrainConfig, read_config
+from jobs.retraining.status import status
+from jobs.retraining.workspace import RECORDS, Workspace
+from jobs.session import build_session, run
+from pipeline.shared.errors import Parser, path, tell
 
 NOTHING_NEW, REFUSED = 3, 4
 

@@ -17,13 +17,13 @@ from pathlib import Path, PurePath
 
 from pyspark.sql import SparkSession
 
-from pipeline.config import SUBSAMPLE_RULES, PipelineConfig
-from pipeline.corpus import Corpus
-from pipeline.errors import InputError, Parser, check_output, command, tell
-from pipeline.generation import LOCK, PREFIX, writing
-from pipeline.manifest import FILE_NAME, Manifest
+from pipeline.dataset.manifest_file import FILE_NAME, Manifest
+from pipeline.pipeline_config import SUBSAMPLE_RULES, PipelineConfig
+from pipeline.shared.errors import InputError, Parser, check_output, command, tell
+from pipeline.shared.storage import Location, is_uri
+from pipeline.spark.generation import LOCK, PREFIX, writing
 from pipeline.stages import prepare
-from pipeline.storage import Location, is_uri
+from pipeline.text.corpus import Corpus
 
 log = logging.getLogger("pipeline")
 """Of all that prepare says before its result: what it does at INFO, details at DEBUG."""

@@ -22,22 +22,22 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipeline.config import PipelineConfig
-from pipeline.corpus import Corpus
-from pipeline.errors import InputError
-from pipeline.forecast import expected_examples, forecast
-from pipeline.generation import check_unchanged, current, new_generation, writing
-from pipeline.lookup import WordIndex
-from pipeline.manifest import VOCAB, Counts, Manifest, ManifestError, ShardInfo
-from pipeline.sampling import Tables
-from pipeline.shards import ROW_GROUP_ROWS, versions
-from pipeline.sink import RESULTS, ShardSink
-from pipeline.spark_errors import user_error
-from pipeline.storage import Location
-from pipeline.task import TABLES, from_the_driver, to_binary
-from pipeline.tokens import tokenized
-from pipeline.totals import MAX_PARTIAL_COUNTS, Totals
-from pipeline.vocab import Vocab, encode
+from pipeline.dataset.manifest_file import VOCAB, Counts, Manifest, ManifestError, ShardInfo
+from pipeline.dataset.vocab import Vocab, encode
+from pipeline.pipeline_config import PipelineConfig
+from pipeline.sampling.sample import Tables
+from pipeline.shared.errors import InputError
+from pipeline.shared.storage import Location
+from pipeline.spark.forecast import expected_examples, forecast
+from pipeline.spark.generation import check_unchanged, current, new_generation, writing
+from pipeline.spark.shard_writer import ROW_GROUP_ROWS, versions
+from pipeline.spark.sink import RESULTS, ShardSink
+from pipeline.spark.spark_errors import user_error
+from pipeline.spark.task import TABLES, from_the_driver, to_binary
+from pipeline.text.corpus import Corpus
+from pipeline.text.tokens import tokenized
+from pipeline.text.word_counts import MAX_PARTIAL_COUNTS, Totals
+from pipeline.text.word_index import WordIndex
 
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16

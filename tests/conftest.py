@@ -19,7 +19,7 @@ import torch
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from training.batch import Batch
+    from training.model.batch import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +49,7 @@ def run_here(
     capsys: pytest.CaptureFixture[str],
 ) -> Ended:
     """Runs the main of a job in this process, as the job itself would."""
-    import session
+    from jobs import session
 
     monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])
     capsys.readouterr()

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from conftest import ROOT, Ended
 
-from training.checkpoint import FOLDER, LATEST, newest, steps
+from training.runs.checkpoint import FOLDER, LATEST, newest, steps
 
 PYTHON = [sys.executable, str(ROOT / "training" / "train.py")]
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun"))]

@@ -21,7 +21,7 @@ from conftest import Ended
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from training import distributed, train
-from training.batch import Batch
+from training.model.batch import Batch
 
 Change = Callable[[pytest.MonkeyPatch], None]
 """What is done to the trainer before it works, in each rank: a module's function, or a ``partial`` of one."""
@@ -78,7 +78,7 @@ def forkserver() -> ForkServerContext:
     What belongs to retraining is left out where it cannot be loaded, as in petastorm's environment.
     """
     context = get_context("forkserver")
-    retraining = ["retrain", "retrain_tools", "retraining.challenger", "retraining.judge"]
+    retraining = ["retrain", "retrain_tools", "jobs.retraining.challenger", "jobs.retraining.judge"]
     context.set_forkserver_preload(["preloaded", *retraining])
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11's server has no other path to them
     return context

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from conftest import ROOT, Ended
 from launch import launched
-from retraining.workspace import Cycle, Workspace
+
+from jobs.retraining.workspace import Cycle, Workspace
 
 LIMIT_S = 900
 """For a cycle that takes a minute: other tests may have the machine's cores."""

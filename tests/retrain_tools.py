@@ -1,6 +1,6 @@
 """Retraining without Spark, torchrun and MLflow: stand-ins that write what these would, in milliseconds, and say so.
 
-Laws of a cycle's order need no real ones; tests/test_retrain_real.py has them. The same arguments give the same bytes.
+Laws of a cycle's order need no real ones; test_retrain_real.py has them. The same arguments give the same bytes.
 """
 
 import json
@@ -18,15 +18,15 @@ from unittest import mock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import retraining.registration
-import retraining.steps
 import yaml
 from ranks import forkserver
 from safetensors.numpy import load_file, save_file
 from tiny import write_tiny_dataset
 
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest
+import jobs.retraining.cycle_steps
+import jobs.retraining.registration
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import InputError
 
 DIM = 8
 
@@ -133,8 +133,8 @@ class FileRegistry:
 
 
 def install(tools: Tools, patch: Callable[[object, str, object], None]) -> None:
-    patch(retraining.steps, "call", tools.call)
-    patch(retraining.registration, "Registry", FileRegistry)
+    patch(jobs.retraining.cycle_steps, "call", tools.call)
+    patch(jobs.retraining.registration, "Registry", FileRegistry)
 
 
 class Project:
@@ -175,8 +175,7 @@ class Project:
 
 def main(*arguments: str) -> None:
     """jobs/retrain.py as it is run from a command line."""
-    import retrain
-    import session
+    from jobs import retrain, session
 
     sys.argv = ["retrain.py", *arguments, *(["--config", "c.yaml"] if "--config" not in arguments else [])]
     session.run(retrain.main)

@@ -14,15 +14,15 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pipeline.config import PipelineConfig
-from pipeline.lookup import WordIndex
-from pipeline.manifest import Counts, Manifest
-from pipeline.sampling import Slice, Tables, sample
-from pipeline.shards import ROW_GROUP_ROWS, ShardFile, versions
-from pipeline.storage import Location
-from pipeline.vocab import Vocab, encode
-from training.batch import Batch
-from training.vectors import Tables as Model
+from pipeline.dataset.manifest_file import Counts, Manifest
+from pipeline.dataset.vocab import Vocab, encode
+from pipeline.pipeline_config import PipelineConfig
+from pipeline.sampling.sample import Slice, Tables, sample
+from pipeline.shared.storage import Location
+from pipeline.spark.shard_writer import ROW_GROUP_ROWS, ShardFile, versions
+from pipeline.text.word_index import WordIndex
+from training.model.batch import Batch
+from training.vectors.word_vectors import Tables as Model
 
 ODD_WORDS = ["the", "N", "Émile", "don't", "数据", "a,b", "0.5", '"quoted"', "#5", "-1e-05", "\ufeffbom", "x" * 4096]
 """Words that a reader of vectors may take for something else."""
@@ -106,7 +106,7 @@ def write_dataset(
     shard_of = np.arange(encoded.lengths.size) % (settings.num_shards or 1)
     shards, num_subsampled, num_pairs = [], 0, 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shards.ROW_GROUP_ROWS", row_group_rows)
+        patch.setattr("pipeline.spark.shard_writer.ROW_GROUP_ROWS", row_group_rows)
         for epoch in range(settings.epochs):
             for number in range(settings.num_shards or 1):
                 examples = sample(whole.where(shard_of == number), tables, settings, epoch)

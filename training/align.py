@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
-from pipeline.errors import InputError
-from training.compare import shared_rows
-from training.files import whole
-from training.vectors import Tables
+from pipeline.shared.errors import InputError
+from training.vectors.compare import shared_rows
+from training.vectors.run_files import whole
+from training.vectors.word_vectors import Tables
 
 ROTATION, DRIFT = "alignment.safetensors", "drift.parquet"
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from pipeline.errors import InputError, tell
+from pipeline.shared.errors import InputError, tell
 
 TIMEOUT = timedelta(minutes=10)
 PEER_GRACE_S = 10

@@ -3,8 +3,8 @@
 python -m training.neighbors runs/ptb chip --topk 3
 """
 
-from pipeline.errors import InputError, Parser, command, path
-from training.vectors import SOURCES, Vectors
+from pipeline.shared.errors import InputError, Parser, command, path
+from training.vectors.word_vectors import SOURCES, Vectors
 
 
 def main() -> None:

@@ -25,12 +25,8 @@ if __name__ == "__main__":
 
 import torch
 
-from pipeline.errors import QUIET, InputError, end_if_nobody_reads, tell
-from pipeline.manifest import Manifest, ManifestError
-from training.batch import Batch
-from training.board import Board, check_board
-from training.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
-from training.config import AUTO, TrainConfig, parse
+from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.shared.errors import QUIET, InputError, end_if_nobody_reads, tell
 from training.distributed import (
     TERMINATED,
     RankError,
@@ -46,18 +42,22 @@ from training.distributed import (
     spawn,
     world_size_with,
 )
-from training.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
-from training.files import REPORT
-from training.kernels.columns import is_finite
-from training.kernels.threads import Team, num_cores
-from training.metrics import Meter, Metrics, Moment
-from training.model import SkipGram
-from training.petastorm_stream import check_petastorm
-from training.resume import Progress, candidates, check_same_run, differences, record_of
-from training.run_folder import check_free, claim, current, finish, owned, summary_of, write_pages, write_vectors
-from training.schedule import linear_decay
-from training.steps import Step, finite, make_step
-from training.warm_start import Start, read_start, warm_start
+from training.model.batch import Batch
+from training.model.kernels.columns import is_finite
+from training.model.kernels.threads import Team, num_cores
+from training.model.schedule import linear_decay
+from training.model.skip_gram import SkipGram
+from training.model.steps import Step, finite, make_step
+from training.reading.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
+from training.reading.petastorm_stream import check_petastorm
+from training.runs.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
+from training.runs.metrics import Meter, Metrics, Moment
+from training.runs.progress import Progress, candidates, check_same_run, differences, record_of
+from training.runs.run_folder import check_free, claim, current, finish, owned, summary_of, write_pages, write_vectors
+from training.runs.tensorboard import Board, check_board
+from training.runs.warm_start import Start, read_start, warm_start
+from training.train_config import AUTO, TrainConfig, parse
+from training.vectors.run_files import REPORT
 
 
 def main() -> None:

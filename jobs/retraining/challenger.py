@@ -6,11 +6,11 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from retraining.workspace import Cycle, remove, write_json
+from jobs.retraining.workspace import Cycle, remove, write_json
 from training.align import align
-from training.files import SUMMARY, VECTORS, VOCAB
-from training.heldout import Heldout
-from training.vectors import Tables
+from training.vectors.heldout import Heldout
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
+from training.vectors.word_vectors import Tables
 
 OF_THE_RUN = (
     *("dataset_id", "vocab_size", "examples", "steps", "loss", "mean_loss"),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.shared.errors import InputError
 
 GRACE_S = 60
 """How long a command may take to end when it is asked to: a trainer saves a checkpoint first."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.shared.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Gates:
     """At most so much above the champion's loss, as a share of it; on the lines held out from the champion's corpus
     and, apart, on those held out from the challenger's."""
     pairs: tuple[Path, ...] = ()
-    """Files of word pairs and people's scores, as training.evaluate reads them."""
+    """Files of word pairs and people's scores, as training.vectors.evaluation reads them."""
     pairs_drop: float = 0.05
     """At most so much below the champion's rank correlation, on the pairs that both know."""
     pairs_least: float | None = None

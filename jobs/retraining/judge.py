@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import InputError
-from retraining.gates import Gates
-from training.compare import Norms, growth, neighbour_overlap, shared_rows
-from training.evaluate import analogies, word_pairs
-from training.heldout import Heldout, losses
-from training.vectors import Tables, Vectors
+from jobs.retraining.gates import Gates
+from pipeline.shared.errors import InputError
+from training.vectors.compare import Norms, growth, neighbour_overlap, shared_rows
+from training.vectors.evaluation import analogies, word_pairs
+from training.vectors.heldout import Heldout, losses
+from training.vectors.word_vectors import Tables, Vectors
 
 LOSS, OVERLAP, COVERAGE, NORMS = "held-out loss", "overlap@10", "coverage", "norms"
 

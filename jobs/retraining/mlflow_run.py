@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retraining.workspace import read_json
-from training.files import REPORT, SUMMARY
+from jobs.retraining.workspace import read_json
+from training.vectors.run_files import REPORT, SUMMARY
 
 LOGGED = "shardvec.logged"
 ARTIFACTS = (

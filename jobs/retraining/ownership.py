@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import MENDABLE, InputError, check_output
-from pipeline.lock import Held, locked
-from retraining.workspace import CURRENT, CYCLES, LOCK, OWN
+from jobs.retraining.workspace import CURRENT, CYCLES, LOCK, OWN
+from pipeline.shared.errors import MENDABLE, InputError, check_output
+from pipeline.shared.lock import Held, locked
 
 ORPHANS_S = 90
 """How long what a killed command has started may take to end."""

@@ -1,10 +1,10 @@
 """What the registry is told of cycles: each challenger, and which version is the champion."""
 
-from pipeline.errors import InputError, tell
-from retraining.children import StepError
-from retraining.config import RetrainConfig
-from retraining.registry import Registry, sqlite_uri
-from retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
+from jobs.retraining.children import StepError
+from jobs.retraining.registry import Registry, sqlite_uri
+from jobs.retraining.retrain_config import RetrainConfig
+from jobs.retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
+from pipeline.shared.errors import InputError, tell
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
-from retraining.mlflow_run import LOGGED, log_cycle, log_decision
-from training.registry import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
+from jobs.retraining.mlflow_run import LOGGED, log_cycle, log_decision
+from pipeline.shared.errors import InputError
+from training.vectors.mlflow_uri import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
 
 AGAIN = "mend that and give the command again"
 RUN_ID, VECTORS, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.checked"

@@ -1,10 +1,10 @@
 """What a workspace holds, for people, in a few lines."""
 
-from pipeline.errors import InputError
-from retraining.config import RetrainConfig
-from retraining.ownership import owner_of
-from retraining.registration import CHAMPION, registry_of
-from retraining.workspace import RECORDS, REGISTRY_DB, Workspace, card
+from jobs.retraining.ownership import owner_of
+from jobs.retraining.registration import CHAMPION, registry_of
+from jobs.retraining.retrain_config import RetrainConfig
+from jobs.retraining.workspace import RECORDS, REGISTRY_DB, Workspace, card
+from pipeline.shared.errors import InputError
 
 
 def status(config: RetrainConfig, workspace: Workspace) -> str:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
-from training.files import SUMMARY, synced, whole
+from pipeline.shared.errors import InputError
+from training.vectors.run_files import SUMMARY, synced, whole
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
 """The steps of a cycle, in order, and the record that each leaves when it is finished."""

@@ -1,0 +1,1 @@
+"""What shardvec is compared with."""

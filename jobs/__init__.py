@@ -1,0 +1,1 @@
+"""Entry points of Spark and of retraining."""

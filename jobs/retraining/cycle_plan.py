@@ -1,0 +1,145 @@
+"""What a cycle is to do: which corpus there is, whether it is new, and the commands that follow from it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from jobs.retraining.retrain_config import RetrainConfig
+from jobs.retraining.workspace import DEMO, Workspace, card
+from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.storage import Location
+from pipeline.text.corpus import Corpus, corpus, demo
+from training.vectors.questions import read_analogies, read_pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+HASHED_AT_ONCE = 1 << 20
+
+State = list[dict[str, Any]]
+
+
+def corpus_of(config: RetrainConfig, workspace: Workspace) -> Corpus:
+    """The corpus as it is now. Raises InputError when it is not there, or empty."""
+    if config.corpus.demo:
+        return demo(workspace.folder / DEMO)
+    return corpus(config.corpus.input, config.corpus.format, config.corpus.column)
+
+
+def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> State:
+    """One entry a file of the corpus: its path, its size, and its time or the digest of its content.
+
+    Equal states mean an unchanged corpus. Of files elsewhere Spark is asked; ``session`` is made for these alone.
+    """
+    found = [dict(entry) for entry in corpus_of(config, workspace).state(session)]
+    if config.corpus.changed_by == "content":
+        for entry in found:
+            if "path" in entry:
+                del entry["mtime_ns"]
+                entry["sha256"] = _digest_of(str(entry["path"]))
+    return found
+
+
+def _digest_of(path: str) -> str:
+    """Read once, in pieces. Raises InputError where the file cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with Location.of(path.replace("s3a://", "s3://", 1)).open() as file:
+            while piece := file.read(HASHED_AT_ONCE):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(
+            f"corpus: {path} cannot be read ({one_line(error)}); mend that, or say changed_by: times"
+        ) from None
+    return digest.hexdigest()
+
+
+def run_id_of(state: State, config: RetrainConfig) -> str:
+    """What a cycle is called: equal for equal corpora and settings."""
+    return digest([state, config.numbers])[:16]
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a value as JSON has it, names in order."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: paths as text, tuples as lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def num_bytes(state: State) -> int:
+    return sum(int(entry.get("bytes", 0)) for entry in state)
+
+
+def check_grown(state: State, config: RetrainConfig, workspace: Workspace, current: Path | None) -> str:
+    """How the corpus compares with the one of the published vectors. Raises InputError when it has shrunk."""
+    files, size = sum("path" in entry for entry in state), num_bytes(state)
+    found = f"{files:,} file(s), {size:,} bytes"
+    plan = workspace.cycle(card(current)["run_id"]).read("plan") if current else None
+    if current is None or plan is None:
+        return found
+    before = num_bytes(plan["source_state"])
+    gone = sorted({entry["path"] for entry in plan["source_state"] if "path" in entry} - {e.get("path") for e in state})
+    missing = f"; {len(gone)} of its files are gone ({gone[0]})" if gone else ""
+    if size < before and not config.corpus.may_shrink:
+        raise InputError(
+            f"corpus: found {found}, expected the {before:,} bytes of version {current.name} or more{missing}; "
+            f"bring back what is missing, or say may_shrink: true"
+        )
+    return f"{found}, {size / before - 1:+.1%} since version {current.name}{missing}"
+
+
+def check_dim(config: RetrainConfig, current: Path | None) -> None:
+    """Raises InputError where vectors would be of another length than the published ones."""
+    found = config.train.get("dim", 100)
+    if current is not None and found != (published := card(current)["dim"]):
+        raise InputError(
+            f"train.dim: found {found}, expected the {published} of version {current.name}, onto which new vectors are "
+            f"turned; keep it, or begin a new workspace"
+        )
+
+
+def check_gates(config: RetrainConfig) -> None:
+    """Raises InputError for files of the gates that cannot be read: training would have been for nothing."""
+    for file in config.gates.pairs:
+        read_pairs(file)
+    if config.gates.analogies:
+        read_analogies(config.gates.analogies)
+
+
+def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) -> list[str]:
+    """spark-submit, with every setting of the sampling."""
+    source = config.corpus
+    inputs = [str(workspace.folder / DEMO)] if source.demo else list(source.input)
+    column = ["--column", source.column] if source.column is not None else []
+    command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
+    where = ["--input", *inputs, "--output", str(dataset), "--format", source.format]
+    return [*command, *where, *column, *_flags(asdict(config.prepare))]
+
+
+def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
+    """torchrun, with what the file says of training; it begins with the published vectors where there are any."""
+    settings = dict(config.train)
+    if current is not None and (warm := config.warm_start).enabled:
+        own = {name: value for name, value in asdict(warm).items() if name != "enabled" and value}
+        settings |= {**own, "init_from": str(current)}
+    command = ["torchrun", *config.torchrun, str(ROOT / "training" / "train.py")]
+    return [*command, "--data", str(dataset), "--output", str(run), *_flags(settings), "--resume", "auto"]
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in _flag(name, value)]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if name in ("lowercase", "tensorboard"):
+        return [flag if value else f"--no-{name}"] if name == "lowercase" or not value else []
+    if value is None or value is False:
+        return []
+    return [flag] if value is True else [flag, str(value)]

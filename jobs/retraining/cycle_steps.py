@@ -1,0 +1,230 @@
+"""The steps of a cycle, in order: plan, prepare, train, evaluate, publish; and rollback.
+
+Each may be given again at any time: what is finished is not done again, and what was interrupted goes on. A step is
+finished when its record is written, which is the last thing it does.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from jobs.retraining.children import call
+from jobs.retraining.cycle_plan import (
+    check_dim,
+    check_gates,
+    check_grown,
+    digest,
+    plain,
+    prepare_command,
+    run_id_of,
+    state_of,
+    train_command,
+)
+from jobs.retraining.registration import CHALLENGER, CHAMPION, reach_registry, register, registry_of
+from jobs.retraining.retrain_config import RetrainConfig
+from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, card, remove
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import InputError
+from training.vectors.word_vectors import Tables
+
+
+def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> bool:
+    """Finds what is new and says what will be done; False when nothing is."""
+    state = state_of(config, workspace, session)
+    cycle = workspace.cycle(run_id_of(state, config))
+    champion = champion_for(cycle, workspace)
+    if was := settled(config, cycle, champion):
+        print(f"nothing is new: this corpus with these settings {was}")
+        return False
+    if champion:
+        Tables.load(champion)  # a damaged version shows before hours of work
+    check_dim(config, champion)
+    check_gates(config)
+    print(f"cycle {cycle.run_id}: {check_grown(state, config, workspace, champion)}")
+    reach_registry(config, workspace)
+    before = cycle.read("plan")
+    base = champion.name if champion else None
+    if before and before["base"] != base:  # another version is published since: it would begin with other vectors
+        cycle.forget("train", "decision")
+        remove(cycle.run)
+        remove(cycle.challenger)
+    commands = {
+        "prepare": prepare_command(config, workspace, cycle.dataset),
+        "train": train_command(config, cycle.dataset, cycle.run, champion),
+    }
+    record = {"run_id": cycle.run_id, "planned": now(), "base": base, "source_state": state, **commands}
+    cycle.write("plan", {**record, "settings": plain(config.numbers)})
+    workspace.begin(cycle)
+    return True
+
+
+def champion_for(cycle: Cycle, workspace: Workspace) -> Path | None:
+    """The published version that ``cycle`` has to beat; where it is the cycle's own, the one before."""
+    current = workspace.current()
+    if current is None or card(current)["run_id"] != cycle.run_id:
+        return current
+    before = card(current)["supersedes"]
+    return workspace.version(before) if before else None
+
+
+def settled(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str | None:
+    """What has become of a cycle for which nothing is left to do."""
+    if published := cycle.read("publish"):
+        return f"was published as version {published['version']}"
+    decision = cycle.read("decision")
+    if decision and not decision["accepted"] and decision["key"] == decision_key(config, cycle, champion):
+        return f"was refused ({decision['reason']}); other gates, or another corpus, are judged anew"
+    return None
+
+
+def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, session: Callable[[], SparkSession]) -> None:
+    """The corpus as a dataset. Raises InputError when the corpus is no longer the one that was planned for."""
+    cycle, planned = open_cycle(workspace)
+    if is_done(cycle, "prepare"):
+        return
+    check_same(config, workspace, planned, session)
+    call(planned["prepare"], cycle.folder / "prepare.log", lock)
+    check_same(config, workspace, planned, session)
+    manifest = Manifest.load(cycle.dataset)
+    if config.gates.heldout_increase is not None and not manifest.select(0, "heldout"):
+        raise InputError(
+            f"prepare.holdout: found no sequence in the share {config.prepare.holdout:g} that is held out, expected "
+            f"some to judge by; raise it, or say gates: heldout_increase: null"
+        )
+    cycle.write("prepare", {"prepared": now(), "dataset_id": manifest.dataset_id})
+
+
+def check_same(
+    config: RetrainConfig, workspace: Workspace, planned: dict[str, Any], session: Callable[[], SparkSession]
+) -> None:
+    """Raises InputError where the corpus is no longer the one of the plan."""
+    if state_of(config, workspace, session) != planned["source_state"]:
+        raise InputError(
+            "corpus: found other files, sizes or times than when the cycle was planned, expected a corpus that stands "
+            "still while it is read; give the command again (`run`, or `plan` first)"
+        )
+
+
+def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None:
+    """The dataset as vectors: an interrupted run goes on from its last checkpoint."""
+    cycle, planned = open_cycle(workspace, "prepare")
+    if is_done(cycle, "train"):
+        return
+    call(planned["train"], cycle.folder / "train.log", lock)
+    cycle.write("train", {"trained": now()})
+
+
+def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
+    """Turns the new vectors onto the published ones and asks the gates; whether all of them say yes."""
+    cycle, _ = open_cycle(workspace, "train")
+    from jobs.retraining.challenger import (
+        make_challenger,  # torch and scipy take seconds, and most nights nothing is new
+    )
+    from jobs.retraining.judge import judge
+
+    champion = champion_for(cycle, workspace)
+    key = decision_key(config, cycle, champion)
+    decision = cycle.read("decision")
+    if decision is None or decision["key"] != key:
+        if stale := workspace.version_of(cycle.run_id):  # judged by other gates, and never published
+            remove(stale)
+        make_challenger(cycle, champion, config.prepare.holdout > 0)
+        judged = judge(config.gates, cycle.challenger, champion, cycle.dataset)
+        decision = {"key": key, "decided": now(), "champion": champion.name if champion else None}
+        decision |= {**asdict(judged), "text": str(judged), "reason": judged.verdict}
+        cycle.write("decision", decision)
+    print(decision["text"])
+    if cycle.read("publish") is None:
+        register(config, workspace, cycle, CHALLENGER)
+    return bool(decision["accepted"])
+
+
+def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str:
+    """What a decision depends on: the vectors, the champion, the gates and the files that they read."""
+    gates = config.gates
+    files = [file for file in (*gates.pairs, gates.analogies) if file is not None]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
+    return digest([cycle.run_id, champion.name if champion else None, plain(asdict(gates)), contents])
+
+
+def publish(config: RetrainConfig, workspace: Workspace) -> None:
+    """Puts the accepted vectors where readers find them: in the registry, then behind the link `current`."""
+    cycle, _ = open_cycle(workspace, "evaluate")
+    if is_done(cycle, "publish"):
+        return
+    decision = cycle.read("decision")
+    assert decision is not None
+    if decision["key"] != decision_key(config, cycle, champion_for(cycle, workspace)):
+        raise InputError(
+            f"cycle {cycle.run_id}: found other gates, or another published version, than it was judged by; "
+            f"give `evaluate` again first"
+        )
+    if not decision["accepted"]:
+        raise InputError(f"cycle {cycle.run_id}: {decision['reason']}; only what the gates accept is published")
+    version = workspace.add(cycle)
+    register(config, workspace, cycle, CHAMPION)
+    workspace.point_to(version)
+    record = {"published": now(), "version": version.name, "supersedes": card(version)["supersedes"]}
+    cycle.write("publish", record)
+    workspace.prune(config.keep)
+    print(f"published version {version.name}: {workspace.folder / CURRENT}")
+
+
+def rollback(config: RetrainConfig, workspace: Workspace, to: str | None) -> None:
+    """Publishes an earlier version again: the one named, or the one before the newest publication.
+
+    Given twice, it changes nothing more. Readers come first: where the registry cannot be reached they have it all the
+    same, and an InputError says so.
+    """
+    publications = workspace.publications()
+    if not publications:
+        raise InputError(f"{workspace.folder}: found nothing published, so nothing to take back")
+    name = to or before_the_newest(publications)
+    if name not in publications:
+        raise InputError(f"rollback --to {name}: found no such version, expected one of {', '.join(publications)}")
+    cycle, target = publications[name], workspace.version(name)
+    if not target.exists():
+        print(f"version {name} is not in {workspace.folder}: fetching it from the registry")
+        registry_of(config, workspace).fetch(cycle.run_id, target)
+    Tables.load(target)
+    workspace.point_to(target)
+    print(f"version {name} is published: {workspace.folder / CURRENT}")
+    register(config, workspace, cycle, CHAMPION)
+
+
+def before_the_newest(publications: dict[str, Cycle]) -> str:
+    """The version that the newest publication took the place of. Raises InputError when that was the first."""
+    newest = max(publications)
+    record = publications[newest].read("publish")
+    assert record is not None
+    if record["supersedes"] is None:
+        raise InputError(f"version {newest}: found it to be the first, with none before it; nothing is changed")
+    return str(record["supersedes"])
+
+
+def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[str, Any]]:
+    """The newest cycle and its plan. Raises InputError when there is none, or its step ``after`` is not finished."""
+    cycle = workspace.newest()
+    planned = cycle.read("plan") if cycle else None
+    if cycle is None or planned is None:
+        raise InputError(f"{workspace.folder}: found no cycle, expected one that is planned; give `plan` first")
+    if cycle.read(RECORDS[after]) is None:
+        raise InputError(f"cycle {cycle.run_id}: found it before the end of {after}; give `{after}` first")
+    return cycle, planned
+
+
+def is_done(cycle: Cycle, step: str) -> bool:
+    """Whether the step is finished, which it then says."""
+    if cycle.read(step) is None:
+        return False
+    print(f"{step}: already done for cycle {cycle.run_id}")
+    return True
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""The shard format, whole: the manifest, and shards written, read and verified."""

@@ -1,0 +1,242 @@
+"""The manifest of a dataset: the one file that readers believe. Knows neither Spark nor torch.
+
+DATASET/manifest.json                                     written last, replaced in one step
+DATASET/<generation>/vocab.parquet                        word_id, word, count
+DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
+
+python -m pipeline.manifest show data/ptb       what the dataset holds
+python -m pipeline.manifest verify s3://b/ptb   reads all of it, and says what is wrong
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.pipeline_config import PipelineConfig
+from pipeline.shared.errors import InputError, Parser, command, one_line, tell
+from pipeline.shared.storage import Location
+
+FORMAT_VERSION = 2
+FILE_NAME = "manifest.json"
+VOCAB = "vocab.parquet"
+
+
+class ManifestError(InputError):
+    """A dataset that is missing, damaged or of another format; the message says where and what to do."""
+
+    @classmethod
+    def unreadable(cls, where: Location, error: Exception) -> "ManifestError":
+        """The error of a file that could not be read, or was not what it should be."""
+        remedy = "run prepare again with --overwrite"
+        if where.local is None and isinstance(error, OSError):
+            remedy = "check the address, your credentials for it, and that its server can be reached"
+        return cls(f"{where}: cannot be read ({one_line(error)}); {remedy}")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file of examples; ``path`` is relative to the dataset."""
+
+    path: str
+    split: str
+    epoch: int
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What prepare saw and made. The last three are sums over all sampled epochs, heldout included."""
+
+    lines: int
+    """Lines of text, or rows of a column."""
+    nulls: int
+    """Rows without a value, and null or empty elements of arrays; skipped."""
+    invalid_utf8_lines: int
+    sequences: int
+    """Sequences of two tokens or more, after cutting."""
+    too_short: int
+    """Sequences with fewer than two tokens, left out; empty lines are among them."""
+    tokens: int
+    """Every token read, those of too short sequences included."""
+    long_tokens: int
+    """Tokens too long to be words, which became <unk>."""
+    unknown: int
+    """Tokens that are <unk>."""
+    subsampled: int
+    """Known tokens that subsampling dropped."""
+    examples: int
+    pairs: int
+    """(center, context) pairs."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know of a dataset. ``Manifest.load`` checks; ``save`` makes it the valid one."""
+
+    generation: str
+    config: PipelineConfig
+    source_state: tuple[dict[str, str | int], ...]
+    """One entry a source: its path, size and time; what tells that a corpus has changed."""
+    counts: Counts
+    vocab_size: int
+    """V, ids from 0 (<unk>) to V - 1."""
+    vocab_digest: str
+    max_len: int
+    """L, the width of contexts_negatives."""
+    row_group_rows: int
+    """Rows of every row group but a shard's last."""
+    versions: dict[str, str]
+    shards: tuple[ShardInfo, ...]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def dataset_id(self) -> str:
+        """A digest of format, config, vocabulary and shards: equal for equal data, whatever folder it lies in."""
+        identity = {
+            "format_version": self.format_version,
+            "config": dataclasses.asdict(self.config),
+            "vocab": self.vocab_digest,
+            "shards": [[shard.split, shard.epoch, shard.rows, shard.sha256] for shard in self.shards],
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def vocab_path(self) -> str:
+        return f"{self.generation}/{VOCAB}"
+
+    @property
+    def sampled_epochs(self) -> int:
+        """How many independent samplings there are."""
+        return self.config.epochs
+
+    def select(self, epoch: int, split: str = "train") -> tuple[ShardInfo, ...]:
+        """The shards of one sampled epoch (0 to ``sampled_epochs`` - 1; always 0 for ``heldout``), in fixed order."""
+        return tuple(shard for shard in self.shards if (shard.split, shard.epoch) == (split, epoch))
+
+    def save(self, dataset: Path | Location) -> None:
+        """Makes this the dataset's manifest in one step; before that, nothing has changed for readers."""
+        record = {"dataset_id": self.dataset_id, **dataclasses.asdict(self)}
+        (Location.of(dataset) / FILE_NAME).put(f"{json.dumps(record, indent=1)}\n".encode())
+
+    @classmethod
+    def load(cls, dataset: str | Path | Location) -> "Manifest":
+        """Reads and checks DATASET/manifest.json. Raises ManifestError when there is none, or none that we can read."""
+        path = Location.of(dataset) / FILE_NAME
+        try:
+            record = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ManifestError(f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare.py") from None
+        except (OSError, ValueError) as error:
+            raise ManifestError.unreadable(path, error) from None
+        found = record.get("format_version") if isinstance(record, dict) else None
+        if found != FORMAT_VERSION:
+            newer = isinstance(found, int) and found > FORMAT_VERSION
+            remedy = "use the shardvec that wrote it, or a newer one" if newer else "run prepare again with --overwrite"
+            raise ManifestError(f"{path}: found format version {found}, expected {FORMAT_VERSION}; {remedy}")
+        try:
+            manifest = _from_record(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"{path}: not a valid manifest ({error}); run prepare again with --overwrite") from None
+        if manifest.dataset_id != record.get("dataset_id") or manifest.max_len != manifest.config.max_len:
+            raise ManifestError(f"{path}: dataset_id does not fit its contents; run prepare again with --overwrite")
+        return manifest
+
+    def check_files(self, dataset: str | Path | Location) -> None:
+        """Every listed file is there and as long as it should be. Asks for sizes only; reads no examples."""
+        folder = Location.of(dataset)
+        vocab = folder / self.vocab_path
+        try:
+            with vocab.open() as file:
+                num_words = pq.read_metadata(file).num_rows
+        except FileNotFoundError:
+            raise ManifestError(f"{vocab}: missing; run prepare again with --overwrite") from None
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError.unreadable(vocab, error) from None
+        if num_words != self.vocab_size:
+            raise ManifestError(
+                f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; run prepare again with --overwrite"
+            )
+        try:
+            sizes = folder.sizes([shard.path for shard in self.shards])
+        except OSError as error:
+            raise ManifestError.unreadable(folder, error) from None
+        for shard, found in zip(self.shards, sizes, strict=True):
+            if found != shard.bytes:
+                state = "missing" if found is None else f"{found} bytes"
+                raise ManifestError(
+                    f"{folder / shard.path}: {state}, manifest lists {shard.bytes} bytes; "
+                    f"run prepare again with --overwrite"
+                )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What of the corpus was not as it should be, a line each."""
+        found = (
+            (self.counts.nulls, "rows or tokens without a value were skipped"),
+            (self.counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
+            (self.counts.long_tokens, "tokens were too long to be words and became <unk>"),
+        )
+        return [f"{number:,} {what}" for number, what in found if number]
+
+    def __str__(self) -> str:
+        """What the dataset holds, for people, in a few lines."""
+        counts = self.counts
+        size = sum(shard.bytes for shard in self.shards)
+        held = sum(shard.rows for shard in self.shards if shard.split == "heldout")
+        lines = [
+            f"{counts.lines:,} lines, {counts.tokens:,} tokens, {counts.unknown:,} of them <unk>",
+            *self.remarks,
+            f"vocabulary of {self.vocab_size:,} with <unk>",
+            f"{counts.examples:,} examples, {counts.pairs:,} pairs in {self.sampled_epochs} sampled epoch(s)"
+            + (f", {held:,} of the examples held out" if held else ""),
+            f"{len(self.shards)} shards, {size / 1e6:.1f} MB, {size / counts.examples:.1f} bytes an example",
+        ]
+        return "\n".join(lines)
+
+
+def _from_record(record: dict[str, Any]) -> Manifest:
+    """A Manifest from its JSON. Raises KeyError, TypeError or ValueError when it does not fit."""
+    fields = {field.name: record[field.name] for field in dataclasses.fields(Manifest)}
+    fields["config"] = PipelineConfig(**record["config"])
+    fields["counts"] = Counts(**record["counts"])
+    fields["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
+    fields["source_state"] = tuple(record["source_state"])
+    return Manifest(**fields)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
+    from pipeline.dataset.verify import problems  # it needs this module
+
+    parser = Parser(
+        "python -m pipeline.manifest",
+        "Shows what a dataset holds, or reads and checks all of it.",
+        "python -m pipeline.manifest show data/ptb",
+        "python -m pipeline.manifest verify s3://bucket/words",
+    )
+    parser.add_argument("command", choices=("show", "verify"), help="show reads the manifest only, verify every byte")
+    parser.add_argument("dataset", help="a folder or URI with manifest.json")
+    with command():
+        arguments = parser.parse_args(argv)
+        manifest = Manifest.load(arguments.dataset)
+        print(manifest)
+        print(f"{arguments.dataset}: dataset {manifest.dataset_id}")
+        if arguments.command == "show":
+            print("\n".join(f"{name} {value}" for name, value in dataclasses.asdict(manifest.config).items()))
+            return
+        found = 0
+        for problem in problems(arguments.dataset, manifest):
+            found += 1
+            tell(f"error: {problem}")
+        if found:
+            sys.exit(2)
+        print(f"{arguments.dataset}: every digest and count is right")

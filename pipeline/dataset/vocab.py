@@ -1,0 +1,101 @@
+"""Vocab: which words there are, their ids and counts; and the encoding of words as ids.
+
+Ids go by falling count, ties by spelling (code points). Id 0 is ``<unk>``: every word that is not kept, and the literal
+token ``<unk>`` of any corpus. It is never a center, a context or a negative, so 0 can be the padding.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.shared.randomness import U64, sequence_keys
+from pipeline.shared.storage import Location
+from pipeline.text.tokens import UNKNOWN, num_set
+from pipeline.text.word_index import WordIndex, word_hashes
+
+SCHEMA = pa.schema(
+    [
+        pa.field("word_id", pa.int32(), nullable=False),
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """V words in order of id: ``words`` (V,) strings and ``counts_V`` (V,) int64, ``<unk>`` at 0."""
+
+    words: pa.StringArray
+    counts_V: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def from_counts(
+        cls, words: pa.StringArray, counts: pa.Int64Array, num_tokens: int, max_vocab: int | None
+    ) -> "Vocab":
+        """The vocabulary of counted words, in any order; ``num_tokens`` less the kept words' counts is ``<unk>``'s."""
+        table = pa.table({"word": words, "count": counts})
+        table = table.filter(pc.not_equal(table["word"], UNKNOWN))
+        table = table.sort_by([("count", "descending"), ("word", "ascending")]).slice(0, max_vocab)
+        known = table["count"].to_numpy()
+        return cls(
+            words=pa.concat_arrays([pa.array([UNKNOWN]), *table["word"].chunks]),
+            counts_V=np.concatenate([[num_tokens - known.sum()], known]).astype(np.int64),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over words and counts, whatever file they lie in."""
+        sha = hashlib.sha256()
+        for word, count in zip(self.words.to_pylist(), self.counts_V.tolist(), strict=True):
+            sha.update(f"{count} {word}\n".encode())
+        return sha.hexdigest()
+
+    def write(self, path: Path | Location) -> None:
+        """A Parquet file of SCHEMA, whole or not at all. Raises OSError."""
+        ids = pa.array(np.arange(len(self), dtype=np.int32))
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
+        Location.of(path).put(buffer.getvalue().to_pybytes())
+
+    @classmethod
+    def read(cls, path: Path | Location) -> "Vocab":
+        """What ``write`` has written. Raises OSError, pa.ArrowException or KeyError for anything else."""
+        with Location.of(path).open() as file:
+            table = pq.read_table(file)
+        return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sequences of known ids end to end, with a key each: ``ids`` int32, ``lengths`` int64 >= 2, ``keys`` uint64."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    keys: U64
+
+
+def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
+    """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
+
+    A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
+    is held out today is held out when the corpus has grown.
+    """
+    dictionary = words.dictionary_encode()
+    hash_D = word_hashes(dictionary.dictionary)
+    id_D = index.ids(dictionary.dictionary, hash_D)
+    token = dictionary.indices.to_numpy()
+    keys = sequence_keys(hash_D[token], lengths)
+    ids = id_D[token]
+    known = ids > 0
+    num_known = num_set(known, lengths)
+    enough = num_known >= 2
+    return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])

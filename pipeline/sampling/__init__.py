@@ -1,0 +1,1 @@
+"""Subsampling, windows and negatives: arrays and numba alone."""

@@ -1,0 +1,1 @@
+"""What both sides use: errors, files, storage, compiled code, chance."""

@@ -1,0 +1,199 @@
+"""``compiled``: machine code by numba, kept on disk where that is possible, and never at the price of a run.
+
+Compiling takes seconds, loading what another process has compiled takes milliseconds. An entry is one function for one
+signature. Its file is named by all that decides the machine code, and by nothing else: neither where the source lies
+nor what else stands in its file. So entries may be copied to other machines, and editing a text compiles nothing anew.
+Entries are read from each of these folders, and written to the first that can be written: ``NUMBA_CACHE_DIR`` alone
+where it is set; else ``__pycache__`` beside the source, then ``shardvec`` in the user's cache (``XDG_CACHE_HOME``,
+``~/.cache``). Without any, every process compiles for itself.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
+
+from pipeline.shared.code_digest import code_digest
+from pipeline.shared.lock import Held, locked
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
+"""What lets float loops use vectors: sums in another order and fused products, but NaN and infinity stay what they are.
+
+The same machine code gives the same bits every time; another kind of processor may round otherwise.
+"""
+
+PATIENCE_S = 60
+"""How long a process waits for another that compiles the same; that one may have been stopped in the middle."""
+
+UNUSED_S = 30 * 24 * 3600
+"""After this time without use an entry is removed."""
+
+# numba has no types for mypy.
+config: Any = numba.config
+pickled: Any = dumps
+rebuilt: Any = CompileResult._rebuild
+
+log = logging.getLogger(__name__)
+
+
+def compiled(function: F, fast_math: bool = False) -> F:
+    """The function in machine code, made at its first call. Integers do not overflow but wrap; indices are unchecked.
+
+    Mixing int64 and uint64 makes float64, so uint64 must be named throughout. A float divided by 0 is infinite.
+    """
+    dispatcher: Any = numba.njit(function, **_options(fast_math))
+    kept = dispatcher._cache = _Cache(function, fast_math)
+    compile_or_load = dispatcher.compile
+
+    def compile_once(signature: Any) -> Any:
+        with global_compiler_lock, kept.alone(signature, dispatcher.targetctx):
+            return compile_or_load(signature)
+
+    dispatcher.compile = compile_once
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def compiled_fast(function: F) -> F:
+    """``compiled``, and float loops may use vectors, see ``FAST_MATH``."""
+    return compiled(function, fast_math=True)
+
+
+def inner(function: F, fast_math: bool = False) -> F:
+    """``compiled``, for compiled callers: without what Python needs to call it, they compile in an eighth less time.
+
+    Python may call it all the same, slowly, for tests: that compiles it a second time.
+    """
+    options = {**_options(fast_math), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    dispatcher: Any = numba.njit(function, **options)
+    dispatcher._insert = lambda *_: None  # what numba would call from Python is not there: the process would crash
+    for_python: Any = compiled(function, fast_math)
+    dispatcher._compile_for_args = for_python._compile_for_args
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def inner_fast(function: F) -> F:
+    """``inner``, and float loops may use vectors, see ``FAST_MATH``."""
+    return inner(function, fast_math=True)
+
+
+def _options(fast_math: bool) -> dict[str, Any]:
+    # "numpy": with Python's error model a division may raise, and a loop that may end early uses no vectors.
+    return {"nogil": True, "error_model": "numpy", **({"fastmath": FAST_MATH} if fast_math else {})}
+
+
+class _Cache(NullCache):
+    """Keeps one function's machine code. A damaged file or a full disk costs a compilation, and no run.
+
+    numba's own cache names its files by the source's path, line and time, none of which decides the code: text that
+    moves a line would compile anew, and a zip that Spark unpacks elsewhere each time would never find its code.
+    """
+
+    def __init__(self, function: Callable[..., Any], fast_math: bool):
+        self._function, self._fast_math = function, fast_math
+        module = function.__module__.rpartition(".")[2]
+        self._prefix = f"{module}.{function.__name__}.{sys.implementation.cache_tag}"
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        context.refresh()
+        found = self._find(self._name(signature, context))
+        if found is None:
+            return None
+        try:
+            result = rebuilt(context, *pickle.loads(found.read_bytes()))
+        except Exception as error:  # whatever a damaged pickle raises
+            log.debug("compiling, since %s cannot be read: %r", found, error)
+            return None
+        with suppress(OSError):
+            os.utime(found)  # it is in use
+        return result
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if result.library.has_dynamic_globals:  # addresses of this process
+            return
+        name = self._name(signature, result.target_context)
+        content = pickled(result._reduce())
+        folder = self._writable()
+        if folder is None:
+            return
+        try:
+            new = folder / f".{name}.{os.getpid()}"
+            new.write_bytes(content)
+            new.replace(folder / name)
+            self._remove_old(folder, name)
+        except OSError as error:  # a full disk
+            log.debug("compiled code is not kept: %r", error)
+            with suppress(OSError):
+                new.unlink()
+
+    @contextmanager
+    def alone(self, signature: Any, context: Any) -> Iterator[None]:
+        """Keeps other processes of this machine from compiling the same, or waits until one of them has done it."""
+        name = self._name(signature, context)
+        with ExitStack() as held:
+            if self._find(name) is None and (folder := self._writable()):
+                deadline = time.monotonic() + PATIENCE_S
+                while self._find(name) is None and time.monotonic() < deadline:
+                    try:
+                        held.enter_context(locked(folder / f".{name}.lock"))
+                        break
+                    except Held:
+                        time.sleep(0.02)
+                    except OSError:  # a folder that cannot hold locks
+                        break
+            yield
+
+    def _name(self, signature: Any, context: Any) -> str:
+        machine = _digest(numba.__version__, llvmlite.__version__, np.__version__, *context.codegen().magic_tuple())
+        how = _digest(signature, self._fast_math, config.BOUNDSCHECK, config.OPT)
+        return f"{self._prefix}.{machine}.{code_digest(self._function)[:16]}.{how}.nbc"
+
+    def _find(self, name: str) -> Path | None:
+        return next((folder / name for folder in self._folders() if (folder / name).is_file()), None)
+
+    def _folders(self) -> list[Path]:
+        if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+            return [Path(chosen)]
+        source = Path(self._function.__code__.co_filename).parent
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        return [*([source / "__pycache__"] if source.is_dir() else []), users / "shardvec"]
+
+    def _writable(self) -> Path | None:
+        for folder in self._folders():
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                if os.access(folder, os.W_OK | os.X_OK):
+                    return folder
+        log.debug("compiled code is not kept: no folder can be written")
+        return None
+
+    def _remove_old(self, folder: Path, name: str) -> None:
+        """Removes this function's entries of other sources for this machine, and all that nobody has used for long."""
+        *for_this_machine, code, _, _ = name.split(".")
+        for entry in folder.glob("*.nbc"):
+            *machine, other_code, _, _ = entry.name.split(".")
+            replaced = machine == for_this_machine and other_code != code
+            with suppress(OSError):
+                if replaced or entry.stat().st_mtime < time.time() - UNUSED_S:
+                    entry.unlink()
+
+
+@cache
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]

@@ -1,0 +1,221 @@
+"""Where a dataset lies: a local folder, or a prefix of an object store, behind one small class.
+
+Local paths and every URI that pyarrow knows (``s3://``, ``gs://``, ``abfs://``, ``hdfs://``, ``file://``) go through
+pyarrow, so that an executor needs nothing but pyarrow for them; any other scheme goes through fsspec. Credentials and
+endpoints come from where these libraries look for them (for S3: AWS_* variables, ~/.aws, the machine's role).
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from pipeline.shared.errors import InputError, one_line
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
+_COPY_BYTES = 8 << 20
+_S3_ATTEMPTS = 4
+_S3_CONNECT_TIMEOUT_S = 10
+_S3_SILENCE_S = 5
+"""How long a server may send nothing. With all attempts and their pauses that is an error within half a minute."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder; ``location / "name"`` is one inside it. Printed as the user wrote it.
+
+    Methods raise OSError, as files do.
+    """
+
+    shown: str
+    path: str
+    """What ``filesystem`` calls it."""
+
+    @classmethod
+    def of(cls, where: "str | Path | Location") -> "Location":
+        """The place that a path or URI names. Raises InputError when no library here knows the URI's scheme."""
+        if isinstance(where, Location):
+            return where
+        if is_uri(str(where)):
+            return cls(str(where).rstrip("/"), _filesystem(_base(str(where)))[1] + _below_base(str(where)))
+        return cls(str(where), str(Path(where).absolute()))
+
+    @property
+    def local(self) -> Path | None:
+        """The path, where it is one of this machine's."""
+        return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return _filesystem(_base(self.shown))[0] if is_uri(self.shown) else _LOCAL
+
+    def reader(self) -> Callable[[int, int], bytes]:
+        """``read(offset, num_bytes)`` of the file: one request, not tried again here; for several threads at once.
+
+        At the file's end it gives fewer bytes. Opening asks an object store once whether the file is there.
+        """
+        filesystem = _filesystem(_base(self.shown), s3_attempts=1)[0] if is_uri(self.shown) else _LOCAL
+        if isinstance(filesystem, pafs.PyFileSystem):
+            return partial(_read_through_fsspec, filesystem.handler.fs, self.path)
+        file = filesystem.open_input_file(self.path)
+        return lambda offset, num_bytes: file.read_at(num_bytes, offset)
+
+    def absolute(self) -> "Location":
+        """The same, independent of the folder we are in."""
+        return self if is_uri(self.shown) else Location(self.path, self.path)
+
+    def __truediv__(self, name: str) -> "Location":
+        base, mark, query = self.shown.partition("?") if is_uri(self.shown) else (self.shown, "", "")
+        return Location(f"{base}/{name}{mark}{query}", f"{self.path}/{name}")
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def open(self) -> pa.NativeFile:
+        """The file, open for reading anywhere in it."""
+        return self.filesystem.open_input_file(self.path)
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return bytes(file.read())
+
+    def sizes(self, names: list[str]) -> list[int | None]:
+        """The bytes of each of the files in this folder; None for one that is not there. Asked all at once."""
+        infos = self.filesystem.get_file_info([f"{self.path}/{name}" for name in names])
+        return [info.size if info.type == pafs.FileType.File else None for info in infos]
+
+    def exists(self) -> bool:
+        return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
+
+    def entries(self) -> list[pafs.FileInfo]:
+        """What lies right inside this folder; nothing when there is none."""
+        return list(self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)))
+
+    def files(self) -> list[pafs.FileInfo]:
+        """All files in this folder and in those below."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        return [info for info in found if info.type == pafs.FileType.File]
+
+    def make_folder(self) -> None:
+        """Makes a local folder; an object store has none."""
+        if self.local is not None:
+            self.local.mkdir(parents=True, exist_ok=True)
+
+    def put(self, content: bytes | Path) -> None:
+        """Writes a file whole or not at all: beside and renamed on a disk, in one upload elsewhere."""
+        if self.local is None:
+            self._upload(content)
+            return
+        beside = self.local.with_name(f".{self.local.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                file.write(content if isinstance(content, bytes) else content.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.local)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _upload(self, content: bytes | Path) -> None:
+        with self.filesystem.open_output_stream(self.path) as target:
+            if isinstance(content, bytes):
+                target.write(content)
+                return
+            with content.open("rb") as source:
+                while piece := source.read(_COPY_BYTES):
+                    target.write(piece)
+
+    def remove(self) -> None:
+        """Removes a file, or a folder with all that is in it; what is not there need not be removed."""
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind != pafs.FileType.NotFound:
+            self.filesystem.delete_file(self.path)
+
+
+_LOCAL = pafs.LocalFileSystem()
+
+
+def is_uri(where: str) -> bool:
+    """Whether it is a URI and not a path of this machine; ``C:/`` is not one."""
+    return _SCHEME.match(where) is not None
+
+
+def _base(uri: str) -> str:
+    """Scheme, host or bucket, and query: what decides the file system."""
+    parts = urlsplit(uri)
+    return parts._replace(path="", fragment="").geturl()
+
+
+def _below_base(uri: str) -> str:
+    return urlsplit(uri).path.rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI without its path, and how paths on it begin."""
+    scheme = urlsplit(base).scheme
+    try:
+        if scheme == "s3":
+            return _s3(base, s3_attempts), urlsplit(base).netloc
+        if scheme == "file":
+            return _LOCAL, ""
+        filesystem, path = pafs.FileSystem.from_uri(base)
+        return filesystem, str(path)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise InputError(f"{base}: cannot be used ({one_line(error)})") from None
+    return _through_fsspec(base)
+
+
+def _s3(base: str, attempts: int) -> pafs.FileSystem:
+    """S3 with bounded patience. The query may hold pyarrow's own options, as ``s3://b/p?endpoint_override=host:port``.
+
+    pyarrow would wait for minutes when there is nobody at the other end.
+    """
+    parts = urlsplit(base)
+    if not parts.netloc or "@" in parts.netloc:
+        raise InputError(f"{base}: expected s3://bucket/..., with the keys in AWS_ACCESS_KEY_ID and its like")
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["endpoint_override"] = endpoint
+        options.setdefault("region", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+    elif "region" not in options:
+        options["region"] = pafs.resolve_s3_region(parts.netloc)
+    return pafs.S3FileSystem(
+        **options,
+        connect_timeout=_S3_CONNECT_TIMEOUT_S,
+        request_timeout=_S3_SILENCE_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+    )
+
+
+def _through_fsspec(base: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(base)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{base}: no library for it ({one_line(error)})") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path.rstrip("/")
+
+
+def _read_through_fsspec(filesystem: Any, path: str, offset: int, num_bytes: int) -> bytes:
+    """One request for exactly these bytes, where a file of fsspec's would read ahead as it likes."""
+    try:
+        return bytes(filesystem.cat_file(path, start=offset, end=offset + num_bytes))
+    except OSError:
+        raise
+    except Exception as error:  # its libraries have errors of their own
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""What Spark runs: tasks, the sink, the commit."""

@@ -1,0 +1,70 @@
+"""The Spark sink: a Python data source with an Arrow writer, so Spark's own protocol decides which attempt counts.
+
+An attempt writes under its own name and renames when its file is whole; since every attempt of a task writes the same
+bytes, it does not matter which one comes last. The work itself is task.py's, imported where it is done: Spark
+imports this file in processes that only plan or commit, and would wait there for numba and pandas.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql.datasource import DataSource, DataSourceArrowWriter, WriterCommitMessage
+from pyspark.sql.types import StructType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class TaskResult(WriterCommitMessage):
+    """What one task wrote, as Spark carries it to the driver."""
+
+    found: dict[str, Any]
+
+
+class ShardSink(DataSource):
+    """``df.write.format("shardvec")``: samples the sequences of each partition and writes them as its shards.
+
+    Takes rows (key int64, ids binary), each partition sorted by both; partition i becomes shard i of every epoch.
+    Options: ``path``, the generation's folder; ``config``, a PipelineConfig as JSON.
+    """
+
+    @classmethod
+    def name(cls) -> str:
+        return "shardvec"
+
+    def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
+        return _Writer(self.options["path"], self.options["config"])
+
+
+class _Writer(DataSourceArrowWriter):
+    def __init__(self, generation: str, config: str):
+        self.generation, self.config = generation, config
+
+    def write(self, iterator: "Iterator[pa.RecordBatch]") -> TaskResult:
+        from pyspark import TaskContext
+
+        from pipeline.pipeline_config import PipelineConfig
+        from pipeline.shared.storage import Location
+        from pipeline.spark.task import slice_tokens, slices, write_shards
+
+        context = TaskContext.get()
+        assert context is not None, "Spark calls this inside a task"
+        config = PipelineConfig(**json.loads(self.config))
+        attempt = f"{context.taskAttemptId()}"
+        pieces = slices(iterator, slice_tokens(config))
+        return TaskResult(write_shards(Location.of(self.generation), config, context.partitionId(), attempt, pieces))
+
+    def commit(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
+        from pipeline.shared.storage import Location
+
+        results = [message.found for message in messages if isinstance(message, TaskResult)]
+        (Location.of(self.generation) / RESULTS).put(json.dumps(results).encode())
+
+    def abort(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Nothing: ``prepare`` removes the whole generation when writing fails."""

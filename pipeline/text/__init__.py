@@ -1,0 +1,1 @@
+"""Where sequences come from, and how text becomes word ids."""

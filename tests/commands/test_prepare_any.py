@@ -1,0 +1,328 @@
+"""Laws of jobs/prepare.py: the same sequences give the same bytes from any format; bad input is named and counted."""
+
+import bz2
+import gzip
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, Command, Ended, run_here
+from pyspark.sql import SparkSession
+
+from jobs import prepare, session
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.vocab import Vocab
+
+SMALL = ("--window", "2", "--min-count", "2", "--sample", "0", "--num-shards", "2")
+
+
+@pytest.fixture
+def job(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs jobs/prepare.py in this process, with the session that all tests share."""
+
+    def run(*arguments: object) -> Ended:
+        return run_here(prepare.main, arguments, monkeypatch, capsys)
+
+    monkeypatch.setattr(session, "build_session", lambda _: spark)
+    monkeypatch.setattr(spark, "stop", lambda: None)
+    return run
+
+
+RNG = random.Random(0)
+SEQUENCES = [[str(RNG.randrange(40)) for _ in range(RNG.randrange(1, 9))] for _ in range(400)]
+LINES = [" ".join(sequence) for sequence in SEQUENCES]
+TEXT = "".join(f"{line}\n" for line in LINES).encode()
+
+
+def write_parquet(path: Path, values: list[Any], kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"id": list(range(len(values))), "items": pa.array(values, kind)}), path)
+
+
+def write_json(path: Path, values: list[Any]) -> None:
+    path.write_text("".join(json.dumps({"id": 1, "items": value, "other": None}) + "\n" for value in values))
+
+
+def integers() -> list[list[int]]:
+    return [[int(word) for word in sequence] for sequence in SEQUENCES]
+
+
+def two_files(folder: Path) -> None:
+    (folder / "a").write_bytes(TEXT[: TEXT.index(b"\n", 1000) + 1])
+    (folder / "b.bz2").write_bytes(bz2.compress(TEXT[TEXT.index(b"\n", 1000) + 1 :]))
+
+
+def zstandard(folder: Path) -> None:
+    with pa.output_stream(str(folder / "x.zst"), compression="zstd") as file:
+        file.write(TEXT)
+
+
+FORMATS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "plain": (lambda folder: (folder / "x.txt").write_bytes(TEXT), []),
+    "gzip": (lambda folder: (folder / "x.gz").write_bytes(gzip.compress(TEXT)), []),
+    "zstd": (zstandard, []),
+    "two files, one bz2": (two_files, []),
+    "mixed line ends": (
+        lambda folder: (folder / "x").write_bytes(
+            b"".join(line.encode() + (b"\n", b"\r\n", b"\r")[i % 3] for i, line in enumerate(LINES))
+        ),
+        [],
+    ),
+    "parquet strings": (
+        lambda folder: write_parquet(folder / "x.parquet", LINES, pa.string()),
+        ["--format", "parquet", "--column", "items"],
+    ),
+    "parquet bytes": (
+        lambda folder: write_parquet(folder / "x.parquet", [line.encode() for line in LINES], pa.binary()),
+        ["--format", "parquet", "--column", "items"],
+    ),
+    "parquet arrays": (
+        lambda folder: write_parquet(folder / "x.parquet", SEQUENCES, pa.list_(pa.string())),
+        ["--format", "parquet", "--column", "items"],
+    ),
+    "parquet integers": (
+        lambda folder: write_parquet(folder / "x.parquet", integers(), pa.list_(pa.int16())),
+        ["--format", "parquet", "--column", "items"],
+    ),
+    "json strings": (lambda folder: write_json(folder / "x.json", LINES), ["--format", "json", "--column", "items"]),
+    "json arrays": (
+        lambda folder: (folder / "x.json.gz").write_bytes(
+            gzip.compress("".join(json.dumps({"items": s}) + "\n" for s in SEQUENCES).encode())
+        ),
+        ["--format", "json", "--column", "items"],
+    ),
+    "json integers": (
+        lambda folder: write_json(folder / "x.json", integers()),
+        ["--format", "json", "--column", "items"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    from pipeline.pipeline_config import PipelineConfig
+    from pipeline.text.corpus import text
+
+    folder = tmp_path_factory.mktemp("expected")
+    (folder / "x.txt").write_bytes(TEXT)
+    config = PipelineConfig(window=2, min_count=2, sample=0, num_shards=2)
+    from pipeline.stages import prepare
+
+    return prepare(spark, text(folder / "x.txt"), config, folder / "out")
+
+
+QUICK = ("two files, one bz2", "mixed line ends", "parquet integers", "json arrays")
+"""All kinds of files, lines and columns; what is left is another compression or another type of the same."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in FORMATS]
+)
+def test_the_same_sequences_give_the_same_dataset_from_any_format(
+    job: Command, tmp_path: Path, expected: Manifest, name: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    write, flags = FORMATS[name]
+    write(tmp_path / "in")
+    ended = job("--input", tmp_path / "in", "--output", tmp_path / "out", *flags, *SMALL)
+    assert (ended.code, ended.stderr) == (0, "")
+    made = Manifest.load(tmp_path / "out")
+    assert made.dataset_id == expected.dataset_id
+    assert (made.counts.lines, made.counts.tokens) == (400, expected.counts.tokens)
+    again = job("--input", tmp_path / "in", "--output", tmp_path / "out", *flags, *SMALL)
+    assert "already there" in again.stdout
+
+
+def test_several_inputs_and_patterns_are_one_corpus(job: Command, tmp_path: Path, expected: Manifest) -> None:
+    for number, name in enumerate(["days/1/a.txt", "days/2/a.txt", "more.txt", "days/2/b.txt"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in LINES[number::4]))
+    inputs = [tmp_path / "days" / "*", tmp_path / "more.txt"]
+    assert job("--input", *inputs, "--output", tmp_path / "out", *SMALL).code == 0
+    assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
+
+
+def test_an_input_by_uri_is_read_by_spark(job: Command, tmp_path: Path, expected: Manifest) -> None:
+    """``file:`` stands in for a remote scheme, with two slashes more so that it is not taken for a path."""
+    (tmp_path / "x.txt").write_bytes(TEXT)
+    flags = ["--input", f"FILE://{tmp_path}/*.txt", "--output", tmp_path / "out", *SMALL]
+    ended = job(*flags)
+    assert (ended.code, ended.stderr) == (0, "")
+    assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
+    assert "already there" in job(*flags).stdout
+    (tmp_path / "y.txt").write_bytes(TEXT)
+    job(*flags).assert_refused("corpus", "--overwrite")
+
+
+def test_words_are_lower_cased_unless_told_otherwise(job: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("The cat, the Dog; don't (cat) the end.\n" * 20)
+    flags = ["--input", tmp_path / "x.txt", "--tokenizer", "words", "--window", "1", "--min-count", "1"]
+    flags += ["--sample", "0", "--num-shards", "1"]
+    for lower, words in (
+        ([], ["the", "cat", "dog", "don't", "end"]),
+        (["--no-lowercase"], ["cat", "the", "Dog", "The", "don't", "end"]),
+    ):
+        out = tmp_path / f"out{len(lower)}"
+        assert job(*flags, "--output", out, *lower).code == 0
+        manifest = Manifest.load(out)
+        assert Vocab.read(out / manifest.vocab_path).words.to_pylist()[1:] == words
+        assert manifest.config.tokenizer == "words"
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (pa.float64(), 1.5, "items double string"),
+        (pa.int64(), 3, "items bigint string"),
+        (pa.list_(pa.float32()), [1.0], "items array<float>"),
+        (pa.struct([("a", pa.string())]), {"a": "x"}, "items struct"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_refused(
+    job: Command, tmp_path: Path, kind: pa.DataType, value: Any, words: str
+) -> None:
+    write_parquet(tmp_path / "x.parquet", [value] * 3, kind)
+    flags = ["--format", "parquet", "--column", "items"]
+    ended = job("--input", tmp_path / "x.parquet", "--output", tmp_path / "out", *flags)
+    ended.assert_refused("--column", "expected", *words.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["parquet", "json"])
+def test_a_column_that_is_not_there_is_refused_and_those_that_are_named(
+    job: Command, tmp_path: Path, format: str
+) -> None:
+    if format == "parquet":
+        write_parquet(tmp_path / "x", LINES, pa.string())
+    else:
+        write_json(tmp_path / "x", LINES)
+    flags = ["--input", tmp_path / "x", "--output", tmp_path / "out", "--format", format]
+    job(*flags, "--column", "words").assert_refused("--column", "words", "id", "items")
+    job(*flags).assert_refused("--column", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_text_is_refused(job: Command, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(TEXT)
+    ended = job("--input", tmp_path / "x", "--output", tmp_path / "out", "--column", "items")
+    ended.assert_refused("--column", "items", "text")
+
+
+def test_nulls_are_skipped_counted_and_said(job: Command, tmp_path: Path) -> None:
+    values = [*SEQUENCES, None, ["1", None, "2"], None, [], ["", "1", "2"]]
+    write_parquet(tmp_path / "x.parquet", values, pa.list_(pa.string()))
+    flags = ["--format", "parquet", "--column", "items"]
+    ended = job("--input", tmp_path / "x.parquet", "--output", tmp_path / "out", *flags, *SMALL)
+    counts = Manifest.load(tmp_path / "out").counts
+    assert (counts.lines, counts.nulls) == (405, 4)
+    assert "4 rows or tokens without a value were skipped" in ended.stdout
+
+
+def test_json_lines_that_are_none_are_skipped_and_counted(job: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", SEQUENCES)
+    with (tmp_path / "x.json").open("a") as file:
+        file.write('{"items": ["1", "2"\nnot json at all\n{"other": 3}\n' + '{"items": []}\n' * 700)
+        file.write('{"items": "a string where arrays were"}\n')
+    flags = ["--format", "json", "--column", "items"]
+    job("--input", tmp_path / "x.json", "--output", tmp_path / "out", *flags, *SMALL)
+    counts = Manifest.load(tmp_path / "out").counts
+    assert (counts.lines, counts.nulls) == (1104, 4)
+
+
+def test_json_of_mixed_kinds_is_refused(job: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", [*SEQUENCES, *LINES])
+    flags = ["--format", "json", "--column", "items"]
+    ended = job("--input", tmp_path / "x.json", "--output", tmp_path / "out", *flags, *SMALL)
+    ended.assert_refused("--column", "items", "array<string> and string")
+
+
+def test_a_damaged_parquet_file_is_named(job: Command, tmp_path: Path) -> None:
+    """One that has no footer before Spark starts; one that only reading finds while it runs."""
+    for name in ("a.parquet", "b.parquet"):
+        write_parquet(tmp_path / name, SEQUENCES, pa.list_(pa.string()))
+    flags = ["--input", tmp_path, "--output", tmp_path / "out", "--format", "parquet", "--column", "items", *SMALL]
+    whole = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
+    job(*flags).assert_refused("--input", str(tmp_path / "b.parquet"), "Parquet")
+    (tmp_path / "b.parquet").write_bytes(whole[:4] + bytes(len(whole) // 2 - 4) + whole[len(whole) // 2 :])
+    job(*flags).assert_refused("--input", str(tmp_path / "b.parquet"), "damaged")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_different_types_are_named(job: Command, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", SEQUENCES, pa.list_(pa.string()))
+    write_parquet(tmp_path / "b.parquet", LINES, pa.string())
+    flags = ["--input", tmp_path, "--output", tmp_path / "out", "--format", "parquet", "--column", "items", *SMALL]
+    job(*flags).assert_refused("--input", str(tmp_path), ".parquet")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3a://bucket/x", "s3a://bucket/x --packages"),
+        ("hdfs://127.0.0.1:9/x", "hdfs://127.0.0.1:9/x reached"),
+        ("nowhere://x/y", "nowhere"),
+        ("FILE:///nonexistent/path", "/nonexistent/path not found"),
+    ],
+)
+def test_an_input_uri_that_spark_cannot_read_is_one_line(job: Command, tmp_path: Path, uri: str, words: str) -> None:
+    job("--input", uri, "--output", tmp_path / "out").assert_refused("--input", *words.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [100_000, pytest.param(10_000_000, marks=pytest.mark.long)])
+def test_giant_tokens_and_control_characters_do_no_harm(job: Command, tmp_path: Path, size: int) -> None:
+    giant = b"x" * size
+    (tmp_path / "x.txt").write_bytes(TEXT + (b"1 " + giant + b" 2\n") * 3 + b"3 \x01\x1b[0m 4\x7f \x0b5\n" * 4)
+    ended = job("--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL)
+    assert (ended.code, ended.stderr) == (0, "")
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.counts.long_tokens == 3
+    assert "\x01\x1b[0m" in Vocab.read(tmp_path / "out" / manifest.vocab_path).words.to_pylist()
+
+
+@pytest.mark.long
+def test_a_full_disk_is_one_line_and_leaves_the_old_dataset(tmp_path: Path) -> None:
+    """A limit on the size of files that Spark's Python workers write stands in for it; test_stages.py has one task."""
+    (tmp_path / "x.txt").write_bytes(TEXT)
+    flags = ["--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL]
+    submit(tmp_path, *flags)
+    before = sorted((tmp_path / "out").rglob("*"))
+    wrapper = tmp_path / "limited-python"
+    wrapper.write_text(f'#!/bin/bash\nulimit -f 4\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    ended = submit(tmp_path, *flags, "--seed", "1", "--overwrite", PYSPARK_PYTHON=str(wrapper))
+    assert ended.code == 2, ended.stdout + ended.stderr
+    found = [line for line in (ended.stdout + ended.stderr).splitlines() if line.startswith("error: ")]
+    assert len(found) == 1
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert [word for word in ("--output", "out", "cannot be written", "File too large") if word not in found[0]] == []
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def submit(folder: Path, *arguments: object, **environment: str) -> Ended:
+    """A process of its own, by plain Python: spark-submit would start the driver with the workers' Python."""
+    command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), *map(str, arguments)]
+    driver = {"PYSPARK_DRIVER_PYTHON": sys.executable}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **driver, **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)

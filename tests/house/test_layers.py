@@ -1,0 +1,150 @@
+"""The arrows between the parts: what imports what, and what each runs without."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for top in ("pipeline", "training", "jobs")
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
+EVERYWHERE = {"pipeline.shared", "pipeline.pipeline_config"}
+ARROWS = {
+    "pipeline.shared": set(),
+    "pipeline.pipeline_config": {"pipeline.shared"},
+    "pipeline.dataset": EVERYWHERE,
+    "pipeline.text": {*EVERYWHERE, "pipeline.dataset"},
+    "pipeline.sampling": EVERYWHERE,
+    "pipeline.spark": {*EVERYWHERE, "pipeline.dataset", "pipeline.text", "pipeline.sampling"},
+    "pipeline.stages": {*EVERYWHERE, "pipeline.dataset", "pipeline.text", "pipeline.sampling", "pipeline.spark"},
+    "pipeline.manifest": {"pipeline.shared", "pipeline.dataset"},
+    "training.train_config": {"pipeline.shared"},
+    "training.distributed": {"pipeline.shared"},
+    "training.model": {"pipeline.shared", "training.train_config", "training.distributed"},
+    "training.reading": {
+        "pipeline.shared",
+        "pipeline.dataset",
+        "training.train_config",
+        "training.distributed",
+        "training.model",
+    },
+    "training.vectors": {"pipeline.shared", "pipeline.dataset", "training.model"},
+    "training.runs": {
+        "pipeline.shared",
+        "pipeline.dataset",
+        "training.train_config",
+        "training.distributed",
+        "training.model",
+        "training.vectors",
+    },
+    "training.train": {
+        "pipeline.shared",
+        "pipeline.dataset",
+        "training.train_config",
+        "training.distributed",
+        "training.model",
+        "training.reading",
+        "training.runs",
+        "training.vectors",
+    },
+    **{
+        f"training.{command}": {"pipeline.shared", "training.runs", "training.vectors"}
+        for command in ("align", "evaluate", "export", "neighbors", "report")
+    },
+}
+"""What each part may import, itself apart. ``jobs`` may import everything but what only commands have."""
+
+
+def part_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("jobs")])
+def test_imports_follow_the_arrows(module: str) -> None:
+    if module.count(".") < 1 or module.endswith("__init__"):
+        return
+    found = {
+        part_of(name)
+        for name in imports(MODULES[module])
+        if name.split(".")[0] in ("pipeline", "training", "jobs", "benchmarks")
+    }
+    assert found - {part_of(module)} <= ARROWS[part_of(module)]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graphlib.TopologicalSorter({module: imports(path) & MODULES.keys() for module, path in MODULES.items()}).prepare()
+
+
+def test_neither_side_names_the_others_library() -> None:
+    for module, path in MODULES.items():
+        theirs = {"pipeline": "torch", "training": "pyspark"}.get(module.split(".")[0])
+        assert theirs not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = Counter(path.stem for path in MODULES.values() if path.stem != "__init__")
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_no_folder_has_more_than_twelve_modules() -> None:
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "*.py"], capture_output=True, text=True, check=True)
+    folders = Counter(Path(line).parent for line in listed.stdout.splitlines() if Path(line).name != "__init__.py")
+    assert {folder: num for folder, num in folders.items() if num > 12} == {}
+
+
+@pytest.mark.parametrize(
+    ("blocked", "modules"),
+    [
+        (
+            "pyspark triton gensim mlflow",
+            [
+                f"training.{name}"
+                for name in [
+                    "train",
+                    "reading.stream",
+                    "neighbors",
+                    "evaluate",
+                    "export",
+                    "align",
+                    "vectors.heldout",
+                    "vectors.compare",
+                    "report",
+                ]
+            ],
+        ),
+        ("pyspark triton gensim mlflow scipy", ["training.neighbors", "training.export"]),
+        ("pyspark triton gensim mlflow scipy matplotlib jinja2 tensorboard", ["training.train"]),
+        (
+            "torch mlflow",
+            ["pipeline.stages", "pipeline.text.corpus", "pipeline.text.demo", "pipeline.manifest"],
+        ),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(blocked: str, modules: list[str]) -> None:
+    code = f"import sys; sys.modules |= dict.fromkeys({blocked.split()}); import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_importing_starts_nothing_and_prints_nothing() -> None:
+    code = "import pipeline.stages, pyspark; assert not pyspark.SparkContext._active_spark_context"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, capture_output=True)
+    assert done.stdout + done.stderr == b""

@@ -1,0 +1,378 @@
+"""Laws of training.model.kernels.cpu and of what it is built from: it computes what the reference does."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import combinations
+
+import numba
+import numpy as np
+import oracles
+import pytest
+import torch
+from conftest import ROOT, Threads
+from tiny import Rows, random_rows, random_tables
+from torch import Tensor
+
+from training.model.kernels import cpu, reference
+from training.model.kernels.columns import by_columns, by_rows, is_finite, slopes_and_losses
+from training.model.kernels.lazy_adam import inverse_root
+from training.model.kernels.threads import Team, meet
+
+WORDS = 40
+DIMS = (1, 3, 16, 50, 100, 300)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads: Threads) -> None:
+    """Unless a test says otherwise: for tables as small as these the reference is as fast with one."""
+    threads(1)
+
+
+# Loss and gradients
+
+
+def losses_and_gradients(
+    kernel: Callable[..., Tensor], rows: Rows, tables: tuple[Tensor, Tensor], negatives: int, weights_B: Tensor
+) -> list[Tensor]:
+    leaves = [table.clone().requires_grad_() for table in tables]
+    losses_B = kernel(*rows, *leaves, negatives)
+    losses_B.backward(weights_B)  # type: ignore[no-untyped-call]
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert len(gradients) == 2
+    return [losses_B.detach(), *gradients]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize(("num_rows", "window", "negatives"), [(1, 1, 1), (37, 2, 3), (130, 5, 5)])
+def test_losses_and_gradients_equal_the_references(
+    threads: Threads, num_threads: int, dim: int, num_rows: int, window: int, negatives: int
+) -> None:
+    rows = random_rows(num_rows, WORDS, window, negatives, seed=dim)
+    if num_rows == 1:
+        rows[2][:] = 1
+    tables = random_tables(WORDS, dim, dim**-0.5)
+    for weights_B in (torch.ones(1).expand(num_rows), torch.linspace(-1, 3, num_rows)):
+        threads(1)
+        expected = losses_and_gradients(reference.row_losses, rows, tables, negatives, weights_B)
+        threads(num_threads)
+        found = losses_and_gradients(cpu.row_losses, rows, tables, negatives, weights_B)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert expected[1].any()
+
+
+def test_rows_without_a_context_cost_nothing_and_have_no_gradient() -> None:
+    rows = random_rows(20, WORDS, num_contexts=0)
+    assert not any(
+        found.any() for found in losses_and_gradients(cpu.row_losses, rows, random_tables(WORDS, 16), 2, torch.ones(20))
+    )
+
+
+def test_padding_is_never_read() -> None:
+    """Left-over ids of padding name vectors that are no numbers."""
+    rows, tables = random_rows(50, WORDS // 2), random_tables(WORDS, 16)
+    expected = losses_and_gradients(cpu.row_losses, rows, tables, 2, torch.ones(50))
+    _, mask_BL = reference.label_and_mask(rows[2], rows[1].shape[1], 2)
+    rows[1][~mask_BL] = WORDS - 1
+    rows[0][rows[2] == 0] = WORDS - 1
+    for table in tables:
+        table[WORDS - 1] = torch.nan
+    for ours, theirs in zip(
+        losses_and_gradients(cpu.row_losses, rows, tables, 2, torch.ones(50)), expected, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_word_0_gets_no_gradient() -> None:
+    """It is padding's, and the unknown words'; the reference keeps it where it is even if a row should name it."""
+    rows = random_rows(50, WORDS, num_contexts=2)
+    rows[0][::3] = 0
+    rows[1][::2, ::2] = 0
+    tables = random_tables(WORDS, 16)
+    found = losses_and_gradients(cpu.row_losses, rows, tables, 2, torch.ones(50))
+    expected = losses_and_gradients(reference.row_losses, rows, tables, 2, torch.ones(50))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimizer_of_torch_takes_the_gradients(kind: type[torch.optim.Optimizer]) -> None:
+    trained = []
+    for kernel in (cpu.row_losses, reference.row_losses):
+        tables = [table.requires_grad_() for table in random_tables(WORDS, 20)]
+        optimizer = kind(tables, lr=0.01)  # type: ignore[call-arg]
+        for step in range(5):
+            optimizer.zero_grad()
+            kernel(*random_rows(64, WORDS, seed=step), tables[0], tables[1], 2).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        trained.append(torch.stack(tables).detach())
+    torch.testing.assert_close(*trained, rtol=0, atol=1e-5)
+    assert not trained[0][:, 0].any()
+
+
+# In place
+
+
+def trained_in_place(
+    rows: Rows, tables: tuple[Tensor, Tensor], lr: float, adagrad: bool, sums: float = 1.0, times: int = 1
+) -> tuple[Tensor, ...]:
+    """Losses, tables and sums of squares after cpu.InPlace has seen the rows."""
+    tables = (tables[0].clone(), tables[1].clone())
+    trainer = cpu.InPlace(*tables, negatives=2, adagrad=adagrad)
+    for sums_V in trainer.accumulators:
+        sums_V.fill_(sums)
+    trainer.pull()
+    losses = [trainer.update(*rows, lr) for _ in range(times)]
+    trainer.push()
+    return (*losses, *tables, *trainer.accumulators)
+
+
+def by_reference(
+    rows: Rows, tables: tuple[Tensor, Tensor], lr: float, adagrad: bool, rows_at_once: int, sums: float = 1.0
+) -> tuple[Tensor, ...]:
+    tables = (tables[0].clone(), tables[1].clone())
+    accumulators = (torch.full((WORDS,), sums), torch.full((WORDS,), sums)) if adagrad else ()
+    losses_B = reference.update(*rows, *tables, 2, lr, accumulators, rows_at_once)
+    return (losses_B, *tables, *accumulators)
+
+
+RULES = pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "rowwise_adagrad"])
+
+
+@RULES
+def test_the_reference_trains_in_the_order_of_word2vec(adagrad: bool) -> None:
+    rows, tables = random_rows(60, WORDS, num_contexts=None), random_tables(WORDS, 5)
+    losses_B, *found = by_reference(rows, tables, 0.1, adagrad, rows_at_once=1)
+    expected: list[list[list[float]]] = [table.tolist() for table in tables]
+    sums = ([1.0] * WORDS, [1.0] * WORDS) if adagrad else None
+    lists = zip(*(column.tolist() for column in rows), strict=True)
+    assert losses_B.tolist() == pytest.approx(
+        oracles.train_in_place(lists, expected[0], expected[1], 2, 0.1, sums), abs=1e-5
+    )
+    for ours, theirs in zip(found, [*expected, *(sums or ())], strict=True):
+        torch.testing.assert_close(ours, torch.tensor(theirs), rtol=1e-5, atol=1e-5)
+
+
+@RULES
+@pytest.mark.parametrize(("dim", "num_threads"), [*((dim, 1) for dim in DIMS), (100, 2), (100, 4), (300, 2), (300, 4)])
+def test_in_place_equals_the_reference_where_rows_name_no_word_twice(
+    threads: Threads, num_threads: int, dim: int, adagrad: bool
+) -> None:
+    """A smaller dim employs no second thread."""
+    rows, tables = random_rows(150, WORDS, repeat=False), random_tables(WORDS, dim, dim**-0.5)
+    expected = by_reference(rows, tables, 0.05, adagrad, cpu.ROWS_AT_ONCE)
+    threads(num_threads)
+    found = trained_in_place(rows, tables, 0.05, adagrad)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (found[1] - tables[0]).abs().max() > 0.01
+
+
+@RULES
+def test_a_word_named_twice_in_a_row_makes_a_difference_of_the_second_order(adagrad: bool) -> None:
+    """The center sees u - lr·slope·v instead of u the second time: a pair of equal targets adds lr²·|v| to its step at
+    most, for slopes are below 1, and Adagrad's roots here above 1. The context vectors move by what was known before.
+    """
+    lr, (center_B, targets_BL, num_contexts_B) = 0.02, random_rows(cpu.ROWS_AT_ONCE, 8)
+    rows, tables = (center_B, targets_BL, num_contexts_B), random_tables(WORDS, 20)
+    _, center, context, *sums = trained_in_place(rows, tables, lr, adagrad)
+    _, expected_center, expected_context, *expected_sums = by_reference(rows, tables, lr, adagrad, cpu.ROWS_AT_ONCE)
+    torch.testing.assert_close(context, expected_context, rtol=0, atol=1e-6)
+    pairs = torch.zeros(WORDS)
+    for word, targets, n in zip(center_B.tolist(), targets_BL.tolist(), num_contexts_B.tolist(), strict=True):
+        pairs[word] += sum(a == b for a, b in combinations(targets[: 3 * n], 2))
+    bound_VD = lr**2 * tables[0].abs().max() * pairs[:, None] + 1e-6
+    difference_VD = (center - expected_center).abs()
+    assert (difference_VD <= bound_VD).all()
+    assert difference_VD.max() > 1e-5
+    for ours, theirs in zip(sums, expected_sums, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0)
+
+
+@RULES
+@pytest.mark.parametrize("dim", [20, 63, 65, 130])
+def test_in_place_any_number_of_threads_gives_the_same_and_repeats_its_bits(
+    threads: Threads, adagrad: bool, dim: int
+) -> None:
+    rows, tables = random_rows(300, WORDS), random_tables(WORDS, dim, dim**-0.5)
+    results = []
+    for num_threads in (1, 2, 3, 4):
+        threads(num_threads)
+        results.append(trained_in_place(rows, tables, 0.05, adagrad))
+        for again, first in zip(trained_in_place(rows, tables, 0.05, adagrad), results[-1], strict=True):
+            assert torch.equal(again, first)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@RULES
+def test_in_place_continues_with_what_was_changed_in_the_tables(threads: Threads, adagrad: bool) -> None:
+    threads(2)
+    rows, tables = random_rows(100, WORDS), random_tables(WORDS, 70)
+    other = random_tables(WORDS, 70, seed=1)
+    trainer = cpu.InPlace(*tables, negatives=2, adagrad=adagrad)
+    trainer.update(*rows, 0.05)
+    for table, its in zip(tables, other, strict=True):
+        table.copy_(its)
+    for sums_V in trainer.accumulators:
+        sums_V.fill_(3.0)
+    trainer.pull()
+    losses_B = trainer.update(*rows, 0.05)
+    trainer.push()
+    expected = trained_in_place(rows, other, 0.05, adagrad, sums=3.0)
+    for ours, theirs in zip((losses_B, *tables, *trainer.accumulators), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@RULES
+def test_in_place_empty_rows_cost_and_move_nothing(adagrad: bool) -> None:
+    rows, tables = random_rows(100, WORDS, num_contexts=0), random_tables(WORDS, 33)
+    losses_B, *found = trained_in_place(rows, tables, 0.05, adagrad)
+    assert not losses_B.any()
+    for ours, before in zip(found, (*tables, torch.ones(WORDS), torch.ones(WORDS)), strict=False):
+        assert torch.equal(ours, before)
+
+
+@RULES
+@pytest.mark.parametrize("lr", [1e30, 3e38])
+def test_in_place_a_rate_beyond_reason_is_seen_in_the_tables(adagrad: bool, lr: float) -> None:
+    trainer = cpu.InPlace(*random_tables(WORDS, 33), negatives=2, adagrad=adagrad)
+    assert trainer.is_finite()
+    for seed in range(3):
+        trainer.update(*random_rows(200, WORDS, seed=seed), lr)
+    assert not trainer.is_finite()
+
+
+@RULES
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_in_place_frozen_rows_and_sums_stay_and_the_others_go_where_the_references_go(
+    threads: Threads, adagrad: bool, num_threads: int
+) -> None:
+    rows, tables = random_rows(150, WORDS, repeat=False), random_tables(WORDS, 100, 0.1)
+    frozen_V = torch.arange(WORDS) % 3 == 1
+    expected = tuple(table.clone() for table in tables)
+    expected_sums = (torch.ones(WORDS), torch.ones(WORDS)) if adagrad else ()
+    expected_losses = reference.update(
+        *rows, expected[0], expected[1], 2, 0.05, expected_sums, cpu.ROWS_AT_ONCE, frozen_V
+    )
+    threads(num_threads)
+    found = tuple(table.clone() for table in tables)
+    trainer = cpu.InPlace(found[0], found[1], negatives=2, adagrad=adagrad)
+    for sums_V in trainer.accumulators:
+        sums_V.fill_(1.0)
+    trainer.pull()
+    trainer.frozen_V = frozen_V
+    torch.testing.assert_close(trainer.update(*rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
+    trainer.push()
+    start = (*tables, torch.ones(WORDS), torch.ones(WORDS))
+    for ours, theirs, before in zip((*found, *trainer.accumulators), (*expected, *expected_sums), start, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ours[frozen_V], before[frozen_V])
+        assert torch.equal(theirs[frozen_V], before[frozen_V])
+        assert not torch.equal(ours[~frozen_V], before[~frozen_V])
+    trainer.frozen_V = None
+    trainer.update(*rows, 0.05)
+    trainer.push()
+    assert not torch.equal(found[1][frozen_V], tables[1][frozen_V])
+
+
+# What they are built from
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 6, 15), (1, 3, 7)])
+def test_one_number_that_is_none_is_found_anywhere(place: tuple[int, int, int], value: float) -> None:
+    table_TVC = torch.full((2, 7, 16), 3e38)
+    table_TVC[:, ::2] *= -1
+    assert is_finite(table_TVC)
+    table_TVC[place] = value
+    assert not is_finite(table_TVC)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 130])
+def test_a_table_by_columns_comes_back_by_rows(num_threads: int, dim: int) -> None:
+    table_VD, back_VD = torch.randn(WORDS, dim), torch.empty(WORDS, dim)
+    by_rows(by_columns(table_VD, num_threads), back_VD)
+    assert torch.equal(back_VD, table_VD)
+
+
+def test_slopes_and_losses_are_right_to_5e_7() -> None:
+    scores = np.concatenate([np.linspace(-100, 100, 200_001), np.linspace(-1, 1, 100_001), [1e-30, -0.0]])
+    for sign in (1, -1):
+        found, losses = scores.astype(np.float32), np.empty(scores.size, np.float32)
+        z = found.astype(np.float64)
+        slopes_and_losses(found, np.full(scores.size, sign, np.float32), scores.size, losses)
+        expected = np.logaddexp(0, -sign * z)
+        assert (np.abs(losses - expected) / np.maximum(1, expected)).max() <= 5e-7
+        assert np.abs(found - (1 / (1 + np.exp(-z)) - (sign > 0))).max() <= 5e-7
+
+
+def test_the_inverse_root_is_right_to_5e_6() -> None:
+    numbers = np.logspace(-36, 36, 50_000).astype(np.float32)
+
+    @numba.njit
+    def of_all(numbers: np.ndarray) -> np.ndarray:
+        return np.array([inverse_root(number) for number in numbers])
+
+    assert np.abs(of_all(numbers) * np.sqrt(numbers.astype(np.float64)) - 1).max() <= 5e-6
+
+
+@numba.njit(nogil=True)
+def pass_on(counters: np.ndarray, notes: np.ndarray, member: int, size: int, rounds: int) -> int:
+    """Members write numbers, meet, and check what all wrote; returns how many were stale."""
+    stale = 0
+    for turn in range(rounds):
+        notes[turn & 1, member * 16] = turn + member
+        meet(counters, member, size)
+        for other in range(size):
+            stale += notes[turn & 1, other * 16] != turn + other
+    return stale
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_members_that_met_see_what_the_others_wrote(size: int) -> None:
+    """More of them than there are cores, too; they must end."""
+    team, stale = Team(size), np.full(size, -1)
+    counters, notes = team.counters(), np.zeros((2, size * 16), dtype=np.int64)
+
+    def work(member: int) -> None:
+        stale[member] = pass_on(counters, notes, member, size, 2000 if size <= 2 else 100)
+
+    done = threading.Thread(target=team.run, args=(work,), daemon=True)
+    done.start()
+    done.join(timeout=120)
+    assert not done.is_alive()
+    assert not stale.any()
+
+
+INTERRUPTED = """
+import numpy as np
+from training.model.kernels.threads import Team, meet
+
+team = Team(2)
+counters = team.counters()
+meet(np.zeros_like(counters), 0, 1)  # compiled before anybody waits
+
+def work(member):
+    if member == 0:
+        raise KeyboardInterrupt
+    meet(counters, member, 2)
+
+try:
+    team.run(work)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_member_that_is_interrupted_leaves_nobody_waiting_for_ever() -> None:
+    """Ctrl-C reaches the caller's thread between two lines of Python, and the process is to end."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

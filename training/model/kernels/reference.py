@@ -1,0 +1,122 @@
+"""The step in plain torch: the truth that the other kernels are held against.
+
+B rows of a batch, L = max_len targets a row, T of them real, D dimensions, V words, K negatives for each context.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.model.skip_gram import SigmoidBCELoss, skip_gram
+
+
+def label_and_mask(num_contexts_B: Tensor, max_len: int, negatives: int) -> tuple[Tensor, Tensor]:
+    """``label`` and ``mask`` (B, L, bool) of rows with n contexts: n ones, and n·(1 + K) ones, as in the shards."""
+    place_L = torch.arange(max_len, device=num_contexts_B.device)
+    n_B1 = num_contexts_B[:, None].long()
+    return place_L < n_B1, place_L < n_B1 * (1 + negatives)
+
+
+def row_losses(
+    center_B: Tensor,
+    contexts_negatives_BL: Tensor,
+    num_contexts_B: Tensor,
+    center_VD: Tensor,
+    context_VD: Tensor,
+    negatives: int,
+) -> Tensor:
+    """loss_i = sum_j mask·BCE(v·u_j, label) / max(1, sum_j mask), shape (B,) (Mikolov et al. 2013, Eq. 4; d2l 15.4)."""
+    max_len = contexts_negatives_BL.shape[1]
+    label_BL, mask_BL = label_and_mask(num_contexts_B, max_len, negatives)
+    scores_BL = skip_gram(center_B[:, None], contexts_negatives_BL, center_VD, context_VD).squeeze(1)
+    loss_B: Tensor = SigmoidBCELoss()(scores_BL, label_BL, mask_BL)
+    return loss_B * (max_len / mask_BL.sum(1).clamp(min=1))
+
+
+ADAGRAD_EPSILON = 1e-10  # torch.optim.Adagrad's
+
+
+def update(
+    center_B: Tensor,
+    contexts_negatives_BL: Tensor,
+    num_contexts_B: Tensor,
+    center_VD: Tensor,
+    context_VD: Tensor,
+    negatives: int,
+    lr: float,
+    accumulators: tuple[Tensor, ...] = (),
+    rows_at_once: int = 1,
+    frozen_V: Tensor | None = None,
+) -> Tensor:
+    """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` on the way.
+
+    A row's step is ``lr`` times the gradient of the *sum* of its losses, taken at the tables as the row before left
+    them, contexts first, the center once (word2vec.c's ``neu1e``). SGD without ``accumulators`` (center (V,), context
+    (V,)); with them row-wise Adagrad (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): a table's row steps by
+    lr / sqrt(accumulator) after the mean square of the gradient was added, which is done for every target in turn.
+
+    ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
+    move after all of their contexts. Rows of words in ``frozen_V`` (bool) stay as they are, accumulators and all.
+    """
+    if frozen_V is None:
+        frozen_V = torch.zeros(len(center_VD), dtype=torch.bool, device=center_VD.device)
+    losses_B = torch.zeros(len(center_B), device=center_VD.device)
+    centers, counts = center_B.tolist(), num_contexts_B.tolist()
+    for first in range(0, len(centers), rows_at_once):
+        rows = [row for row in range(first, min(first + rows_at_once, len(centers))) if counts[row]]
+        targets, slopes, vectors, gradients = {}, {}, {}, {}
+        for row in rows:
+            targets[row] = contexts_negatives_BL[row, : counts[row] * (1 + negatives)].long()
+            label_T = (torch.arange(len(targets[row]), device=targets[row].device) < counts[row]).float()
+            vectors[row] = center_VD[centers[row]].clone()
+            scores_T = context_VD[targets[row]] @ vectors[row]
+            losses_B[row] = F.binary_cross_entropy_with_logits(scores_T, label_T)
+            slopes[row] = scores_T.sigmoid() - label_T
+        for row in rows:
+            gradients[row] = slopes[row] @ context_VD[targets[row]]
+            moves_T = ~frozen_V[targets[row]]
+            moving, context_gradients_TD = targets[row][moves_T], (slopes[row][:, None] * vectors[row])[moves_T]
+            if not accumulators:
+                context_VD.index_add_(0, moving, context_gradients_TD, alpha=-lr)
+            else:
+                for target, gradient_D in zip(moving.tolist(), context_gradients_TD, strict=True):
+                    _adagrad(context_VD[target], accumulators[1][target], gradient_D, lr)
+        for row in rows:
+            if frozen_V[centers[row]]:
+                continue
+            if not accumulators:
+                center_VD[centers[row]] -= lr * gradients[row]
+            else:
+                _adagrad(center_VD[centers[row]], accumulators[0][centers[row]], gradients[row], lr)
+    return losses_B
+
+
+def _adagrad(row_D: Tensor, accumulator: Tensor, gradient_D: Tensor, lr: float) -> None:
+    accumulator += gradient_D.square().mean()
+    row_D -= lr / (accumulator.sqrt() + ADAGRAD_EPSILON) * gradient_D
+
+
+class InPlace:
+    """The tables under ``update``, with the methods that every kernel's ``InPlace`` has."""
+
+    team = None
+    frozen_V: Tensor | None = None
+
+    def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
+        self.tables = (center_VD.detach(), context_VD.detach())
+        self.accumulators = tuple(table_VD.new_zeros(len(table_VD)) for table_VD in self.tables) if adagrad else ()
+        self._negatives = negatives
+
+    def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
+        """Trains on a batch; the losses, shape (B,)."""
+        batch = center_B, contexts_negatives_BL, num_contexts_B
+        return update(*batch, *self.tables, self._negatives, lr, self.accumulators, frozen_V=self.frozen_V)
+
+    def push(self) -> None:
+        """It works on the tables themselves."""
+
+    def pull(self) -> None:
+        """It works on the tables themselves."""
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(table_VD).all()) for table_VD in self.tables)

@@ -1,0 +1,76 @@
+"""Skip-gram with negative sampling, and its loss, as the book (d2l 15.4) has them.
+
+B rows of a batch, L = max_len targets a row, D dimensions, V words.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""The ``row_losses`` of a module of training/model/kernels."""
+
+
+def skip_gram(center_B1: Tensor, targets_BL: Tensor, center_VD: Tensor, context_VD: Tensor) -> Tensor:
+    """The scores v·u of every target (contexts and negatives) of every row, shape (B, 1, L) (d2l 15.4.2.1).
+
+    Row 0 of either table is padding: it gets no gradient.
+    """
+    v_B1D = F.embedding(center_B1, center_VD, padding_idx=0)
+    u_BLD = F.embedding(targets_BL, context_VD, padding_idx=0)
+    # u·v and not v·u: the gradient of u comes out contiguous, which saves a third of a step on a CPU.
+    return torch.bmm(u_BLD, v_B1D.transpose(1, 2)).transpose(1, 2)
+
+
+class SigmoidBCELoss(nn.Module):
+    """Binary cross-entropy with logits, masked, as the *mean over all L places* of a row (d2l 15.4.2.2).
+
+    Padding is masked after the logarithm: it adds 0, not log 0.5. To make it the mean over the real places, multiply
+    by L / mask.sum(1).clamp(min=1), as ``reference.row_losses`` does.
+    """
+
+    def forward(self, inputs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of each row, shape (B,), from ``inputs`` (logits), ``target`` and ``mask``, each (B, L)."""
+        weight = None if mask is None else mask.to(inputs.dtype)
+        loss_BL = F.binary_cross_entropy_with_logits(inputs, target.to(inputs.dtype), weight=weight, reduction="none")
+        return loss_BL.mean(dim=1)
+
+
+class SkipGram(nn.Module):
+    """The two tables of vectors, ``center`` (v) and ``context`` (u), each (V, D) float32; row 0 stays zero."""
+
+    def __init__(self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False):
+        """Tables that are the same on every device for a seed: Xavier-uniform, as in the book. For training in place as
+        in word2vec.c: centers uniform in ±0.5/D, contexts 0.
+        """
+        super().__init__()
+        self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
+        self.context = nn.Embedding(vocab_size, dim, padding_idx=0)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        with torch.no_grad():
+            if in_place:
+                nn.init.uniform_(self.center.weight, -0.5 / dim, 0.5 / dim, generator=generator)
+                nn.init.zeros_(self.context.weight)
+            for table in (self.center, self.context):
+                if not in_place:
+                    nn.init.xavier_uniform_(table.weight, generator=generator)
+                table.weight[0] = 0
+
+    def forward(self, center_B1: Tensor, targets_BL: Tensor) -> Tensor:
+        """Scores, shape (B, 1, L)."""
+        return skip_gram(center_B1, targets_BL, self.center.weight, self.context.weight)
+
+
+class RowLosses(nn.Module):
+    """A SkipGram and the kernel that trains it, as one module: what DistributedDataParallel wraps."""
+
+    def __init__(self, model: SkipGram, kernel: Kernel, negatives: int):
+        super().__init__()
+        self.model, self.kernel, self.negatives = model, kernel, negatives
+
+    def forward(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> Tensor:
+        """The loss of each row, shape (B,): its mean over the real places; 0 for an empty row."""
+        tables = (self.model.center.weight, self.model.context.weight)
+        return self.kernel(center_B, contexts_negatives_BL, num_contexts_B, *tables, self.negatives)

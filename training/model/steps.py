@@ -1,0 +1,332 @@
+"""What a step does, in each of the ways to stay in step; ``make_step`` chooses.
+
+B rows of a rank's batch.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.model_averaging.utils import average_parameters
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from training.distributed import World
+from training.model.batch import Batch
+from training.model.cuda_graph import Graphed
+from training.model.kernels import cpu, reference
+from training.model.kernels.columns import is_finite
+from training.model.kernels.lazy_adam import LazyAdam
+from training.model.kernels.threads import Team
+from training.model.skip_gram import RowLosses, SkipGram
+from training.runs.state_file import page_aligned
+from training.train_config import TrainConfig
+
+TABLES = ("center", "context")
+"""Names in a checkpoint, in the order of the model's parameters."""
+
+
+class Step(Protocol):
+    """A rank's part of a step. Every rank makes the same calls."""
+
+    at_once: int
+    """Steps that a batch may hold."""
+
+    team: Team | None
+    """The threads that take a step, if they are our own."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether the ranks' tables may differ for now, so that there is nothing to save."""
+
+    any_world: bool
+    """Whether any number of ranks, with as many threads each, gives the same bits."""
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        """Trains; the loss of each row, shape (B,)."""
+
+    def freeze(self, words_K: Tensor) -> None:
+        """Keeps both rows of words (ids, int64) that no step has moved where they are, to the bit, until ``thaw``."""
+
+    def thaw(self) -> None:
+        """Lets all rows move again. To be called between two epochs."""
+
+    def end_epoch(self) -> None:
+        """Brings the ranks' tables together where they have drifted apart."""
+
+    def settle(self) -> None:
+        """Writes the tables as they are now into the model."""
+
+    def is_finite(self) -> bool:
+        """Whether every number in the tables is one."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, the batch apart: a copy on the CPU, in memory that the next call uses."""
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what ``state`` gave, before the first step; threads and ranks may be others than they were."""
+
+
+def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
+    """The step of ``config`` over ``model``, for a run of ``num_steps``."""
+    kernel = kernel_of(config, model.center.weight.device)
+    if config.in_place:
+        return InPlace(kernel, model, negatives, config, world)
+    if kernel is cpu and config.optimizer == "adam":
+        return TouchedRows(model, negatives, config, num_steps, world)
+    return Gradients(kernel, model, negatives, config, world)
+
+
+def kernel_of(config: TrainConfig, device: torch.device) -> ModuleType:
+    """The module of training/model/kernels that ``config`` asks for; Triton is imported where it is needed alone."""
+    name = config.kernel_on(device.type)
+    if name == "cuda":
+        from training.model.kernels import cuda
+
+        return cuda
+    return {"reference": reference, "cpu": cpu}[name]
+
+
+class Gradients:
+    """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
+
+    at_once = 1
+    team: Team | None = None
+    apart = any_world = False
+
+    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
+        self._model, self._world_size = model, world.world_size
+        self._row_losses: nn.Module = RowLosses(model, kernel.row_losses, negatives)
+        if world.world_size > 1:
+            self._row_losses = DistributedDataParallel(self._row_losses, gradient_as_bucket_view=True)
+        self._is_first = world.world_size > 1
+        self._optimizer = make_optimizer(config, model)
+        # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
+        self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
+        self._graphed: Graphed | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._copies = Copies()
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        if not self._graphs:
+            return self._step(*batch.tensors())
+        if self._graphed is None:
+            self._graphed = Graphed(self._step, batch.tensors(), [*self._model.parameters()], self._optimizer)
+        return self._graphed(*batch.tensors())
+
+    def _step(self, *batch: Tensor) -> Tensor:
+        if self._is_first:
+            # After its first backward DDP cuts gradients into other messages, and three ranks or more then add them up
+            # in another order. An empty one comes first, so that a run that goes on adds up as one that never stopped.
+            self._is_first = False
+            self._row_losses(*map(torch.zeros_like, batch)).sum().backward()
+        self._optimizer.zero_grad()
+        losses_B: Tensor = self._row_losses(*batch)
+        # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.
+        (losses_B.sum() * self._world_size).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return losses_B.detach()
+
+    def freeze(self, words_K: Tensor) -> None:
+        """Without gradients none of the optimizers moves a row: what they remember of it stays 0."""
+        words_K = words_K.to(self._model.center.weight.device)
+        for table in self._model.parameters():
+            hook = table.register_hook(lambda gradient_VD: gradient_VD.index_fill(0, words_K, 0))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+
+    def thaw(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._graphed = None  # the hooks were captured
+
+    def end_epoch(self) -> None:
+        """The ranks are in step."""
+
+    def settle(self) -> None:
+        """The optimizer works on the model."""
+
+    def is_finite(self) -> bool:
+        return finite(self._model)
+
+    def state(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = tables_of(self._model)
+        for index, values in self._optimizer.state_dict()["state"].items():
+            found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
+        return self._copies.of(found)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        load_tables(self._model, state)
+        found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
+        for name, value in state.items():
+            table, _, key = name.partition(".")
+            if key:
+                found[TABLES.index(table)][key] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": found if any(found.values()) else {}, "param_groups": groups})
+
+
+class TouchedRows:
+    """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank where tables have 5 MB.
+
+    Every rank then takes the gradients of the whole global batch, lane by lane as one process alone would, so that the
+    tables are equal on all, and those of one process with as many threads, to the bit.
+    """
+
+    apart, any_world = False, True
+
+    def __init__(self, model: SkipGram, negatives: int, config: TrainConfig, num_steps: int, world: World):
+        self._world = world
+        self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, config.lr, num_steps)
+        self.team: Team | None = self._adam.team
+        self.at_once = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
+        per_lane = config.global_batch // config.lanes
+        lanes = [divmod(lane, world.world_size)[::-1] for lane in range(config.lanes)]
+        self._ranges = np.array([(rank, place * per_lane, (place + 1) * per_lane) for rank, place in lanes])
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        if self._world.world_size == 1:
+            return self._adam.steps(*batch.tensors(), batch.num_steps)
+        mine, losses_B = self._adam.slopes(*batch.tensors())
+        self._adam.apply(self._world.gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
+        return losses_B
+
+    def freeze(self, words_K: Tensor) -> None:
+        self._adam.freeze(words_K.numpy())
+
+    def thaw(self) -> None:
+        self._adam.thaw()
+
+    def end_epoch(self) -> None:
+        """The ranks are in step."""
+
+    def settle(self) -> None:
+        self._adam.push()
+
+    def is_finite(self) -> bool:
+        """Left to the losses: a row is brought up to date in the step in which some rank takes its scores."""
+        return True
+
+    def state(self) -> dict[str, Tensor]:
+        return self._adam.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self._adam.load(state)
+
+
+class InPlace:
+    """Every rank trains its own tables in place; they are averaged every ``sync_every`` steps."""
+
+    at_once = 1
+    any_world = False
+
+    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
+        self._model, self._world_size, self._every = model, world.world_size, config.sync_every
+        adagrad = config.optimizer == "rowwise_adagrad"
+        self._tables = kernel.InPlace(model.center.weight, model.context.weight, negatives, adagrad)
+        self.team: Team | None = self._tables.team
+        # An average of W copies goes as far as one of them, on a W-th of the examples.
+        self._factor = 1 if adagrad else world.world_size
+        self._since = 0
+        self._copies = Copies()
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        losses_B: Tensor = self._tables.update(*batch.tensors(), lr * self._factor)
+        self._since += 1
+        if self._since == self._every:
+            self._average()
+        return losses_B
+
+    def freeze(self, words_K: Tensor) -> None:
+        table = self._model.center.weight
+        self._tables.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        self._tables.frozen_V[words_K.to(table.device)] = True
+
+    def thaw(self) -> None:
+        self._tables.frozen_V = None
+
+    def end_epoch(self) -> None:
+        if self._since:
+            self._average()
+
+    def settle(self) -> None:
+        self._tables.push()
+
+    def is_finite(self) -> bool:
+        return bool(self._tables.is_finite())
+
+    @property
+    def apart(self) -> bool:
+        return self._world_size > 1 and self._since > 0
+
+    def state(self) -> dict[str, Tensor]:
+        self._tables.push()
+        return self._copies.of({**tables_of(self._model), **self._sums(), "since": torch.tensor(self._since)})
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        load_tables(self._model, state)
+        for name, sums_V in self._sums().items():
+            sums_V.copy_(state[name])
+        self._since = int(state["since"])
+        self._tables.pull()
+
+    def _sums(self) -> dict[str, Tensor]:
+        """Adagrad's; none for SGD."""
+        return {f"{name}.sums": sums_V for name, sums_V in zip(TABLES, self._tables.accumulators, strict=False)}
+
+    def _average(self) -> None:
+        self._since = 0
+        if self._world_size > 1:
+            self._tables.push()
+            own = [table.detach() for table in (*self._model.parameters(), *self._tables.accumulators)]
+            averages = [nn.Parameter(table) for table in own]
+            average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
+            for table, average in zip(own, averages, strict=True):
+                mean = average.detach()  # it has been given other storage, and kernels hold on to theirs
+                if self._tables.frozen_V is not None:  # three thirds need not be a whole
+                    mean[self._tables.frozen_V] = table[self._tables.frozen_V]
+                table.copy_(mean)
+            self._tables.pull()
+
+
+def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimizer:
+    """The optimizer of ``config`` over both tables, dense, in torch's fused form."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+    }
+    options: dict[str, Any] = {"lr": config.lr, "fused": True}
+    if config.optimizer == "adam" and model.center.weight.is_cuda:
+        options["capturable"] = True
+    return kinds[config.optimizer](model.parameters(), **options)
+
+
+class Copies:
+    """Copies of tensors, on the CPU, in memory that is used again: fresh memory takes longer than the copying."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            if name not in self._kept:
+                self._kept[name] = page_aligned(tuple(tensor.shape), tensor.dtype)
+            self._kept[name].copy_(tensor)
+        return self._kept
+
+
+def tables_of(model: SkipGram) -> dict[str, Tensor]:
+    return {name: table.detach() for name, table in zip(TABLES, model.parameters(), strict=True)}
+
+
+def load_tables(model: SkipGram, state: dict[str, Tensor]) -> None:
+    for name, table in tables_of(model).items():
+        table.copy_(state[name])
+
+
+def finite(model: SkipGram) -> bool:
+    return all(is_finite(table.detach()) for table in model.parameters())

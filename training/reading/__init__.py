@@ -1,0 +1,1 @@
+"""From shards to batches, in a planned order, ahead of training."""

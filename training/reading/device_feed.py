@@ -1,0 +1,189 @@
+"""How batches get to a device: copied in chunks while others train, or kept there from their first epoch on.
+
+S steps of an epoch, B rows of a rank's batch, L = max_len targets a row, R rows of a row group.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, cycle, islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.dataset.manifest_file import ShardInfo
+from training.model.batch import Batch
+from training.reading.permutation import permutation
+from training.reading.plan import EpochPlan, Piece
+
+CHUNK_BATCHES = 64
+CHUNK_BYTES = 32 << 20
+"""A chunk is as many batches as fit into both: a copy of a few MB costs little more than one of a batch."""
+
+Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]
+
+
+def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on ``device``, for the stream that is current when they are taken.
+
+    A chunk is on its way while the one before it trains: two of them are in pinned memory, a few on the device.
+    """
+    chunks = _chunks(batches, device)
+    ahead = next(chunks, None)
+    while ahead is not None:
+        chunk, ahead = ahead, next(chunks, None)
+        yield from chunk
+
+
+def _chunks(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterator[Batch]]:
+    first = next(batches, None)
+    if first is None:
+        return
+    batch_bytes = sum(tensor.nbytes for tensor in first.tensors())
+    num_batches = max(1, min(CHUNK_BATCHES, CHUNK_BYTES // batch_bytes))
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    stages = [_Stage(first, num_batches, device, copies) for _ in range(2)]
+    rest = chain([first], batches)
+    for stage in cycle(stages):
+        chunk = stage.send(islice(rest, num_batches))
+        if chunk is None:
+            return
+        yield chunk
+
+
+class _Stage:
+    """Host memory of one chunk, pinned for a GPU, from which copies go out on a CUDA stream (None: a CPU's)."""
+
+    def __init__(self, like: Batch, num_batches: int, device: torch.device, copies: torch.cuda.Stream | None):
+        self._device, self._copies = device, copies
+        self._sent: torch.cuda.Event | None = None
+        self._host = [
+            torch.empty((num_batches * len(part), *part.shape[1:]), dtype=part.dtype, pin_memory=copies is not None)
+            for part in like.tensors()
+        ]
+
+    def send(self, batches: Iterator[Batch]) -> Iterator[Batch] | None:
+        """Starts the copy, and returns what will hand out the batches once it is done; None if there are none.
+
+        Each batch is valid only until the next one is asked for.
+        """
+        if self._sent is not None:
+            self._sent.synchronize()  # the last copy still reads this memory
+        num_batches = num_rows = 0
+        for batch in batches:
+            rows = slice(num_rows, num_rows + len(batch.center_B))
+            for host, part in zip(self._host, batch.tensors(), strict=True):
+                host[rows] = part
+            num_batches, num_rows = num_batches + 1, rows.stop
+        if not num_batches:
+            return None
+        with torch.cuda.stream(self._copies):
+            there = [host[:num_rows].to(self._device, non_blocking=True, copy=True) for host in self._host]
+            self._sent = self._copies.record_event() if self._copies is not None else None
+        return self._received(there, num_batches, self._sent)
+
+    def _received(self, there: list[Tensor], num_batches: int, sent: torch.cuda.Event | None) -> Iterator[Batch]:
+        if sent is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(sent)
+            for tensor in there:
+                tensor.record_stream(current)  # or the copies' stream, whose memory it is, takes it back too soon
+        for parts in zip(*(tensor.chunk(num_batches) for tensor in there), strict=True):
+            yield Batch(*parts)
+
+
+class KeptRows:
+    """The rows of one sampled epoch, kept on a device from their first use on; batches are then only looked up.
+
+    Every rank keeps all rows, since an epoch deals them to the ranks anew. ``read`` is ArrowStream's; a row group is
+    read once, whole, when a step first needs one of its rows.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Piece], Rows],
+        shards: Sequence[ShardInfo],
+        row_group_rows: int,
+        max_len: int,
+        device: torch.device,
+    ):
+        self._read, self._shards, self._row_group_rows = read, shards, row_group_rows
+        num_rows = sum(shard.rows for shard in shards) + 1  # the last one stays empty
+        self._kept: set[tuple[int, int]] = set()
+        self._rows = Batch(
+            torch.zeros(num_rows, dtype=torch.int32, device=device),
+            torch.zeros((num_rows, max_len), dtype=torch.int32, device=device),
+            torch.zeros(num_rows, dtype=torch.int16, device=device),
+        )
+
+    def batches(self, plan: EpochPlan, rank: int, world_size: int) -> Iterator[Batch]:
+        """What ``ArrowStream.batches`` yields for the plan, on the device. Raises what ``read`` raises."""
+        return map(self.look_up, self.rows(plan, rank, world_size))
+
+    def rows(self, plan: EpochPlan, rank: int, world_size: int) -> Iterator[Tensor]:
+        """For ``look_up``, the rows (B,) of every step, once they are kept."""
+        order_SB = row_order(plan, self._shards, self._row_group_rows, rank, world_size)
+        first_needed = pieces_by_step(plan, rank, world_size)
+        for step, row_B in enumerate(order_SB.to(self._rows.center_B.device)):
+            for piece in first_needed.get(step, ()):
+                self._keep(piece)
+            yield row_B
+
+    def look_up(self, row_B: Tensor) -> Batch:
+        """The batch of these rows. A CUDA graph that begins with it needs nothing copied but ``row_B``."""
+        center_B, targets_BL, num_contexts_B = (tensor.index_select(0, row_B) for tensor in self._rows.tensors())
+        return Batch(center_B, targets_BL, num_contexts_B)
+
+    def _keep(self, piece: Piece) -> None:
+        if (piece.shard, piece.row_group) in self._kept:
+            return
+        whole = replace(piece, start=0, stop=piece.num_rows)
+        places_R = torch.from_numpy(rows_of(whole, first_rows(self._shards), self._row_group_rows))
+        for kept, read in zip(self._rows.tensors(), self._read(whole), strict=True):
+            kept.index_copy_(0, places_R.to(kept.device), torch.from_numpy(read).to(kept.device))
+        self._kept.add((piece.shard, piece.row_group))
+
+
+def can_keep(num_rows: int, max_len: int, memory_bytes: int) -> bool:
+    """Whether KeptRows and an epoch's order take at most half of the device's memory."""
+    return num_rows * (4 + 4 * max_len + 2 + 8) <= memory_bytes // 2
+
+
+def row_order(plan: EpochPlan, shards: Sequence[ShardInfo], row_group_rows: int, rank: int, world_size: int) -> Tensor:
+    """The row of ``shards``, counted from the first one's first on, in each place of a rank's batches: (S, B) int64.
+
+    Empty rows are the row after the last.
+    """
+    first, per_step = first_rows(shards), plan.rows_per_step
+    lanes = []
+    for pieces in plan.of_rank(rank, world_size):
+        lane = np.full(plan.num_steps * per_step, first[-1])
+        rows = [rows_of(piece, first, row_group_rows) for piece in pieces]
+        filled = np.concatenate([*rows, lane[:0]])
+        lane[: filled.size] = filled
+        lanes.append(lane.reshape(plan.num_steps, per_step))
+    return torch.from_numpy(np.concatenate(lanes, axis=1))
+
+
+def pieces_by_step(plan: EpochPlan, rank: int, world_size: int) -> dict[int, list[Piece]]:
+    """The pieces of a rank's lanes by the step that takes their first row."""
+    found: dict[int, list[Piece]] = {}
+    for pieces in plan.of_rank(rank, world_size):
+        taken = 0
+        for piece in pieces:
+            found.setdefault(taken // plan.rows_per_step, []).append(piece)
+            taken += piece.stop - piece.start
+    return found
+
+
+def first_rows(shards: Sequence[ShardInfo]) -> npt.NDArray[np.int64]:
+    """The row that each shard begins with, all shards laid end to end, and how many there are."""
+    return np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
+
+
+def rows_of(piece: Piece, first: npt.NDArray[np.int64], row_group_rows: int) -> npt.NDArray[np.int64]:
+    """The rows of a piece in the plan's order."""
+    order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
+    # Made 64 bits wide here, since NumPy 1 would stay at 32.
+    return np.asarray(first[piece.shard] + piece.row_group * row_group_rows + order.astype(np.int64))

@@ -1,0 +1,106 @@
+"""What a run reads: the batches of its epochs, on its device, from where it begins."""
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from pipeline.dataset.manifest_file import Manifest, ShardInfo
+from pipeline.shared.storage import Location
+from training.distributed import World
+from training.model.batch import Batch
+from training.model.kernels.threads import num_cores
+from training.model.steps import Step
+from training.reading.device_feed import KeptRows, can_keep, copied
+from training.reading.petastorm_stream import num_steps as petastorm_steps
+from training.reading.petastorm_stream import petastorm_epochs, shares_of_epoch
+from training.reading.plan import EpochPlan, num_steps, plan_epoch
+from training.reading.shard_cache import ShardCache
+from training.reading.stream import ArrowStream, read_epochs
+from training.runs.progress import Progress
+from training.train_config import TrainConfig
+
+
+def epochs_of(
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Progress
+) -> Generator[Iterator[Batch], None, None]:
+    """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
+    numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
+    if config.reader == "petastorm":
+        shape = config.global_batch, world.rank, world.world_size
+        reading = petastorm_epochs(Path(config.data), manifest, config.seed, numbers, *shape, begin.step)
+        with closing(reading) as epochs:
+            for batches in epochs:
+                yield copied(batches, device) if device.type == "cuda" else batches
+        return
+    if keeps_rows(config, manifest, device):
+        kept: dict[int, KeptRows] = {}
+        for epoch in numbers:
+            stream, sampled = stream_of(config, manifest, epoch, first.get(epoch, 0)), epoch % manifest.sampled_epochs
+            if sampled not in kept:
+                kept[sampled] = KeptRows(stream.read, stream.shards, manifest.row_group_rows, manifest.max_len, device)
+            yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
+        return
+    # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
+    at_once = math.gcd(step.at_once, config.log_every, config.checkpoint_every or 0)
+    cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
+    team = step.team if cores_taken else None
+
+    def make(epoch: int) -> ArrowStream:
+        return stream_of(config, manifest, epoch, first.get(epoch, 0))
+
+    reading = read_epochs(make, numbers, world.rank, world.world_size, at_once, team, begin.done)
+    with closing(reading) as epochs:
+        for batches in epochs:
+            yield copied(batches, device) if device.type == "cuda" else batches
+
+
+def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
+    """Whether the device keeps the rows that it has read."""
+    if config.cache != "auto" or device.type == "cpu":
+        return config.cache == "device"
+    num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
+    return config.epochs > manifest.sampled_epochs and can_keep(
+        num_rows, manifest.max_len, torch.cuda.get_device_properties(device).total_memory
+    )
+
+
+def stream_of(config: TrainConfig, manifest: Manifest, epoch: int, step: int = 0) -> ArrowStream:
+    """The epoch's batches from its ``step`` on: what comes before is not read."""
+    plan = plan_of(config, manifest, epoch).after(step)
+    return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan, cache_of(config))
+
+
+def cache_of(config: TrainConfig) -> ShardCache | None:
+    """Where what is fetched of a dataset that lies elsewhere is kept, if it is."""
+    if config.shard_cache is None or config.shard_cache_bytes is None or Location.of(config.data).local:
+        return None
+    return ShardCache(config.shard_cache, config.shard_cache_bytes)
+
+
+def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
+    """What epoch ``epoch`` reads: samplings are used in turn."""
+    return manifest.select(epoch % manifest.sampled_epochs)
+
+
+def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
+    """The plan of the whole epoch, which no number of ranks changes."""
+    shards = shards_of(manifest, epoch)
+    return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
+
+
+def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Progress) -> int:
+    """Steps of the run, those that are done before it goes on from ``begin`` among them."""
+    to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
+    return begin.done - begin.step + to_come
+
+
+def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
+    """Steps of one epoch, the same on every rank."""
+    shards = shards_of(manifest, epoch)
+    if config.reader == "petastorm":
+        shares = shares_of_epoch(shards, manifest.row_group_rows, config.seed, epoch, world_size)
+        return petastorm_steps(shares, config.global_batch // world_size)
+    return num_steps(sum(shard.rows for shard in shards), config.lanes, config.global_batch)

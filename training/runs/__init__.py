@@ -1,0 +1,1 @@
+"""A run's folder: checkpoints, metrics, the report, and where a run goes on from."""

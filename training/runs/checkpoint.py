@@ -1,0 +1,221 @@
+"""Checkpoints of a run: whole or not there, written beside training, and verified when they are read.
+
+RUN/checkpoints/step-00001234/state.safetensors   tables, and what the optimizer remembers
+RUN/checkpoints/step-00001234/checkpoint.json     how far the run is, its settings, and digests of both files
+RUN/checkpoints/latest                            the name of the newest; replaced once all of that is on the disk
+
+Nothing here is ever unpickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+from xxhash import xxh3_64_hexdigest
+
+from pipeline.shared.errors import InputError, one_line
+from training.model.kernels.columns import is_finite
+from training.runs.state_file import save
+from training.vectors.run_files import synced
+
+FOLDER = "checkpoints"
+LATEST = "latest"
+STATE = "state.safetensors"
+RECORD = "checkpoint.json"
+SPARE = ".spare"
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is damaged, or cannot be read or written; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``record`` is plain JSON; ``state`` the tensors, by name."""
+
+    record: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+class Writer:
+    """Writes the checkpoints of one run, in a thread: training waits for no disk. One at a time is being written.
+
+    The oldest one's place on the disk is the next one's: to find new room, and to give up old, takes a disk as long as
+    the writing. So there is one checkpoint's room more in use than ``keep``.
+    """
+
+    def __init__(self, run: Path, keep: int):
+        self.folder, self._metrics, self._keep = run / FOLDER, run / "metrics.jsonl", keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._spare = self.folder / SPARE
+        for left in (*self.folder.glob(".step-*"), self._spare):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
+        """Writes ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
+
+        Waits for the one before, and raises its CheckpointError; until this one is written, what ``state`` returned
+        must stay as it is.
+        """
+        self.wait()
+        self._writing = self._pool.submit(self._write, step, state(), record)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on the disk. Raises CheckpointError when it could not be written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, whatever comes of it: for runs that end otherwise."""
+        self._pool.shutdown()
+        shutil.rmtree(self._spare, ignore_errors=True)
+
+    def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+        name = name_of(step)
+        beside, final = self.folder / f".{name}", self.folder / name
+        if not all(is_finite(tensor) for tensor in state.values()):
+            raise CheckpointError(f"{final}: found tables with numbers that are not finite; {self._good()}lower --lr")
+        try:
+            self.folder.mkdir(exist_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)
+            if self._spare.exists():
+                self._spare.rename(beside)
+            else:
+                beside.mkdir()
+            body = {
+                "format_version": FORMAT_VERSION,
+                "step": step,
+                **record,
+                "state_xxh3": save(beside / STATE, state),
+            }
+            _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
+            for path in (self._metrics, beside):
+                synced(path)
+            if final.exists():  # from before the run went back to an earlier one
+                shutil.rmtree(final)
+            beside.rename(final)
+            synced(self.folder)
+            _write_text(self.folder / f".{LATEST}", f"{name}\n")
+            (self.folder / f".{LATEST}").replace(self.folder / LATEST)
+            synced(self.folder)
+            self._remove_old(step)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise CheckpointError(
+                f"{final}: cannot be written ({error.strerror}); {self._good()}make room and go on with --resume"
+            ) from None
+
+    def _good(self) -> str:
+        good = newest(self.folder.parent)
+        return "" if good is None else f"the one of step {good} is good; "
+
+    def _remove_old(self, step: int) -> None:
+        """Leaves ``keep`` checkpoints; those beyond ``step`` are of a run that went back."""
+        with suppress(OSError):  # the next one tries again
+            present = steps(self.folder.parent)
+            for old in present:
+                if old > step or old in [found for found in present if found <= step][: -self._keep]:
+                    if self._spare.exists():
+                        shutil.rmtree(self.folder / name_of(old))
+                    else:
+                        (self.folder / name_of(old)).rename(self._spare)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def steps(run: Path) -> list[int]:
+    """The steps after which a checkpoint was written that is there, in rising order; each may be damaged."""
+    folder = run / FOLDER
+    names = [_NAME.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in names if match)
+
+
+def newest(run: Path) -> int | None:
+    """The step of the checkpoint that ``latest`` names; None where there is none."""
+    try:
+        match = _NAME.fullmatch((run / FOLDER / LATEST).read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return max(steps(run), default=None)  # a run that ended between writing its first one and naming it
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{run / FOLDER / LATEST}: cannot be read ({error})") from None
+    if match:
+        return int(match[1])
+    found = ", ".join(map(str, steps(run)))
+    raise CheckpointError(f"{run / FOLDER / LATEST}: names no checkpoint; name one with --resume STEP, of {found}")
+
+
+def read_record(run: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint says of itself. Raises CheckpointError unless every byte is as it was written."""
+    path = run / FOLDER / name_of(step) / RECORD
+    try:
+        content = path.read_bytes()
+        record = json.loads(content)
+        version = record["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: found format version {version}, expected {FORMAT_VERSION}; use the shardvec that wrote it"
+            )
+        body = {name: value for name, value in record.items() if name != "xxh3"}
+        if record["xxh3"] != _digest(body) or content != _text(record).encode():
+            raise ValueError("its checksum does not fit")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(run, step, path, error) from None
+    return body
+
+
+def read(run: Path, step: int) -> Checkpoint:
+    """The checkpoint after ``step`` steps. Raises CheckpointError unless every byte is as it was written."""
+    record = read_record(run, step)
+    path = run / FOLDER / name_of(step) / STATE
+    try:
+        content = path.read_bytes()
+        if xxh3_64_hexdigest(content) != record["state_xxh3"]:
+            raise ValueError("its checksum does not fit")
+        return Checkpoint(record, load(content))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(run, step, path, error) from None
+
+
+def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointError:
+    earlier = [other for other in steps(run) if other < step]
+    folder = run / FOLDER / name_of(step)
+    if earlier:
+        remedy = f"go on from the one before with --resume {earlier[-1]}"
+    else:
+        remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
+
+
+def _text(record: dict[str, Any]) -> str:
+    return f"{json.dumps(record, indent=1)}\n"
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

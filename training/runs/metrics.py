@@ -1,0 +1,201 @@
+"""What a run says while it goes on: metrics.jsonl, and a progress bar or plain lines."""
+
+import errno
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.shared.errors import QUIET, VERBOSE, InputError
+from training.distributed import World
+from training.runs.tensorboard import Board
+
+FIRST_LINE_S, LINE_EVERY_S = 5, 60
+"""When a log without a bar first says how far the run is, and how often after that."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What happened between two moments of a run, over all ranks; an example is a center, a token of the book's."""
+
+    loss: float
+    """Mean over the examples."""
+    examples: int
+    seconds: float
+    tokens_per_s: float
+    wait_share: float
+    """Share of the time that ranks spent waiting for batches."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Sums since the run began, over all ranks. What came before an interruption counts, not the time between."""
+
+    loss: float = 0.0
+    examples: int = 0
+    wait_s: float = 0.0
+    """Mean over the ranks."""
+    clock_s: float = 0.0
+    finite: bool = True
+    """Whether the loss and every rank's tables are."""
+
+    def since(self, earlier: "Moment") -> Stretch:
+        """What happened after ``earlier``; since ``Moment()``, the whole run."""
+        examples, seconds = self.examples - earlier.examples, self.clock_s - earlier.clock_s
+        return Stretch(
+            loss=(self.loss - earlier.loss) / max(1, examples),
+            examples=examples,
+            seconds=round(seconds, 3),
+            tokens_per_s=round(examples / max(seconds, 1e-9), 1),
+            wait_share=round((self.wait_s - earlier.wait_s) / max(seconds, 1e-9), 4),
+        )
+
+
+class Meter:
+    """Sums up this rank's losses on its device, without a transfer until a moment is asked for."""
+
+    def __init__(self, device: torch.device, world: World, begin: Moment | None = None):
+        """Goes on from ``begin``, once all ranks are here. A collective call, as ``moment`` is."""
+        self._world, self._last = world, begin or Moment()
+        self._loss_and_examples = torch.zeros(2, dtype=torch.float64, device=device)
+        self._wait_s = 0.0
+        world.sum(torch.zeros(1, device=device)).item()
+        self._started = time.perf_counter() - self._last.clock_s
+
+    def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
+        """A batch's losses, 0 for an empty row, and the seconds that this rank has waited for it."""
+        self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
+        self._loss_and_examples[1] += (num_contexts_B > 0).sum()
+        self._wait_s += wait_s
+
+    def moment(self, tables_finite: bool = True) -> Moment:
+        """The sums over all ranks, the same on each of them. Every rank asks at the same step."""
+        own = self._loss_and_examples.new_tensor([self._wait_s, not tables_finite])
+        loss, examples, waited, broken = self._world.sum(torch.cat([self._loss_and_examples, own])).tolist()
+        self._loss_and_examples.zero_()
+        self._wait_s = 0.0
+        self._last = Moment(
+            loss=self._last.loss + loss,
+            examples=self._last.examples + int(examples),
+            wait_s=self._last.wait_s + waited / self._world.world_size,
+            clock_s=time.perf_counter() - self._started,
+            finite=math.isfinite(loss) and not broken,
+        )
+        return self._last
+
+
+class Metrics:
+    """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
+
+    def __init__(
+        self,
+        folder: Path,
+        num_steps: int,
+        num_epochs: int,
+        done: int = 0,
+        num_bytes: int = 0,
+        verbosity: int = 0,
+        board: Board | None = None,
+    ):
+        """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
+
+        Raises InputError when the file is shorter.
+        """
+        self.epochs: list[dict[str, Any]] = []
+        self._num_epochs, self._board = num_epochs, board
+        path = folder / "metrics.jsonl"
+        self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
+        told = self._file.read(num_bytes) if num_bytes else b""
+        if len(told) < num_bytes:
+            raise InputError(f"{path}: {len(told)} bytes, the checkpoint was written after {num_bytes}; bring it back")
+        self._file.truncate(num_bytes)
+        for line in map(json.loads, told.splitlines()):
+            self._remember(line)
+        tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a rank that is ended leaks it
+        self._verbosity = verbosity
+        self._num_steps, self._last = num_steps, done
+        self._due = time.perf_counter() + FIRST_LINE_S
+        disable = verbosity == QUIET or not sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=done, unit="step", disable=disable, leave=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """How long metrics.jsonl is."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Returns when TensorBoard's files have all lines, too."""
+        with self._writing():
+            if self._board:
+                self._board.flush()
+
+    def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
+        """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
+        speed = {"tokens_per_s": stretch.tokens_per_s, "wait_share": stretch.wait_share}
+        self._write("step", epoch=epoch, step=step, lr=lr, loss=stretch.loss, **speed)
+        how = f"epoch {epoch + 1}, loss {stretch.loss:.4f}, {stretch.tokens_per_s:,.0f} tokens/s"
+        self._bar.set_postfix_str(how)
+        self._bar.update(step - self._bar.n)
+        left_s = stretch.seconds / (step - self._last) * (self._num_steps - step)
+        self._last = step
+        if self._verbosity == VERBOSE or (self._bar.disable and time.perf_counter() >= self._due):
+            self._due = time.perf_counter() + LINE_EVERY_S
+            self._say(f"step {step:,}/{self._num_steps:,}: {how}, about {tqdm.format_interval(left_s)} left")
+
+    def epoch(self, epoch: int, step: int, stretch: Stretch, mean_loss: float) -> None:
+        """A line of kind "epoch"; ``mean_loss`` is the run's so far."""
+        self._write("epoch", epoch=epoch, step=step, mean_loss=mean_loss, **asdict(stretch))
+        self._say(
+            f"epoch {epoch + 1}/{self._num_epochs}: loss {stretch.loss:.4f}, {stretch.examples:,} examples "
+            f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s"
+        )
+
+    def close(self) -> None:
+        """Once or more often."""
+        self._bar.close()
+        self._file.close()
+        with self._writing():
+            if self._board:
+                self._board.close()
+
+    def _say(self, line: str) -> None:
+        """Above the bar, where there is one; at once, since logs are watched."""
+        if self._verbosity != QUIET:
+            with tqdm.external_write_mode(sys.stdout):
+                print(line, flush=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the OSError of a write into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename or self._file.name
+            raise InputError(
+                f"{where}: cannot be written ({error.strerror}); make room and go on with --resume"
+            ) from None
+
+    def _write(self, kind: str, **record: Any) -> None:
+        line = {"kind": kind, **record}
+        text = f"{json.dumps(line)}\n".encode()
+        with self._writing():
+            if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._board:
+                self._board.add(line)
+        self._remember(line)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "epoch":
+            self.epochs.append(line)

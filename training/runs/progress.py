@@ -1,0 +1,168 @@
+"""Where a run goes on: how far it is, and whether a checkpoint is one of this very run."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import InputError
+from training.runs.checkpoint import newest, read_record, steps
+from training.runs.metrics import Moment
+from training.runs.warm_start import Start
+from training.train_config import AUTO, NEWEST, TrainConfig
+
+FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader", "freeze_epochs")
+"""Settings that change the numbers; those that are left out change nothing, or how sums are rounded."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. ``epoch`` is the one that is going on, ``step`` how many of its steps are done."""
+
+    epoch: int = 0
+    step: int = 0
+    done: int = 0
+    """Steps of the run."""
+    examples: int = 0
+    """That the learning rate has seen: whole batches within an epoch."""
+    epoch_begin: Moment = field(default_factory=Moment)
+    last_line: Moment = field(default_factory=Moment)
+    """When the last line of kind "step" was written."""
+    now: Moment = field(default_factory=Moment)
+    saved: int = 0
+    """Steps that were done at the last checkpoint."""
+
+    def add(self, num_steps: int, global_batch: int) -> None:
+        """After ``num_steps`` more steps of the epoch."""
+        self.step += num_steps
+        self.done += num_steps
+        self.examples += num_steps * global_batch
+
+    def end_epoch(self) -> None:
+        """The next epoch begins; ``examples`` becomes exact: a whole batch may hold empty rows."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.examples, self.epoch_begin = self.now.examples, self.now
+
+    def is_due(self, checkpoint_every: int | None) -> bool:
+        """Whether a checkpoint's step has come since the last one."""
+        return checkpoint_every is not None and self.done // checkpoint_every > self.saved // checkpoint_every
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Progress":
+        """What ``record_of`` has put into a checkpoint."""
+        found: dict[str, Any] = {}
+        for name, value in record["progress"].items():
+            found[name] = Moment(**value) if isinstance(value, dict) else value
+        return cls(**found)
+
+
+def record_of(
+    progress: Progress,
+    config: TrainConfig,
+    manifest: Manifest,
+    how: dict[str, Any],
+    start: Start | None,
+    metrics_bytes: int,
+) -> dict[str, Any]:
+    """What a checkpoint holds beside the tensors; ``how`` is ranks, threads and kernel."""
+    return {
+        "dataset_id": manifest.dataset_id,
+        "settings": {**{name: getattr(config, name) for name in FIXED}, "epochs": config.epochs},
+        **how,
+        "start": start.record if start else None,
+        "progress": asdict(progress),
+        "metrics_bytes": metrics_bytes,
+    }
+
+
+def candidates(run: Path, config: TrainConfig) -> list[int]:
+    """Checkpoints of ``run`` to try in turn, by their steps; none where there is nothing to go on from.
+
+    Raises InputError when the one that is asked for is not there.
+    """
+    present = steps(run)
+    if config.resume == AUTO:
+        try:
+            last = newest(run)
+        except InputError:
+            last = present[-1] if present else None  # its name is damaged, not necessarily the checkpoint
+        return [] if last is None else [last, *(step for step in reversed(present) if step < last)]
+    wanted = newest(run) if config.resume == NEWEST else config.resume
+    if wanted is None:
+        raise InputError(f"--resume: {run} holds no checkpoint; leave it out to begin, or say --resume auto")
+    assert isinstance(wanted, int)
+    if config.resume != NEWEST and wanted not in present:
+        found = ", ".join(map(str, present)) or "none"
+        raise InputError(f"--resume {wanted}: {run} holds no such checkpoint; there are: {found}")
+    return [wanted]
+
+
+def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None) -> None:
+    """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset, and which began
+    with what --init-from names, if it names anything.
+    """
+    for step in candidates(run, config):
+        try:
+            record = read_record(run, step)
+        except InputError:
+            if config.resume != AUTO:
+                raise
+            continue
+        _check(record, run, config, manifest, device, start)
+        return
+    if config.freeze_epochs and start is None:
+        raise InputError.flag("freeze_epochs", config.freeze_epochs, "--init-from too: there is no checkpoint")
+
+
+def _check(
+    record: dict[str, Any], run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None
+) -> None:
+    if record["dataset_id"] != manifest.dataset_id:
+        raise InputError(
+            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record['dataset_id']}, which "
+            f"{run} is trained on; name that one, or begin anew with another --output"
+        )
+    began_with = (record.get("start") or {}).get("xxh3")
+    if start and start.xxh3 != began_with:
+        expected = f"vectors {began_with}" if began_with else "none"
+        raise InputError(
+            f"--init-from {config.init_from}: found vectors {start.xxh3}, expected {expected}, which {run} "
+            f"began with; leave it out to go on, since the checkpoint holds all that is needed, or begin anew with "
+            f"another --output"
+        )
+    before = {"freeze_epochs": 0, **record["settings"], "kernel": record["kernel"]}
+    now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
+    if config.rate_falls or config.epochs < record["progress"]["epoch"]:
+        now["epochs"] = config.epochs
+    others = [name for name in now if now[name] != before[name]]
+    if others:
+        remedy = f"say {_flags(before, others)}, or begin anew with another --output"
+        raise InputError(f"--resume: found {_flags(now, others)}, but {run} is trained with other settings; {remedy}")
+
+
+def differences(record: dict[str, Any], how: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
+    """What is said of ranks and threads that are others than they were. Raises InputError where bits must stay."""
+    names = [name for name in ("world_size", "threads") if how[name] != record[name]]
+    if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
+        return
+    changes = " and ".join(f"{_WORDS[name]} {how[name]} instead of {record[name]}" for name in names)
+    if config.reader == "petastorm" and "world_size" in names and record["progress"]["step"]:
+        raise InputError(
+            f"--resume: found {changes}, in mid-epoch, whose order depends on it with --reader petastorm; take as many"
+        )
+    if config.deterministic:
+        raise InputError(
+            f"--resume: found {changes}, which changes the bits; take as many, or leave --deterministic out"
+        )
+    if config.in_place and "world_size" in names:
+        yield f"{changes}: tables are averaged over other ranks, so the vectors will be others, about as good"
+    else:
+        yield f"{changes}: the vectors will be the same but for rounding"
+
+
+_WORDS = {"world_size": "ranks:", "threads": "threads a rank:"}
+
+
+def _flags(values: dict[str, Any], names: list[str]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {values[name]}" for name in names)

@@ -1,0 +1,187 @@
+"""What report.html is made of: a run's files, what its dataset can still tell of its making, and an evaluation.
+
+V words, D dimensions.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.storage import Location
+from training.vectors.run_files import SUMMARY
+from training.vectors.word_vectors import Tables
+
+Evaluation = dict[str, list[list[str]]]
+"""Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
+
+OF_SUMMARY = ("dataset_id", "loss", "mean_loss", "tokens_per_s", "examples", "steps")
+OF_CONFIG = ("data", "log_every")
+OF_STEP = ("step", "loss", "tokens_per_s", "wait_share")
+OF_EPOCH = ("epoch", "loss", "mean_loss", "examples", "seconds", "tokens_per_s", "wait_share")
+"""What the page shows of a run's files, and so must be in them."""
+
+MOST_ROWS = 1 << 20
+"""Rows that are read: shards are in the order of a hash, so the first are as good as any."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read of sampled epoch 0."""
+
+    read: int
+    of: int
+    """Rows that the sampled epoch has."""
+    centers_V: npt.NDArray[np.int64]
+    """How often each word is the center."""
+    num_contexts: list[int]
+    """How many rows have 0, 1, 2 ... contexts."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A dataset as far as it is there; ``missing`` says in words what is not."""
+
+    manifest: Manifest | None
+    rows: Rows | None
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has reached its end: what its files say, and what of its dataset is still there."""
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    steps: list[dict[str, Any]]
+    """Lines of kind "step" of metrics.jsonl."""
+    epochs: list[dict[str, Any]]
+    words: list[str]
+    counts_V: npt.NDArray[np.int64]
+    center_VD: npt.NDArray[np.float32]
+    sampled: Sampled
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Raises InputError where there is no finished run, or one that is damaged."""
+        tables = Tables.load(folder)
+        summary = _read_json(folder / SUMMARY)
+        return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
+
+    @classmethod
+    def at_end(
+        cls,
+        folder: Path,
+        name: str,
+        summary: dict[str, Any],
+        words: list[str],
+        counts_V: npt.NDArray[np.int64],
+        center_VD: npt.NDArray[np.float32],
+        manifest: Manifest | None = None,
+    ) -> "Run":
+        """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
+        config = _read_json(folder / "config.json")
+        told = _read_lines(folder / "metrics.jsonl")
+        steps, epochs = ([line for line in told if line.get("kind") == kind] for kind in ("step", "epoch"))
+        for file, records, fields in (
+            (SUMMARY, [summary], OF_SUMMARY),
+            ("config.json", [config], OF_CONFIG),
+            ("metrics.jsonl", steps, OF_STEP),
+            ("metrics.jsonl", epochs, OF_EPOCH),
+        ):
+            for field in fields:
+                if not all(field in record for record in records):
+                    raise InputError(f"{folder / file}: found no {field}, expected what training wrote; train again")
+        if not epochs:
+            raise InputError(f"{folder / 'metrics.jsonl'}: found no epoch; train again")
+        sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
+        return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
+
+
+def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = None) -> Sampled:
+    """What dataset ``data`` tells, if it still is ``dataset_id``. Rows are read where they lie on this machine only."""
+    try:
+        if manifest is None:
+            manifest = Manifest.load(data)
+        if manifest.dataset_id != dataset_id:
+            return Sampled(None, None, f"{data} holds dataset {manifest.dataset_id} now, not the one of this run")
+        if Location.of(data).local is None:
+            return Sampled(manifest, None, f"{data} is not on this machine, so none of its rows were read")
+        return Sampled(manifest, read_rows(data, manifest), None)
+    except InputError as error:
+        return Sampled(None, None, str(error))
+    except (OSError, pa.ArrowException) as error:
+        return Sampled(manifest, None, f"rows of {data} could not be read ({one_line(error)})")
+
+
+def read_rows(data: str, manifest: Manifest) -> Rows:
+    """Looks at the first MOST_ROWS rows of sampled epoch 0, in whole row groups. Raises OSError, pa.ArrowException."""
+    centers_V = np.zeros(manifest.vocab_size, np.int64)
+    num_contexts = np.zeros(2 * manifest.config.window + 1, np.int64)
+    for table in _row_groups(data, manifest):
+        centers_V += np.bincount(table["center"].to_numpy(), minlength=centers_V.size)
+        num_contexts += np.bincount(table["num_contexts"].to_numpy(), minlength=num_contexts.size)
+    rows = sum(shard.rows for shard in manifest.select(0))
+    return Rows(int(centers_V.sum()), rows, centers_V, num_contexts.tolist())
+
+
+def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
+    left = MOST_ROWS
+    for shard in manifest.select(0):
+        with (Location.of(data) / shard.path).open() as source, pq.ParquetFile(source) as file:
+            for number in range(file.num_row_groups):
+                if left <= 0:
+                    return
+                yield file.read_row_group(number, columns=["center", "num_contexts"])
+                left -= manifest.row_group_rows
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """What training.vectors.evaluation printed, as it is shown. Raises InputError for anything else."""
+    found = _read_json(file)
+    try:
+        pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]
+        every = found["analogies"]
+        parts = [{"section": every["file"], **every}, *every["sections"]] if every else []
+        analogies = [[part["section"], _share(part["accuracy"]), *_known(part, "questions")] for part in parts]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: expected what python -m training.evaluate prints; name a file of that") from None
+    return {"pairs": pairs, "analogies": analogies}
+
+
+def _known(record: dict[str, Any], name: str) -> list[str]:
+    return [f"{record[name]:,}", f"{record['unknown']:,}"]
+
+
+def _share(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: found a {type(found).__name__}, expected an object of JSON")
+    return dict(found)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        with file.open("rb") as content:
+            found = [json.loads(line) for line in content]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); train again") from None
+    if not all(isinstance(line, dict) for line in found):
+        raise InputError(f"{file}: found a line that is no object of JSON; train again")
+    return found

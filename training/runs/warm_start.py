@@ -1,0 +1,111 @@
+"""A warm start: a run begins with the vectors of another, matched by word; and how a vocabulary grows.
+
+V words, D dimensions, K words that are in both vocabularies. Row 0, <unk>, is in neither.
+"""
+
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from xxhash import xxh3_64
+
+from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.shared.errors import InputError
+from pipeline.shared.storage import Location
+from training.distributed import World
+from training.model.skip_gram import SkipGram
+from training.runs.checkpoint import Checkpoint
+from training.runs.run_folder import read_vocabulary
+from training.train_config import TrainConfig
+from training.vectors.compare import Growth, growth, shared_rows
+from training.vectors.word_vectors import Tables
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run has begun with: the vectors' digest, ``growth``, and the kept words' ids ``kept_K`` (int64)."""
+
+    xxh3: str
+    growth: Growth
+    kept_K: Tensor
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in JSON."""
+        return {"xxh3": self.xxh3, "growth": asdict(self.growth)}
+
+    @classmethod
+    def of(cls, begun: Checkpoint) -> "Start | None":
+        """The start of the run that has written a checkpoint; ``kept_K`` is empty when no row is frozen any more."""
+        record = begun.record.get("start")
+        if record is None:
+            return None
+        return cls(record["xxh3"], Growth(**record["growth"]), begun.state.get("kept", torch.zeros(0).long()))
+
+
+def warm_start(config: TrainConfig, manifest: Manifest, world: World, model: SkipGram) -> Start | None:
+    """Puts the rows of --init-from into ``model``, on every rank; rank 0 alone reads them. None for a cold start."""
+    if config.init_from is None:
+        return None
+    record, rows = None, dict[str, Tensor]()
+    if world.is_first:
+        start, rows = read_start(config, manifest)
+        record = start.record
+    record, rows = world.of_first(record, rows)
+    with torch.no_grad():
+        model.center.weight[rows["kept"]] = rows["center"]
+        model.context.weight[rows["kept"]] = rows["context"]
+    return Start(record["xxh3"], Growth(**record["growth"]), rows["kept"])
+
+
+def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str, Tensor]]:
+    """The start from --init-from on this dataset; ``kept`` (K), and ``center`` and ``context`` (K, D) of these words.
+
+    Raises InputError when there is nothing that this run could begin with.
+    """
+    run = config.init_from
+    assert run is not None
+    if run.resolve() == config.output.resolve():
+        raise InputError(f"--init-from {run}: is --output too, so the run would replace what it reads; name another")
+    try:
+        before = Tables.load(run)
+    except InputError as error:
+        remedy = "; or leave it out, since a checkpoint holds all that is needed" if config.resume is not None else ""
+        raise InputError(f"--init-from {error}{remedy}") from None
+    dim = before.center_VD.shape[1]
+    if dim != config.dim:
+        raise InputError(
+            f"--init-from {run}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
+        )
+    vocabulary = _vocabulary(config, manifest)
+    words = vocabulary["word"].to_pylist()
+    grown = growth(words, vocabulary["count"].to_numpy(), before.words, before.counts_V)
+    if not grown.kept:
+        raise InputError(
+            f"--init-from {run}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
+            f"{config.data}; name a run on text like this, or leave it out"
+        )
+    kept_K, from_K = map(torch.from_numpy, shared_rows(words, before.words))
+    tables = {"center": before.center_VD, "context": before.context_VD}
+    rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
+    return Start(_digest(before), grown, kept_K), {"kept": kept_K, **rows}
+
+
+def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
+    try:
+        return pq.read_table(BytesIO(read_vocabulary(config, manifest)), columns=["word", "count"])
+    except pa.ArrowException as error:
+        raise ManifestError.unreadable(Location.of(config.data) / manifest.vocab_path, error) from None
+
+
+def _digest(tables: Tables) -> str:
+    """XXH3 of words and vectors: what decides where a run begins, wherever they lie."""
+    digest = xxh3_64("\n".join(tables.words).encode())
+    for table_VD in (tables.center_VD, tables.context_VD):
+        digest.update(np.ascontiguousarray(table_VD).data.cast("B"))
+    return digest.hexdigest()

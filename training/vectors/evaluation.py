@@ -1,0 +1,221 @@
+"""How good vectors are: on pairs of words that people have scored, and on analogies.
+
+python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt
+
+Figures are those of gensim's evaluate_word_pairs and evaluate_word_analogies: upper and lower case are the same, the
+most frequent of words that differ in nothing else stands for them, and rare words (--restrict-vocab) count as unknown.
+
+Q questions or pairs, B questions of a block, W words that are looked at (<unk> is row 0 and never found), D dimensions.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr
+
+from pipeline.shared.errors import InputError, Parser, command, path
+from training.vectors.compare import unit
+from training.vectors.questions import read_analogies, read_pairs
+from training.vectors.word_vectors import SOURCES, Vectors
+
+RESTRICT_VOCAB = 300_000
+"""As in gensim."""
+
+BLOCK_SCORES = 1 << 24
+"""Cosines that are in memory at once: 64 MB."""
+
+
+@dataclass(frozen=True)
+class PairsResult:
+    """How well cosines order pairs of words, against people's scores."""
+
+    spearman: float
+    """Rank correlation, -1 to 1, of the pairs used; equal scores share their average rank."""
+    pairs: int
+    """Pairs used: those with two known words."""
+    unknown: int
+    """Pairs left out."""
+    coverage: float
+    """Pairs used, as a share of all."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Analogies of one kind, as AnalogiesResult has them of all; no accuracy where all are left out."""
+
+    section: str
+    accuracy: float | None
+    questions: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class AnalogiesResult:
+    """How often the nearest word to b - a + c is the fourth of an analogy."""
+
+    accuracy: float
+    """Share of the questions used, 0 to 1."""
+    questions: int
+    """Questions used: those with four known words."""
+    unknown: int
+    """Questions left out."""
+    coverage: float
+    """Questions used, as a share of all."""
+    sections: tuple[Section, ...]
+
+
+def word_pairs(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB) -> PairsResult:
+    """The rank correlation of cosine and score over the pairs of ``file``.
+
+    Raises InputError for a file that cannot be understood, and where there is no correlation: fewer than two known
+    pairs, or all of one score.
+    """
+    pairs = read_pairs(file)
+    row_of = rows_by_spelling(vectors.words[: restrict_vocab + 1])
+    known = [(row_of[a.upper()], row_of[b.upper()], s) for a, b, s in pairs if {a.upper(), b.upper()} <= row_of.keys()]
+    if len(known) < 2:
+        raise InputError(
+            f"{file}: found {len(known)} of {len(pairs)} pairs (the first: {', '.join(pairs[0][:2])}) with both words "
+            f"among the {len(row_of):,} of the vectors, expected 2 or more; name pairs of words that the corpus has"
+        )
+    scores_Q = np.array([score for _, _, score in known])
+    cosines_Q = cosines(vectors.center_VD, np.array([rows[:2] for rows in known]))
+    for name, values_Q in (("score", scores_Q), ("cosine", cosines_Q)):
+        if (values_Q == values_Q[0]).all():
+            raise InputError(
+                f"{file}: found the {name} {values_Q[0]} in all {len(known)} known pairs, expected values that differ: "
+                "equal ones have no order to compare; name more pairs"
+            )
+    return PairsResult(
+        spearman=float(spearmanr(scores_Q, cosines_Q).statistic),
+        pairs=len(known),
+        unknown=len(pairs) - len(known),
+        coverage=len(known) / len(pairs),
+    )
+
+
+def analogies(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB) -> AnalogiesResult:
+    """The share of analogies a : b = c : d in ``file`` whose d is found, over all and by section.
+
+    Raises InputError for a file that cannot be understood, or without a question whose four words are all known.
+    """
+    sections = read_analogies(file)
+    words = vectors.words[: restrict_vocab + 1]
+    row_of = rows_by_spelling(words)
+    known = [
+        [[row_of[word] for word in question] for question in questions if row_of.keys() >= set(question)]
+        for _, questions in sections
+    ]
+    num_all, num_known = sum(len(questions) for _, questions in sections), sum(map(len, known))
+    if num_known == 0:
+        first = next(question for _, questions in sections for question in questions)
+        raise InputError(
+            f"{file}: found 0 of {num_all} questions (the first: {' '.join(first)}) with all words among the "
+            f"{len(row_of):,} of the vectors, expected 1 or more; name questions about words that the corpus has"
+        )
+    spelling_W = np.array([0, *(row_of[word.upper()] for word in words[1:])])
+    questions_Q4 = np.array([question for questions in known for question in questions])
+    right_Q = is_fourth_found(vectors.center_VD[: len(words)], spelling_W, questions_Q4)
+    right_by_section = np.split(right_Q, np.cumsum([len(questions) for questions in known])[:-1])
+    return AnalogiesResult(
+        accuracy=float(right_Q.mean()),
+        questions=num_known,
+        unknown=num_all - num_known,
+        coverage=num_known / num_all,
+        sections=tuple(
+            Section(name, float(right.mean()) if right.size else None, right.size, len(questions) - right.size)
+            for (name, questions), right in zip(sections, right_by_section, strict=True)
+        ),
+    )
+
+
+def rows_by_spelling(words: list[str]) -> dict[str, int]:
+    """The first, most frequent, row of each word in upper case; row 0, <unk>, left out."""
+    return {words[row].upper(): row for row in reversed(range(1, len(words)))}
+
+
+def cosines(center_VD: npt.NDArray[np.float32], rows_Q2: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The cosine of each pair of rows; 0 where a vector is zero.
+
+    Under one root, since sqrt(x * x) is x: a word and itself have exactly 1, and all such pairs one rank.
+    """
+    first_QD, second_QD = (center_VD[rows].astype(np.float64) for rows in rows_Q2.T)
+    squares_Q = (first_QD**2).sum(axis=1) * (second_QD**2).sum(axis=1)
+    return np.asarray((first_QD * second_QD).sum(axis=1) / np.sqrt(np.where(squares_Q > 0, squares_Q, 1)))
+
+
+def is_fourth_found(
+    center_WD: npt.NDArray[np.float32], spelling_W: npt.NDArray[np.int64], questions_Q4: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Whether the word of highest cosine with b - a + c, of vectors of length 1, is d.
+
+    This is 3CosAdd (Mikolov et al. 2013; Levy & Goldberg 2014, Eq. 3): a, b and c are no answers, in whatever case.
+    ``questions_Q4`` are rows, ``spelling_W`` is the row that stands for each row. Costs W·D multiplications a question.
+    """
+    unit_WD = unit(center_WD)
+    other_cases = defaultdict(list)
+    for row in np.flatnonzero(spelling_W != np.arange(len(spelling_W))):
+        other_cases[spelling_W[row]].append(row)
+    block_size = max(1, BLOCK_SCORES // len(unit_WD))
+    answers_Q = np.empty(len(questions_Q4), np.int64)
+    for begin in range(0, len(questions_Q4), block_size):
+        block_B4 = questions_Q4[begin : begin + block_size]
+        a, b, c, _ = block_B4.T
+        scores_BW = (unit_WD[b] - unit_WD[a] + unit_WD[c]) @ unit_WD.T
+        scores_BW[:, 0] = -np.inf
+        np.put_along_axis(scores_BW, block_B4[:, :3], -np.inf, axis=1)
+        for scores_W, rows in zip(scores_BW, block_B4[:, :3], strict=True) if other_cases else ():
+            scores_W[[case for row in rows for case in other_cases.get(row, ())]] = -np.inf
+        answers_Q[begin : begin + block_size] = scores_BW.argmax(axis=1)
+    return np.asarray(spelling_W[answers_Q] == questions_Q4[:, 3])
+
+
+def main() -> None:
+    parser = Parser(
+        "python -m training.evaluate",
+        "How good vectors are, on scored pairs and on analogies; as JSON.",
+        "python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt",
+    )
+    parser.add_argument("run", type=path, help=SOURCES)
+    parser.add_argument(
+        "--pairs",
+        type=path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="two words and a score a line",
+    )
+    parser.add_argument("--analogies", type=path, metavar="FILE", help="four words a line, in sections (': name')")
+    parser.add_argument(
+        "--restrict-vocab",
+        type=int,
+        default=RESTRICT_VOCAB,
+        metavar="N",
+        help="look at the N most frequent words only, as gensim does; word2vec.c's scripts take 30000",
+    )
+    with command():
+        arguments = parser.parse_args()
+        if not arguments.pairs and not arguments.analogies:
+            raise InputError("found neither --pairs nor --analogies, expected files to evaluate on; name one")
+        if arguments.restrict_vocab < 1:
+            raise InputError.flag("restrict_vocab", arguments.restrict_vocab, "1 or more")
+        vectors, restrict_vocab = Vectors.load(arguments.run), arguments.restrict_vocab
+        report = {
+            "restrict_vocab": restrict_vocab,
+            "pairs": [
+                {"file": str(file), **asdict(word_pairs(vectors, file, restrict_vocab))} for file in arguments.pairs
+            ],
+            "analogies": None,
+        }
+        if file := arguments.analogies:
+            report["analogies"] = {"file": str(file), **asdict(analogies(vectors, file, restrict_vocab))}
+        print(json.dumps(report, indent=1, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Word vectors in files for other programs.
+
+python -m training.export runs/ptb --format word2vec --output ptb.txt          for gensim and its like: a word a line
+python -m training.export runs/ptb --format word2vec-binary --output ptb.bin   the same, a third of the size
+python -m training.export runs/ptb --format projector --output ptb.tsv         and ptb.metadata.tsv, for TensorBoard
+
+The center vectors, without <unk>, the most frequent word first. D dimensions, B words of a chunk.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.shared.errors import InputError, Parser, command, path
+from training.vectors.run_files import VECTORS, VOCAB, whole
+from training.vectors.word_vectors import SOURCES, Vectors
+
+FORMATS = ("word2vec", "word2vec-binary", "projector")
+CHUNK_VALUES = 1 << 20
+"""Numbers that are text at once: some 10 MB of it, however many there are in all."""
+
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+"""Readers, gensim among them, unpack files that are named so."""
+
+
+def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
+    """Writes the vectors of ``run`` to ``output``, and for the projector the words beside it; says what was written.
+
+    Files appear whole or not at all. Raises InputError for a run that is not finished, an output that cannot be used,
+    and words that the format cannot tell apart.
+    """
+    metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
+    for file in filter(None, (output, metadata)):
+        check_free(file, run, overwrite)
+    vectors = Vectors.load(run)
+    words, num_changed = without_space(vectors.words[1:])
+    center_VD = vectors.center_VD[1:]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole(output) as vectors_file:
+            if form == "projector":
+                write_numbers(vectors_file, center_VD)
+            elif form == "word2vec":
+                write_word2vec(vectors_file, words, center_VD)
+            else:
+                write_word2vec_binary(vectors_file, words, center_VD)
+            if metadata:
+                with whole(metadata) as metadata_file:
+                    write_metadata(metadata_file, words, vectors.counts_V)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another file") from None
+    changed = f", {num_changed:,} of them with _ for white space" if num_changed else ""
+    files = f"{output} and {metadata}" if metadata else str(output)
+    return f"{len(words):,} words{changed}, {center_VD.shape[1]} dimensions: {files}"
+
+
+def check_free(file: Path, run: Path, overwrite: bool) -> None:
+    """Raises InputError when ``file`` may not be written."""
+    where = f"--output {file}"
+    if file.suffix.lower() in PACKED:
+        raise InputError(
+            f"{where}: readers would unpack {file.suffix}, expected the name of a plain file; choose another"
+        )
+    try:
+        existing = next(place for place in (file, *file.absolute().parents) if place.exists())
+        if existing == file and not file.is_file():
+            raise InputError(f"{where}: is no file, expected one, new or to be replaced; name another")
+        if existing != file and not existing.is_dir():
+            raise InputError(f"{where}: {existing} is a file, expected a folder; choose another")
+        if existing == file and run.exists() and file.samefile(run):
+            raise InputError(f"{where}: is what is to be read; name another file")
+        if run.resolve() in file.resolve().parents:
+            raise InputError(f"{where}: lies in the run's folder, which holds its own files only; name one elsewhere")
+    except OSError as error:
+        raise InputError(f"{where}: cannot be used ({error.strerror}); choose another file") from None
+    if existing == file and not overwrite:
+        raise InputError(f"{where}: is there already; add --overwrite or name another file")
+
+
+def write_word2vec(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
+    """word2vec.c's text: a line of V and D, then of each word and its numbers."""
+    file.write(b"%d %d\n" % center_VD.shape)
+    for chunk in chunks(center_VD):
+        write_lines(file, pc.binary_join_element_wise(words[chunk], number_lines(center_VD[chunk], " "), " "))
+
+
+def write_word2vec_binary(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
+    """word2vec.c's binary form, without its line ends, as gensim writes it: readers of either skip them."""
+    file.write(b"%d %d\n" % center_VD.shape)
+    for chunk in chunks(center_VD):
+        rows_BD = center_VD[chunk].astype("<f4")
+        named = zip(words[chunk].to_pylist(), rows_BD, strict=True)
+        file.write(b"".join(b"%b %b" % (word.encode(), row_D.tobytes()) for word, row_D in named))
+
+
+def write_numbers(file: BinaryIO, center_VD: npt.NDArray[np.float32]) -> None:
+    """A word a line, tabs between its numbers."""
+    for chunk in chunks(center_VD):
+        write_lines(file, number_lines(center_VD[chunk], "\t"))
+
+
+def write_metadata(file: BinaryIO, words: pa.StringArray, counts_V: npt.NDArray[np.int64] | None) -> None:
+    """A word a line and how often it occurs, below a line of names; where that is not known, words alone.
+
+    The projector takes the first line of a single column for a word.
+    """
+    if counts_V is None:
+        return write_lines(file, words)
+    write_lines(file, pa.array(["word\tcount"]))
+    write_lines(file, pc.binary_join_element_wise(words, pc.cast(pa.array(counts_V[1:]), pa.string()), "\t"))
+
+
+def number_lines(rows_BD: npt.NDArray[np.float32], mark: str) -> pa.StringArray:
+    """The numbers of each row with ``mark`` between them: the fewest digits that read back as the same float32."""
+    numbers = pc.cast(pa.array(rows_BD.reshape(-1)), pa.string())
+    ends = np.arange(len(rows_BD) + 1, dtype=np.int32) * rows_BD.shape[1]
+    return pc.binary_join(pa.ListArray.from_arrays(ends, numbers), mark)
+
+
+def write_lines(file: BinaryIO, lines: pa.StringArray) -> None:
+    text = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")
+    file.write(text[0].as_buffer())
+    file.write(b"\n")
+
+
+def chunks(rows_VD: npt.NDArray[np.float32]) -> Iterator[slice]:
+    """Stretches of the rows, of some CHUNK_VALUES numbers each."""
+    num_rows = max(1, CHUNK_VALUES // rows_VD.shape[1])
+    return (slice(begin, begin + num_rows) for begin in range(0, len(rows_VD), num_rows))
+
+
+def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
+    """The words with _ for each white space, which in these formats ends a word; and how many that changed.
+
+    Text is cut at white space, so only words that came as arrays can hold any. Raises InputError where two become one.
+    """
+    plain = [re.sub(r"\s", "_", word) for word in words]
+    word_of = dict(zip(plain, words, strict=True))
+    for word, written in zip(words, plain, strict=True):
+        if word_of[written] != word:
+            raise InputError(
+                f"found the words {word!r:.80} and {word_of[written]!r:.80}, expected words that differ without "
+                f"white space, since both would be written {written:.80}; rename one in the corpus, or read the run's "
+                f"own {VECTORS} and {VOCAB}"
+            )
+    return pa.array(plain, pa.string()), sum(map(str.__ne__, plain, words))
+
+
+def main() -> None:
+    example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
+    parser = Parser("python -m training.export", "Word vectors in files for other programs.", example)
+    parser.add_argument("run", type=path, help=SOURCES)
+    parser.add_argument(
+        "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
+    )
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="outside of the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
+    with command():
+        arguments = parser.parse_args()
+        print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Held-out examples, and the loss of two models on them over the words that both know.
+
+Every published version keeps those of its corpus, so that later ones are judged by the same lines.
+
+B examples, L places of each (contexts, then negatives, then 0), V words, D dimensions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.dataset.decode import Layout, RowGroup, ShardError
+from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.storage import Location
+from training.model.skip_gram import SigmoidBCELoss, skip_gram
+from training.vectors.compare import rows_in
+from training.vectors.run_files import VOCAB, whole
+from training.vectors.word_vectors import Tables
+
+FILE_NAME = "heldout.parquet"
+
+MAX_ROWS = 20_000
+"""Enough that chance moves a loss by less than half a percent, and two models' difference by far less; 2 MB."""
+
+BLOCK_ROWS = 2048
+"""Examples that are in memory at once with all their vectors: 50 MB at 60 places and 100 dimensions."""
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Examples in ids of ``words`` (V): center (B,), contexts_negatives (B, L), num_contexts (B,), all int32.
+
+    Id 0 is <unk>, which no example names, so it marks the places that are empty.
+    """
+
+    words: list[str]
+    center_B: Int32
+    contexts_negatives_BL: Int32
+    num_contexts_B: Int32
+
+    @classmethod
+    def of_dataset(cls, dataset: str | Path, max_rows: int = MAX_ROWS) -> "Heldout":
+        """The examples that a dataset holds out; where there are more than ``max_rows``, as many, spread evenly.
+
+        Reads every row group that has one of them, and verifies its checksums. Raises ManifestError, and InputError
+        when nothing is held out.
+        """
+        manifest, folder = Manifest.load(dataset), Location.of(dataset)
+        shards = manifest.select(0, "heldout")
+        total = sum(shard.rows for shard in shards)
+        if not total:
+            raise InputError(
+                f"{dataset}: found no held-out examples, expected some to judge by; prepare with a holdout such as 0.01"
+            )
+        try:
+            with (folder / manifest.vocab_path).open() as file:
+                words = pq.read_table(file, columns=["word"])["word"].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError.unreadable(folder / manifest.vocab_path, error) from None
+        wanted = np.arange(min(total, max_rows)) * total // min(total, max_rows)
+        ends = np.cumsum([shard.rows for shard in shards])
+        parts = [
+            _rows_of_shard(folder / shard.path, manifest, shard.rows, part - (end - shard.rows))
+            for shard, end, part in zip(shards, ends, np.split(wanted, np.searchsorted(wanted, ends[:-1])), strict=True)
+        ]
+        center_B, targets_BL, num_contexts_B = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return cls(words, center_B, targets_BL, num_contexts_B)
+
+    @classmethod
+    def load(cls, published: Path) -> "Heldout":
+        """What ``write`` left in the folder of a published version, whose vocabulary lies beside it.
+
+        Raises InputError when it is not there, or damaged.
+        """
+        path = published / FILE_NAME
+        try:
+            words = pq.read_table(published / VOCAB, columns=["word"])["word"].to_pylist()
+            table = pq.read_table(path, columns=["center", "contexts_negatives", "num_contexts"])
+            center_B, num_contexts_B = (table[name].to_numpy() for name in ("center", "num_contexts"))
+            lists = table["contexts_negatives"].combine_chunks()
+            ids = lists.flatten().to_numpy()
+            lengths_B = np.diff(lists.offsets.to_numpy())
+        except (OSError, pa.ArrowException, KeyError) as error:
+            reason = one_line(error)
+            raise InputError(
+                f"{path}: cannot be read ({reason}); bring it back, or set heldout_increase to null"
+            ) from None
+        if any(values.size and not 0 <= values.min() <= values.max() < len(words) for values in (center_B, ids)):
+            raise InputError(f"{path}: ids beyond the {len(words):,} words of {VOCAB}; bring back what was published")
+        targets_BL = np.zeros((len(center_B), lengths_B.max(initial=0)), np.int32)
+        targets_BL[np.arange(targets_BL.shape[1]) < lengths_B[:, None]] = ids
+        return cls(words, center_B, targets_BL, num_contexts_B)
+
+    def write(self, folder: Path) -> None:
+        """Writes FOLDER/heldout.parquet, whole, without the empty places; equal bytes for equal examples.
+
+        Raises OSError. What reads it back is ``load``, by the vocab.parquet of the same folder.
+        """
+        real_BL = self.contexts_negatives_BL > 0
+        offsets = np.concatenate([[0], np.cumsum(real_BL.sum(1))]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(offsets, self.contexts_negatives_BL[real_BL])
+        columns = {"center": self.center_B, "contexts_negatives": lists, "num_contexts": self.num_contexts_B}
+        with whole(folder / FILE_NAME) as file:
+            pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def _rows_of_shard(
+    path: Location, manifest: Manifest, num_rows: int, wanted: npt.NDArray[np.int64]
+) -> tuple[Int32, Int32, Int32]:
+    """``wanted`` rows, in rising order, of a shard of ``num_rows``."""
+    layout, group_rows = Layout(manifest.max_len, 1 + manifest.config.negatives), manifest.row_group_rows
+    parts = []
+    try:
+        with path.open() as file:
+            metadata = pq.read_metadata(file)
+        read = path.reader()
+        for number in np.unique(wanted // group_rows).tolist():
+            begin, size = number * group_rows, min(group_rows, num_rows - number * group_rows)
+            row_group = RowGroup.decode(read, metadata, number, size, layout)
+            rows = wanted[(wanted >= begin) & (wanted < begin + size)] - begin
+            parts.append(row_group.rows(rows.astype(np.int32)))
+    except (OSError, pa.ArrowException, ShardError) as error:
+        raise ManifestError.unreadable(path, error) from None
+    empty = np.zeros(0, np.int32), np.zeros((0, layout.max_len), np.int32), np.zeros(0, np.int32)
+    center_B, targets_BL, num_contexts_B = (np.concatenate(columns) for columns in zip(empty, *parts, strict=True))
+    targets_BL[np.arange(layout.max_len) >= (num_contexts_B * layout.targets_a_context)[:, None]] = 0
+    return center_B, targets_BL, num_contexts_B
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The mean losses of two models on the same examples and places."""
+
+    first: float
+    second: float
+    rows: int
+    """Examples that counted."""
+    places: int
+    """Contexts and negatives that counted."""
+    words: int
+    """Words of the examples' vocabulary that both models know."""
+
+
+def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
+    """Both models' losses over what both know; None where there is nothing.
+
+    A place counts where both know its word, an example where both know its center and one context or more: negatives
+    alone say nothing of the text. The loss of an example is the mean over its places that count, as
+    training/model/kernels/reference.py has it, whose loss this is where all words are known. Equal bits on one machine.
+    """
+    models = [(tables, rows_in(heldout.words, tables.words)) for tables in (first, second)]
+    known_V = np.logical_and(*(rows_V > 0 for _, rows_V in models))
+    sums, rows, places = np.zeros(2), 0, 0
+    for begin in range(0, len(heldout.center_B), BLOCK_ROWS):
+        block = slice(begin, begin + BLOCK_ROWS)
+        center_B, targets_BL = heldout.center_B[block], heldout.contexts_negatives_BL[block]
+        label_BL = np.arange(targets_BL.shape[1]) < heldout.num_contexts_B[block, None]
+        mask_BL = known_V[targets_BL]
+        counted = np.flatnonzero(known_V[center_B] & (mask_BL & label_BL).any(axis=1))
+        label, mask = torch.from_numpy(label_BL[counted]), torch.from_numpy(mask_BL[counted])
+        for index, (tables, rows_V) in enumerate(models):
+            loss_B = _row_losses(tables, rows_V[center_B[counted]], rows_V[targets_BL[counted]], label, mask)
+            sums[index] += loss_B.double().sum().item()
+        rows, places = rows + len(counted), places + int(mask.sum())
+    if not rows:
+        return None
+    return Losses(float(sums[0] / rows), float(sums[1] / rows), rows, places, int(known_V.sum()))
+
+
+def _row_losses(
+    tables: Tables,
+    center_B: npt.NDArray[np.int64],
+    targets_BL: npt.NDArray[np.int64],
+    label_BL: Tensor,
+    mask_BL: Tensor,
+) -> Tensor:
+    center_VD, context_VD = torch.from_numpy(tables.center_VD), torch.from_numpy(tables.context_VD)
+    scores_BL = skip_gram(
+        torch.from_numpy(center_B)[:, None], torch.from_numpy(targets_BL), center_VD, context_VD
+    ).squeeze(1)
+    loss_B: Tensor = SigmoidBCELoss()(scores_BL, label_BL, mask_BL)
+    return loss_B * (mask_BL.shape[1] / mask_BL.sum(1))

@@ -1,0 +1,79 @@
+"""Files to evaluate on: pairs of words with a score, and analogies.
+
+Text in UTF-8; blank lines, and those that begin with #, are skipped. What else cannot be understood is refused, since a
+line that is skipped in silence changes the figure.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.shared.errors import InputError
+
+
+def read_pairs(file: Path) -> list[tuple[str, str, float]]:
+    """Two words and a score of each line, with tabs, semicolons, commas or blanks between them.
+
+    The first line may be a header: a third column that is no number and holds no digit.
+    """
+    pairs = []
+    for index, (number, line) in enumerate(lines_of(file)):
+        mark = next((mark for mark in "\t;," if mark in line), None)
+        fields = [field.strip() for field in line.split(mark)]
+        if len(fields) != 3 or not all(fields):
+            raise InputError(
+                f"{file}:{number}: found {line!r:.80}, expected two words and a score, with tabs, semicolons, commas "
+                "or blanks between them; mend the line, or begin it with # to leave it out"
+            )
+        try:
+            score = float(fields[2])
+        except ValueError:
+            if index == 0 and not any(map(str.isdigit, fields[2])):
+                continue
+            score = np.nan
+        if not np.isfinite(score):
+            raise InputError(
+                f"{file}:{number}: found {fields[2]!r:.40} as the score, expected a number such as 7.35; "
+                "mend the line, or begin it with # to leave it out"
+            )
+        pairs.append((fields[0], fields[1], score))
+    if not pairs:
+        raise InputError(f"{file}: found no pairs, expected lines of two words and a score; name another file")
+    return pairs
+
+
+def read_analogies(file: Path) -> list[tuple[str, list[list[str]]]]:
+    """Sections in the order of the file: their names, and questions of four words in upper case."""
+    sections: list[tuple[str, list[list[str]]]] = []
+    for number, line in lines_of(file):
+        words = line.split()
+        if words[0] == ":":
+            sections.append((" ".join(words[1:]), []))
+        elif len(words) == 4 and sections:
+            sections[-1][1].append([word.upper() for word in words])
+        else:
+            expected = "four words between blanks" if sections else "a section's name before the questions"
+            raise InputError(
+                f"{file}:{number}: found {line!r:.80}, expected {expected}, as in ': capitals' and then "
+                "'Athens Greece Oslo Norway'; mend the file"
+            )
+    if not any(questions for _, questions in sections):
+        raise InputError(f"{file}: found no questions, expected lines of four words; name another file")
+    return sections
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and text of the lines that are neither blank nor comments (#)."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); name a text file") from None
+    try:
+        text = content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file}:{number}: found bytes that are no UTF-8; convert the file to UTF-8") from None
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
+        if line and not line.startswith("#"):
+            yield number, line

@@ -1,0 +1,199 @@
+"""What a finished run has learnt: Vectors, to look words up in, and Tables, to go on from or to compare.
+
+V words, D dimensions, K words of a question.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from pipeline.shared.errors import InputError
+from training.vectors import word2vec_files
+from training.vectors.mlflow_uri import opened
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
+from training.vectors.word2vec_files import reading
+
+SOURCES = "a finished run's folder, such as runs/ptb; models:/NAME@ALIAS; a word2vec file, text or binary; .safetensors"
+"""What Vectors.load takes, for the help of commands."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """``words`` (V) and their center vectors ``center_VD`` (float32), the most frequent word first.
+
+    Row 0 is <unk>: zero, nobody's neighbour, and no word that can be looked up, so ``len`` is V - 1. Searches are exact
+    and cost V·D; what they need more than once is kept, so do not change ``center_VD``.
+    """
+
+    words: list[str]
+    center_VD: Float32
+    counts_V: npt.NDArray[np.int64] | None = None
+    """How often each word occurs (int64); None of a file that does not say."""
+
+    @classmethod
+    def load(cls, source: Path | str) -> "Vectors":
+        """The vectors of a run or a published version (its folder), of a version that is registered with MLflow
+        ("models:/demo@champion"), or of a file, told by its content:
+
+        - word2vec's text or binary form, as gensim, word2vec.c, fastText and training.export write them;
+        - safetensors with a table "center", and a vocab.parquet with "word" and "count" beside it.
+
+        A row for <unk> is put before the words of a word2vec file; a <unk> of its own is a word like others there.
+        Raises InputError for a run that is not finished, and for a file that is not whole and sound.
+        """
+        with opened(source) as place, reading(place):
+            if place.is_file() and not is_safetensors(place):
+                return cls(*word2vec_files.read(place))
+            vocabulary, (center_VD,) = _read(place, source, "center")  # the context table stays on the disk
+        return cls(vocabulary["word"].to_pylist(), center_VD, vocabulary["count"].to_numpy())
+
+    def __len__(self) -> int:
+        """The number of words that can be looked up."""
+        return len(self.words) - 1
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._row_of
+
+    def vector(self, word: str) -> Float32:
+        """The vector of ``word``, shape (D,), as it was trained: a view that cannot be written to.
+
+        Raises InputError, with the closest spellings, for a word without a vector.
+        """
+        vector_D: Float32 = self.center_VD[self.word_id(word)]
+        vector_D.flags.writeable = False
+        return vector_D
+
+    def similarity(self, first: str, second: str) -> float:
+        """The cosine of two words' vectors, -1 to 1; 0 where one is zero. Raises InputError for an unknown word."""
+        first_D, second_D = (self.center_VD[self.word_id(word)].astype(np.float64) for word in (first, second))
+        squares = (first_D @ first_D) * (second_D @ second_D)  # under one root: a word and itself have exactly 1
+        return float(first_D @ second_D / np.sqrt(squares)) if squares else 0.0
+
+    def most_similar(
+        self, query: str | Sequence[str] | npt.NDArray[np.floating], topk: int = 10
+    ) -> list[tuple[str, float]]:
+        """The ``topk`` words nearest to ``query`` by cosine, nearest first (d2l 15.4.5); equal ones by frequency.
+
+        ``query`` is a word, several words (the mean of their vectors of length 1), or a vector of shape (D,). Words
+        that were asked for are left out. Raises InputError, with the closest spellings, for a word without a vector.
+        """
+        if isinstance(query, np.ndarray):
+            return self._nearest(query, [], topk)
+        if not len(query):
+            raise InputError("query: found no words, expected a word, several, or a vector")
+        rows_K = [self.word_id(word) for word in ([query] if isinstance(query, str) else query)]
+        return self._nearest(self._unit(rows_K).mean(axis=0), rows_K, topk)
+
+    def analogy(self, a: str, b: str, c: str, topk: int = 10) -> list[tuple[str, float]]:
+        """The words that are to ``c`` as ``b`` is to ``a``: those nearest to b - a + c, of vectors of length 1.
+
+        That is 3CosAdd (Levy & Goldberg 2014, Eq. 3), as in training.evaluate and gensim; a, b and c are left out.
+        Raises InputError for an unknown word.
+        """
+        rows_K = [self.word_id(word) for word in (a, b, c)]
+        return self._nearest(np.array([-1, 1, 1], np.float32) @ self._unit(rows_K), rows_K, topk)
+
+    def word_id(self, word: str) -> int:
+        """The row of ``word``, 1 or more."""
+        row = self._row_of.get(word)
+        if row is None:
+            close = difflib.get_close_matches(word, self.words[1:], n=3)
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise InputError(f"{word!r} is not among the {len(self):,} words of the vocabulary{hint}")
+        return row
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {word: row for row, word in enumerate(self.words) if row}
+
+    @cached_property
+    def _norms_V(self) -> Float32:
+        """Lengths; that of a zero vector is the least number above 0, so that its cosines are 0."""
+        return np.asarray(np.maximum(np.linalg.norm(self.center_VD, axis=1), np.finfo(np.float32).tiny))
+
+    def _unit(self, rows_K: list[int]) -> Float32:
+        return np.asarray(self.center_VD[rows_K] / self._norms_V[rows_K, None])
+
+    def _nearest(self, query_D: npt.NDArray[np.floating], left_out: list[int], topk: int) -> list[tuple[str, float]]:
+        dim = self.center_VD.shape[1]
+        if query_D.shape != (dim,) or not np.isfinite(query_D).all():
+            found = f"shape {query_D.shape}" if query_D.shape != (dim,) else "values that are no numbers"
+            raise InputError(f"query: found a vector with {found}, expected {dim} finite numbers")
+        if topk < 1:
+            raise InputError(f"topk: found {topk}, expected 1 or more")
+        unit_D = (query_D / max(np.linalg.norm(query_D), np.finfo(np.float32).tiny)).astype(np.float32)
+        cosine_V = self.center_VD @ unit_D / self._norms_V
+        cosine_V[[0, *left_out]] = -np.inf
+        topk = min(topk, len(self.words) - len({0, *left_out}))
+        if topk == 0:
+            return []
+        # The k-th largest first, then all that are as large: which of equal ones argpartition takes, it does not say.
+        least = np.partition(cosine_V, -topk)[-topk]
+        rows = np.flatnonzero(cosine_V >= least)
+        nearest = rows[np.argsort(-cosine_V[rows], kind="stable")[:topk]]
+        return [(self.words[row], float(cosine_V[row])) for row in nearest]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """``words`` (V), how often each occurs ``counts_V`` (int64), and both tables (float32); row 0 is <unk> and zero."""
+
+    words: list[str]
+    counts_V: npt.NDArray[np.int64]
+    center_VD: Float32
+    context_VD: Float32
+
+    @classmethod
+    def load(cls, run: Path | str) -> "Tables":
+        """All that the run ``run`` has learnt: its folder, or a registered version. Raises InputError, as Vectors."""
+        with opened(run) as place, reading(place):
+            vocabulary, (center_VD, context_VD) = _read(place, run, "center", "context")
+        counts_V = vocabulary["count"].to_numpy()
+        return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
+
+
+def is_safetensors(file: Path) -> bool:
+    """By its first bytes: the length of a header, in 8 of them, and the header in JSON. Raises OSError."""
+    with file.open("rb") as opened_file:
+        return opened_file.read(9)[8:] == b"{"
+
+
+def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[Float32]]:
+    """The vocabulary and the tables ``names`` of a run, or of a .safetensors file and the vocabulary beside it.
+
+    All of one run, even where a link to it moves meanwhile. Errors speak of ``source``.
+    """
+    file, remedy = place.resolve(), "write it again"
+    if not file.is_file():
+        if not (file / SUMMARY).is_file():
+            raise InputError(f"{source}: no {SUMMARY}, so no finished run; train one with training/train.py")
+        file, remedy = file / VECTORS, "train again"
+    try:
+        vocabulary = pq.read_table(file.with_name(VOCAB), columns=["word", "count"])
+        with safe_open(file, framework="numpy") as tensors:
+            tables = [tensors.get_tensor(name) for name in names]
+    except (OSError, TypeError, pa.ArrowException, SafetensorError) as error:  # TypeError: numpy has no bfloat16
+        raise InputError(f"{source}: {file.name} or {VOCAB} cannot be read ({error}); {remedy}") from None
+    for name, table_VD in zip(names, tables, strict=True):
+        if table_VD.ndim != 2 or table_VD.dtype != np.float32 or not table_VD.size:
+            raise InputError(
+                f"{source}: found {name} of shape {table_VD.shape} and {table_VD.dtype}, expected float32 of words and "
+                f"dimensions; {remedy}"
+            )
+        if len(vocabulary) != len(table_VD):
+            raise InputError(f"{source}: {len(table_VD)} vectors for {len(vocabulary)} words; {remedy}")
+        if not np.isfinite((table_VD.min(), table_VD.max())).all():
+            raise InputError(f"{source}: {file.name} holds values that are no numbers; {remedy}")
+        if table_VD[0].any():
+            raise InputError(f"{source}: found a vector in row 0 of {name}, expected the zeros of <unk>; {remedy}")
+    return vocabulary, tables
