@@ -17,9 +17,11 @@ QUICK_S := 240
 LONG_S := 1800
 # The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
 READER_TESTS := $(addprefix tests/reading/test_, readers.py petastorm.py)
-PETASTORM_TESTS := $(wildcard tests/reading/*.py tests/model/*.py tests/vectors/*.py) tests/dataset/test_shard.py \
-    tests/shared/test_randomness.py tests/commands/test_train.py \
-    $(addprefix tests/runs/test_, checkpoint.py warm_start.py report.py board.py)
+PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/, $(addsuffix .py, shared/test_randomness dataset/test_shard \
+    $(addprefix model/test_, kernels lazy_adam in_place model) \
+    $(addprefix reading/test_, stream plan device_feed read_ahead) \
+    $(addprefix runs/test_, checkpoint warm_start report board) \
+    $(addprefix vectors/test_, align compare heldout) commands/test_train))
 
 .DEFAULT_GOAL := help
 .PHONY: help run setup setup-retrain setup-petastorm setup-airflow setup-dev test test-all lint bench chromium clean

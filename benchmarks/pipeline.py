@@ -233,14 +233,14 @@ def part_rates(name: str, output: Path, path: Path) -> list[str]:
     import pyarrow as pa
 
     from pipeline.dataset.manifest_file import Manifest
-    from pipeline.dataset.vocab import Encoded, Vocab, encode
+    from pipeline.dataset.vocab import Vocab
     from pipeline.pipeline_config import PipelineConfig
     from pipeline.sampling.sample import Examples, Slice, Tables, sample
     from pipeline.shared.storage import Location
     from pipeline.spark.shard_writer import ShardFile
     from pipeline.text.tokens import Tokenized, tokenized
     from pipeline.text.word_counts import Totals
-    from pipeline.text.word_index import WordIndex
+    from pipeline.text.word_index import Encoded, WordIndex, encode
 
     pa.set_cpu_count(1)
     config = PipelineConfig()

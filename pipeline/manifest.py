@@ -1,6 +1,43 @@
-"""``python -m pipeline.manifest show|verify data/ptb``: what a dataset holds, and whether all of it is right."""
+"""What a dataset holds, and whether all of it is right.
 
-from pipeline.dataset.manifest_file import main
+python -m pipeline.manifest show data/ptb       what the dataset holds
+python -m pipeline.manifest verify s3://b/ptb   reads all of it, and says what is wrong
+"""
+
+import sys
+from dataclasses import asdict
+
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.verify import problems
+from pipeline.shared.errors import Parser, command, tell
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
+    parser = Parser(
+        "python -m pipeline.manifest",
+        "Shows what a dataset holds, or reads and checks all of it.",
+        "python -m pipeline.manifest show data/ptb",
+        "python -m pipeline.manifest verify s3://bucket/words",
+    )
+    parser.add_argument("command", choices=("show", "verify"), help="show reads the manifest only, verify every byte")
+    parser.add_argument("dataset", help="a folder or URI with manifest.json")
+    with command():
+        arguments = parser.parse_args(argv)
+        manifest = Manifest.load(arguments.dataset)
+        print(manifest)
+        print(f"{arguments.dataset}: dataset {manifest.dataset_id}")
+        if arguments.command == "show":
+            print("\n".join(f"{name} {value}" for name, value in asdict(manifest.config).items()))
+            return
+        found = 0
+        for problem in problems(arguments.dataset, manifest):
+            found += 1
+            tell(f"error: {problem}")
+        if found:
+            sys.exit(2)
+        print(f"{arguments.dataset}: every digest and count is right")
+
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipeline.dataset.manifest_file import VOCAB, Counts, Manifest, ManifestError, ShardInfo
-from pipeline.dataset.vocab import Vocab, encode
+from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Tables
 from pipeline.shared.errors import InputError
@@ -37,7 +37,7 @@ from pipeline.spark.task import TABLES, from_the_driver, to_binary
 from pipeline.text.corpus import Corpus
 from pipeline.text.tokens import tokenized
 from pipeline.text.word_counts import MAX_PARTIAL_COUNTS, Totals
-from pipeline.text.word_index import WordIndex
+from pipeline.text.word_index import WordIndex, encode
 
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16

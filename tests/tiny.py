@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from pipeline.dataset.manifest_file import Counts, Manifest
-from pipeline.dataset.vocab import Vocab, encode
+from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Slice, Tables, sample
 from pipeline.shared.storage import Location
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS, ShardFile, versions
-from pipeline.text.word_index import WordIndex
+from pipeline.text.word_index import WordIndex, encode
 from training.model.batch import Batch
 from training.vectors.word_vectors import Tables as Model
 

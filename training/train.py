@@ -50,6 +50,7 @@ from training.model.skip_gram import SkipGram
 from training.model.steps import Step, finite, make_step
 from training.reading.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
 from training.reading.petastorm_stream import check_petastorm
+from training.reading.plan import Position
 from training.runs.checkpoint import Checkpoint, CheckpointError, Writer, read, steps
 from training.runs.metrics import Meter, Metrics, Moment
 from training.runs.progress import Progress, candidates, check_same_run, differences, record_of
@@ -132,12 +133,13 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
             held.enter_context(owned(config.output))
         begun = read_checkpoint(config, world)
         progress = Progress.of(begun.record) if begun else Progress()
+        begin = Position(progress.epoch, progress.step, progress.done)
 
         # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
         model = SkipGram(manifest.vocab_size, config.dim, config.seed, config.in_place)
         start = Start.of(begun) if begun else warm_start(config, manifest, world, model)
         model.to(device)
-        all_steps = total_steps(config, manifest, world.world_size, progress)
+        all_steps = total_steps(config, manifest, world.world_size, begin)
         step = make_step(config, model, manifest.config.negatives, all_steps, world)
         # Bits go by how many share the columns: on few cores, or with a small dim, fewer than were asked for.
         threads = step.team.size if step.team else torch.get_num_threads()
@@ -219,7 +221,8 @@ def run_epochs(
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(manifest, epoch))
     meter = Meter(device, world, progress.now)  # whose clock starts here
     stopping = False
-    with closing(epochs_of(config, manifest, world, device, step, progress)) as epochs:
+    begin = Position(progress.epoch, progress.step, progress.done)
+    with closing(epochs_of(config, manifest, world, device, step, begin)) as epochs:
         for batches in epochs:
             for batch, wait_s in timed(batches):
                 lr = rate(config, progress.examples, num_examples)

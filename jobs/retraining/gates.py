@@ -17,7 +17,7 @@ class Gates:
     """At most so much above the champion's loss, as a share of it; on the lines held out from the champion's corpus
     and, apart, on those held out from the challenger's."""
     pairs: tuple[Path, ...] = ()
-    """Files of word pairs and people's scores, as training.vectors.evaluation reads them."""
+    """Files of word pairs and people's scores, as training.evaluate reads them."""
     pairs_drop: float = 0.05
     """At most so much below the champion's rank correlation, on the pairs that both know."""
     pairs_least: float | None = None

@@ -3,15 +3,11 @@
 DATASET/manifest.json                                     written last, replaced in one step
 DATASET/<generation>/vocab.parquet                        word_id, word, count
 DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
-
-python -m pipeline.manifest show data/ptb       what the dataset holds
-python -m pipeline.manifest verify s3://b/ptb   reads all of it, and says what is wrong
 """
 
 import dataclasses
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.shared.errors import InputError, Parser, command, one_line, tell
+from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.storage import Location
 
 FORMAT_VERSION = 2
@@ -211,32 +207,3 @@ def _from_record(record: dict[str, Any]) -> Manifest:
     fields["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
     fields["source_state"] = tuple(record["source_state"])
     return Manifest(**fields)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
-    from pipeline.dataset.verify import problems  # it needs this module
-
-    parser = Parser(
-        "python -m pipeline.manifest",
-        "Shows what a dataset holds, or reads and checks all of it.",
-        "python -m pipeline.manifest show data/ptb",
-        "python -m pipeline.manifest verify s3://bucket/words",
-    )
-    parser.add_argument("command", choices=("show", "verify"), help="show reads the manifest only, verify every byte")
-    parser.add_argument("dataset", help="a folder or URI with manifest.json")
-    with command():
-        arguments = parser.parse_args(argv)
-        manifest = Manifest.load(arguments.dataset)
-        print(manifest)
-        print(f"{arguments.dataset}: dataset {manifest.dataset_id}")
-        if arguments.command == "show":
-            print("\n".join(f"{name} {value}" for name, value in dataclasses.asdict(manifest.config).items()))
-            return
-        found = 0
-        for problem in problems(arguments.dataset, manifest):
-            found += 1
-            tell(f"error: {problem}")
-        if found:
-            sys.exit(2)
-        print(f"{arguments.dataset}: every digest and count is right")

@@ -1,4 +1,4 @@
-"""Vocab: which words there are, their ids and counts; and the encoding of words as ids.
+"""Vocab: which words there are, their ids and counts.
 
 Ids go by falling count, ties by spelling (code points). Id 0 is ``<unk>``: every word that is not kept, and the literal
 token ``<unk>`` of any corpus. It is never a center, a context or a negative, so 0 can be the padding.
@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.shared.randomness import U64, sequence_keys
 from pipeline.shared.storage import Location
-from pipeline.text.tokens import UNKNOWN, num_set
-from pipeline.text.word_index import WordIndex, word_hashes
+
+UNKNOWN = "<unk>"
 
 SCHEMA = pa.schema(
     [
@@ -72,30 +71,3 @@ class Vocab:
         with Location.of(path).open() as file:
             table = pq.read_table(file)
         return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Sequences of known ids end to end, with a key each: ``ids`` int32, ``lengths`` int64 >= 2, ``keys`` uint64."""
-
-    ids: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int64]
-    keys: U64
-
-
-def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
-    """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
-
-    A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
-    is held out today is held out when the corpus has grown.
-    """
-    dictionary = words.dictionary_encode()
-    hash_D = word_hashes(dictionary.dictionary)
-    id_D = index.ids(dictionary.dictionary, hash_D)
-    token = dictionary.indices.to_numpy()
-    keys = sequence_keys(hash_D[token], lengths)
-    ids = id_D[token]
-    known = ids > 0
-    num_known = num_set(known, lengths)
-    enough = num_known >= 2
-    return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])

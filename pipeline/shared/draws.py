@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.compiled import compiled, inner
-from pipeline.shared.randomness import GOLDEN, MIX_1, MIX_2, U64
+from pipeline.shared.randomness import GOLDEN, MIX_1, MIX_2, U64, Purpose, fold, stream
 
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2)
 _1, _27, _30, _31, _32 = (np.uint64(number) for number in (1, 27, 30, 31, 32))
@@ -35,3 +35,11 @@ def sums_of_draws(streams_T: U64, lengths: npt.NDArray[np.int64]) -> U64:
             sums[sequence] += draw(streams_T[token], np.uint64(position))
             token += 1
     return sums
+
+
+def sequence_keys(hashes: U64, lengths: npt.NDArray[np.int64]) -> U64:
+    """A 64-bit key for every sequence of hashes laid end to end (shape (len(lengths),)); order matters.
+
+    Uniform, and the same wherever the sequence stands. ``lengths`` are >= 1 and sum to ``len(hashes)``.
+    """
+    return fold(stream(0, Purpose.SEQUENCE), sums_of_draws(hashes, lengths))

@@ -57,16 +57,8 @@ def stream(seed: int, purpose: Purpose, *parts: int) -> int:
     """The stream of one purpose under one seed, as a Python int in [0, 2^64). ``seed`` may be any integer."""
     state = seed & _MASK
     for part in (purpose, *parts):
-        state = _fold_one(state, part & _MASK)
+        state = int(fold(state, part & _MASK))
     return state
-
-
-def _fold_one(state: int, part: int) -> int:
-    """``fold`` for two Python integers."""
-    z = (state + (part + 1) * GOLDEN) & _MASK
-    z = ((z ^ (z >> 30)) * MIX_1) & _MASK
-    z = ((z ^ (z >> 27)) * MIX_2) & _MASK
-    return z ^ (z >> 31)
 
 
 def below(bits: U64, bound: int) -> npt.NDArray[np.int64]:
@@ -80,13 +72,3 @@ def below(bits: U64, bound: int) -> npt.NDArray[np.int64]:
 def permutation(stream: int, n: int) -> npt.NDArray[np.int64]:
     """A uniform permutation of 0..n-1 (shape (n,), int64): the order of n random keys."""
     return np.argsort(fold(stream, np.arange(n)), kind="stable").astype(np.int64)
-
-
-def sequence_keys(hashes: U64, lengths: npt.NDArray[np.int64]) -> U64:
-    """A 64-bit key for every sequence of hashes laid end to end (shape (len(lengths),)); order matters.
-
-    Uniform, and the same wherever the sequence stands. ``lengths`` are >= 1 and sum to ``len(hashes)``.
-    """
-    from pipeline.shared.draws import sums_of_draws  # here, since training has this module without numba
-
-    return fold(stream(0, Purpose.SEQUENCE), sums_of_draws(hashes, lengths))

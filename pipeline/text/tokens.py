@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.vocab import UNKNOWN
 from pipeline.pipeline_config import PipelineConfig
 
 CHUNK_BYTES = 2 << 20
@@ -24,7 +25,6 @@ CHUNK_TOKENS = CHUNK_BYTES // 4
 MAX_WORD_BYTES = 4096
 """A longer token is no word but a slip (a file without white space, say) and becomes <unk>, in its place."""
 
-UNKNOWN = "<unk>"
 
 _NO_WORD = r"[^\p{L}\p{M}\p{N}_']+"
 _ASCII_SPACE = re.compile(rb"[\t-\r\x1c-\x20]")

@@ -3,12 +3,16 @@
 V words, S = 2^k > V slots of the index.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.shared.compiled import compiled
+from pipeline.shared.draws import sequence_keys
 from pipeline.shared.randomness import U64
+from pipeline.text.tokens import num_set
 
 _MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)
 _SHIFT = np.uint64(32)
@@ -52,6 +56,33 @@ def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np
     _, offsets, data = words.buffers()
     found = np.frombuffer(offsets, np.int32)[words.offset : words.offset + len(words) + 1]
     return found, np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sequences of known ids end to end, with a key each: ``ids`` int32, ``lengths`` int64 >= 2, ``keys`` uint64."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    keys: U64
+
+
+def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
+    """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
+
+    A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
+    is held out today is held out when the corpus has grown.
+    """
+    dictionary = words.dictionary_encode()
+    hash_D = word_hashes(dictionary.dictionary)
+    id_D = index.ids(dictionary.dictionary, hash_D)
+    token = dictionary.indices.to_numpy()
+    keys = sequence_keys(hash_D[token], lengths)
+    ids = id_D[token]
+    known = ids > 0
+    num_known = num_set(known, lengths)
+    enough = num_known >= 2
+    return Encoded(ids=ids[known & np.repeat(enough, lengths)], lengths=num_known[enough], keys=keys[enough])
 
 
 @compiled

@@ -14,7 +14,7 @@ from conftest import ROOT, Command, Ended
 from tiny import write_run, write_tiny_dataset
 
 from jobs import prepare, prepare_demo, prepare_ptb, retrain
-from pipeline.dataset import manifest_file as manifest
+from pipeline import manifest
 from pipeline.shared.errors import HELP_COLUMNS, Parser, uri
 from training import neighbors, train
 from training.runs import report_page as report
@@ -35,7 +35,7 @@ COMMANDS: dict[str, Main] = {
     "-m training.evaluate": evaluate.main,
     "-m training.export": export.main,
     "-m training.report": report.main,
-    "-m pipeline.manifest": lambda: manifest.main(sys.argv[1:]),
+    "-m pipeline.manifest": manifest.main,
 }
 QUICK = [
     name
@@ -221,5 +221,5 @@ def test_make_run_ends_with_where_to_look(tmp_path: Path, report: bool) -> None:
     assert ("  runs/ptb/report.html  " in end) == report
     assert "  runs/ptb/loss.png  " in end
     assert "metrics.jsonl" not in end
-    for word in ("training.neighbors runs/ptb WORD", "training.vectors.export_formats runs/ptb", "README.md and docs/"):
+    for word in ("training.neighbors runs/ptb WORD", "training.export runs/ptb", "README.md and docs/"):
         assert word in end

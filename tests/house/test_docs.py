@@ -248,7 +248,7 @@ def wrong_in(words: list[str]) -> Iterator[str]:
             ["--epoch=2"],
         ),
         ("spark-submit local:///opt/shardvec/jobs/prepare.py --windows 5", ["--windows"]),
-        ("python jobs/retrain.py run|plann --config x", ["retrain has no run|plann"]),
+        ("python jobs/retrain.py run|plann --config x", ["jobs.retrain has no run|plann"]),
         ("python jobs/retrain.py run --to 1", ["--to"]),
         (".venv/bin/python -m training.neighbors runs/ptb chip --top 3", ["--top"]),
         ("python -m training.neighbours runs/ptb", ["No module named 'training.neighbours'"]),

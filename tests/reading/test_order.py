@@ -32,10 +32,9 @@ from training.model.steps import make_step
 from training.reading.device_feed import KeptRows
 from training.reading.epochs import epochs_of, plan_of
 from training.reading.permutation import permutation as fast_permutation
-from training.reading.plan import EpochPlan, Piece, plan_epoch
+from training.reading.plan import EpochPlan, Piece, Position, plan_epoch
 from training.reading.remote import FetchAhead
 from training.reading.stream import ArrowStream, one_by_one, read_epochs
-from training.runs.progress import Progress
 from training.train_config import TrainConfig
 
 ROW_GROUP = 24
@@ -202,9 +201,9 @@ def test_a_run_that_goes_on_has_the_batches_of_one_that_was_not_interrupted(data
 
     def read(done: int) -> tuple[list[npt.NDArray[Any]], set[int]]:
         """All rows, and the steps of the run at which a batch ends."""
-        progress = Progress(epoch=done // in_epoch, step=done % in_epoch, done=done)
+        begin = Position(done // in_epoch, done % in_epoch, done)
         rows, ends = [], set()
-        with closing(epochs_of(config, manifest, world, CPU, step, progress)) as epochs:
+        with closing(epochs_of(config, manifest, world, CPU, step, begin)) as epochs:
             for batches in epochs:
                 for batch in batches:
                     rows.append(columns(tiny.copy(batch)))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
+from training.model.kernels.columns import PAGE, page_aligned
 from training.runs.checkpoint import CheckpointError, Writer, name_of, newest, read, read_record, steps
-from training.runs.state_file import PAGE, page_aligned
 from training.runs.state_file import save as save_state
 
 RECORD = {"text": "é", "loss": 0.1 + 0.2, "nothing": None, "list": [1, 2.5]}

@@ -6,8 +6,8 @@ import oracles
 import pytest
 from scipy import stats
 
-from pipeline.shared.draws import draw, draw_below
-from pipeline.shared.randomness import Purpose, fold, permutation, sequence_keys, stream
+from pipeline.shared.draws import draw, draw_below, sequence_keys
+from pipeline.shared.randomness import Purpose, fold, permutation, stream
 
 
 def test_fold_is_splitmix64() -> None:

@@ -17,7 +17,7 @@ from tiny import write_tiny_dataset
 
 from jobs import prepare as prepare_job
 from jobs import session
-from pipeline.dataset import manifest_file as manifest
+from pipeline import manifest
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.verify import problems
 from pipeline.pipeline_config import PipelineConfig

@@ -8,11 +8,11 @@ import oracles
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset.vocab import Vocab, encode
+from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.text import tokens
 from pipeline.text.tokens import tokenized
-from pipeline.text.word_index import WordIndex, word_hashes
+from pipeline.text.word_index import WordIndex, encode, word_hashes
 
 LINES = [
     "",

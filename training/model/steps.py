@@ -19,11 +19,10 @@ from training.distributed import World
 from training.model.batch import Batch
 from training.model.cuda_graph import Graphed
 from training.model.kernels import cpu, reference
-from training.model.kernels.columns import is_finite
+from training.model.kernels.columns import is_finite, page_aligned
 from training.model.kernels.lazy_adam import LazyAdam
 from training.model.kernels.threads import Team
 from training.model.skip_gram import RowLosses, SkipGram
-from training.runs.state_file import page_aligned
 from training.train_config import TrainConfig
 
 TABLES = ("center", "context")

@@ -16,15 +16,14 @@ from training.model.steps import Step
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.petastorm_stream import num_steps as petastorm_steps
 from training.reading.petastorm_stream import petastorm_epochs, shares_of_epoch
-from training.reading.plan import EpochPlan, num_steps, plan_epoch
+from training.reading.plan import EpochPlan, Position, num_steps, plan_epoch
 from training.reading.shard_cache import ShardCache
 from training.reading.stream import ArrowStream, read_epochs
-from training.runs.progress import Progress
 from training.train_config import TrainConfig
 
 
 def epochs_of(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Progress
+    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Position
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
     numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
@@ -91,7 +90,7 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
-def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Progress) -> int:
+def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Position) -> int:
     """Steps of the run, those that are done before it goes on from ``begin`` among them."""
     to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
     return begin.done - begin.step + to_come

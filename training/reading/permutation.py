@@ -4,9 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.compiled import compiled
-from pipeline.shared.randomness import GOLDEN, MIX_1, MIX_2
-
-_GOLDEN, _MIX_1, _MIX_2, _1 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2), np.uint64(1)
+from pipeline.shared.draws import draw
 
 
 def permutation(stream: int, n: int) -> npt.NDArray[np.int32]:
@@ -27,16 +25,13 @@ def _sort(
 ) -> None:
     """Sorts by the upper bits, in buckets of one key in the mean; what is then left to do is at most a few places off.
 
-    Keys are ``fold(stream, i)``, which for one stream is a bijection: no two are equal.
+    Keys are draws of one stream, all different: ``draw`` is a bijection in its second argument.
     """
     shift = np.uint64(64 - bits)
     for i in range(keys_N.size):
-        z = stream + (np.uint64(i) + _1) * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * _MIX_1
-        z = (z ^ (z >> np.uint64(27))) * _MIX_2
-        keys_N[i] = z ^ (z >> np.uint64(31))
+        keys_N[i] = draw(stream, np.uint64(i))
     for i in range(keys_N.size):
-        ends[(keys_N[i] >> shift) + _1] += 1
+        ends[(keys_N[i] >> shift) + np.uint64(1)] += 1
     for bucket in range(1, ends.size):
         ends[bucket] += ends[bucket - 1]
     for i in range(keys_N.size):

@@ -8,11 +8,20 @@ global batch g does not depend on W, every rank makes the same number of steps, 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.dataset.manifest_file import ShardInfo
 from pipeline.shared.randomness import Purpose, permutation, stream
+
+
+class Position(NamedTuple):
+    """Where reading begins: in epoch ``epoch``, after ``step`` of its steps, ``done`` steps into the run."""
+
+    epoch: int
+    step: int
+    done: int
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """What training.vectors.evaluation printed, as it is shown. Raises InputError for anything else."""
+    """What training.evaluate printed, as it is shown. Raises InputError for anything else."""
     found = _read_json(file)
     try:
         pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]

@@ -8,7 +8,6 @@ Source: the description of the format in safetensors' README; open(2) on O_DIREC
 import errno
 import fcntl
 import json
-import math
 import os
 import struct
 from pathlib import Path
@@ -19,16 +18,9 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-PAGE = 4096
+from training.model.kernels.columns import PAGE
+
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
-
-
-def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that begin with a page of memory, as direct writing needs it."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(num_bytes + PAGE, dtype=np.uint8)
-    skipped = -memory.ctypes.data % PAGE
-    return torch.from_numpy(memory[skipped : skipped + num_bytes]).view(dtype).view(shape)
 
 
 def save(path: Path, state: dict[str, Tensor]) -> str:

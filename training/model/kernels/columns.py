@@ -26,6 +26,7 @@ Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
+PAGE = 4096
 _F0, _F1 = np.float32(0), np.float32(1)
 
 
@@ -54,6 +55,14 @@ def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
     for thread in range(len(table_TVC)):
         columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
         columns_VC.copy_(table_TVC[thread, :, : columns_VC.shape[1]])
+
+
+def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that begin with a page of memory, as direct writing needs it."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(num_bytes + PAGE, dtype=np.uint8)
+    skipped = -memory.ctypes.data % PAGE
+    return torch.from_numpy(memory[skipped : skipped + num_bytes]).view(dtype).view(shape)
 
 
 def on_large_pages(*shape: int) -> Tensor:

@@ -34,6 +34,7 @@ from training.model.kernels.columns import (
     mean_losses,
     num_chunks,
     on_large_pages,
+    page_aligned,
     scores_of,
     signs_of,
     slopes_and_losses,
@@ -41,7 +42,6 @@ from training.model.kernels.columns import (
 )
 from training.model.kernels.threads import Counters
 from training.model.kernels.vector import CHUNK, first_guess, prefetch
-from training.runs.state_file import page_aligned
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 128
