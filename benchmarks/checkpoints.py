@@ -15,7 +15,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from benchmarks.measuring.provenance import provenance, table
 from pipeline.dataset.decode import Layout, RowGroup
 from pipeline.dataset.encode import SCHEMA, ExampleWriter
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 
 COLUMNS = ["center", "contexts_negatives", "num_contexts"]  # the trainer's

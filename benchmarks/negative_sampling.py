@@ -30,7 +30,7 @@ from benchmarks.noise_laws import Fit, avoiding, fit, inclusion
 from benchmarks.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 
 TIMED = 50_000
 STEPS = 10**7

@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from benchmarks.rivals.plain_prepare import book_rate
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 
 LINE = 1000
 

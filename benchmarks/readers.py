@@ -20,7 +20,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 from training.reading.petastorm_stream import check_petastorm, petastorm_epochs
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream, read_epochs

@@ -46,7 +46,8 @@ from benchmarks.measuring.train_tables import (
     target_table,
     wiki_targets,
 )
-from pipeline.shared.errors import InputError, Parser, path
+from pipeline.shared.cli import Parser, path
+from pipeline.shared.errors import InputError
 from training.vectors.evaluation import analogies, word_pairs
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors

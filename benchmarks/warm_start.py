@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 from training.distributed import World
 from training.model.skip_gram import SkipGram
 from training.model.steps import make_step

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.measuring.provenance import provenance
-from pipeline.shared.errors import Parser, command
+from pipeline.shared.cli import Parser, command
 from training.vectors.export_formats import write_word2vec, write_word2vec_binary
 from training.vectors.word_vectors import Vectors
 

@@ -9,7 +9,7 @@ import argparse
 
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
 from pipeline.pipeline_config import TOKENIZERS
-from pipeline.shared.errors import Parser, uri
+from pipeline.shared.cli import Parser, uri
 from pipeline.text.corpus import FORMATS, corpus
 
 

@@ -6,7 +6,7 @@ spark-submit jobs/prepare_demo.py
 from pathlib import Path
 
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
-from pipeline.shared.errors import Parser, uri
+from pipeline.shared.cli import Parser, uri
 from pipeline.text.corpus import demo
 
 CACHE = Path("data/cache/demo.txt")

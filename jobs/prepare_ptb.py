@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
-from pipeline.shared.errors import Parser, path, uri
+from pipeline.shared.cli import Parser, path, uri
 from pipeline.text.ptb import PTB_FILE, ptb
 
 CACHE = Path("data/cache") / PTB_FILE

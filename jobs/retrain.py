@@ -21,7 +21,8 @@ from jobs.retraining.retrain_config import RetrainConfig, read_config
 from jobs.retraining.status import status
 from jobs.retraining.workspace import RECORDS, Workspace
 from jobs.session import build_session, run
-from pipeline.shared.errors import Parser, path, tell
+from pipeline.shared.cli import Parser, path
+from pipeline.shared.errors import tell
 
 NOTHING_NEW, REFUSED = 3, 4
 

@@ -19,7 +19,8 @@ from pyspark.sql import SparkSession
 
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest
 from pipeline.pipeline_config import SUBSAMPLE_RULES, PipelineConfig
-from pipeline.shared.errors import InputError, Parser, check_output, command, tell
+from pipeline.shared.cli import Parser, check_output, command
+from pipeline.shared.errors import InputError, tell
 from pipeline.shared.storage import Location, is_uri
 from pipeline.spark.generation import LOCK, PREFIX, writing
 from pipeline.stages import prepare

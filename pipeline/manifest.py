@@ -9,7 +9,8 @@ from dataclasses import asdict
 
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.verify import problems
-from pipeline.shared.errors import Parser, command, tell
+from pipeline.shared.cli import Parser, command
+from pipeline.shared.errors import tell
 
 
 def main(argv: list[str] | None = None) -> None:

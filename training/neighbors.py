@@ -3,7 +3,8 @@
 python -m training.neighbors runs/ptb chip --topk 3
 """
 
-from pipeline.shared.errors import InputError, Parser, command, path
+from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.errors import InputError
 from training.vectors.word_vectors import SOURCES, Vectors
 
 

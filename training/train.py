@@ -26,7 +26,8 @@ if __name__ == "__main__":
 import torch
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.shared.errors import QUIET, InputError, end_if_nobody_reads, tell
+from pipeline.shared.cli import QUIET, end_if_nobody_reads
+from pipeline.shared.errors import InputError, tell
 from training.distributed import (
     TERMINATED,
     RankError,

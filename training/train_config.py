@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.shared.errors import InputError, Parser, path, uri
+from pipeline.shared.cli import Parser, path, uri
+from pipeline.shared.errors import InputError
 
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers of ``--sync-every 1``, and the learning rate each has when none is given; the first is the default."""

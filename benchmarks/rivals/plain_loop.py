@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.errors import Parser, command, path
+from pipeline.shared.cli import Parser, command, path
 from training.distributed import choose_device
 
 BATCH_SIZE, DIM, LEARNING_RATE = 512, 100, 0.002  # the book's

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobs.retraining.workspace import CURRENT, CYCLES, LOCK, OWN
-from pipeline.shared.errors import MENDABLE, InputError, check_output
+from pipeline.shared.cli import check_output
+from pipeline.shared.errors import MENDABLE, InputError
 from pipeline.shared.lock import Held, locked
 
 ORPHANS_S = 90

@@ -15,7 +15,7 @@ from tiny import write_run, write_tiny_dataset
 
 from jobs import prepare, prepare_demo, prepare_ptb, retrain
 from pipeline import manifest
-from pipeline.shared.errors import HELP_COLUMNS, Parser, uri
+from pipeline.shared.cli import HELP_COLUMNS, Parser, uri
 from training import neighbors, train
 from training.runs import report_page as report
 from training.vectors import evaluation as evaluate

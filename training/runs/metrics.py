@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.shared.errors import QUIET, VERBOSE, InputError
+from pipeline.shared.cli import QUIET, VERBOSE
+from pipeline.shared.errors import InputError
 from training.distributed import World
 from training.runs.tensorboard import Board
 

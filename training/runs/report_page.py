@@ -17,7 +17,8 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.errors import InputError, Parser, command, path
+from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.errors import InputError
 from training.runs.report_data import Evaluation, Rows, Run, read_evaluation
 from training.runs.report_plots import MOST_POINTS, bars, lines, map_of
 from training.vectors.compare import Growth

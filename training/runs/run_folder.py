@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.shared.errors import InputError, check_output
+from pipeline.shared.cli import check_output
+from pipeline.shared.errors import InputError
 from pipeline.shared.lock import Held, locked
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram

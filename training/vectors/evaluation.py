@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from pipeline.shared.errors import InputError, Parser, command, path
+from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.errors import InputError
 from training.vectors.compare import unit
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import SOURCES, Vectors

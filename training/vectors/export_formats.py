@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.shared.errors import InputError, Parser, command, path
+from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.errors import InputError
 from training.vectors.run_files import VECTORS, VOCAB, whole
 from training.vectors.word_vectors import SOURCES, Vectors
 
