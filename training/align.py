@@ -17,8 +17,8 @@ from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import atomic_write
 from training.vectors.compare import shared_rows
-from training.vectors.run_files import whole
 from training.vectors.word_vectors import Tables
 
 ROTATION, DRIFT = "alignment.safetensors", "drift.parquet"
@@ -50,9 +50,9 @@ class Alignment:
         Raises OSError.
         """
         drift = pa.table({"word": self.words, "count": self.counts_S, "drift": self.drift_S})
-        with whole(folder / ROTATION) as file:
+        with atomic_write(folder / ROTATION) as file:
             file.write(save({"rotation": np.ascontiguousarray(self.rotation_DD)}))
-        with whole(folder / DRIFT) as file:
+        with atomic_write(folder / DRIFT) as file:
             pq.write_table(drift, file, compression="zstd")
 
 

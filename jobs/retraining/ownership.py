@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from jobs.retraining.workspace import CURRENT, CYCLES, LOCK, OWN
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import MENDABLE, InputError
-from pipeline.shared.lock import Held, locked
+from pipeline.shared.files import Held, locked
 
 ORPHANS_S = 90
 """How long what a killed command has started may take to end."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.shared.errors import InputError
-from training.vectors.run_files import SUMMARY, synced, whole
+from pipeline.shared.files import atomic_write, fsync
+from training.vectors.run_files import SUMMARY
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
 """The steps of a cycle, in order, and the record that each leaves when it is finished."""
@@ -139,9 +140,9 @@ class Workspace:
         version = self.version(f"{max(numbers, default=0) + 1:06d}")
         version.parent.mkdir(exist_ok=True)
         for path in (*cycle.challenger.iterdir(), cycle.challenger):
-            synced(path)
+            fsync(path)
         cycle.challenger.replace(version)
-        synced(version.parent)
+        fsync(version.parent)
         return version
 
     def point_to(self, version: Path) -> None:
@@ -150,7 +151,7 @@ class Workspace:
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path(PUBLISHED, version.name))
         beside.replace(self.folder / CURRENT)
-        synced(self.folder)
+        fsync(self.folder)
 
     def prune(self, keep: int) -> None:
         """Removes old versions: all but the newest ``keep``, the current one, and the one it took the place of."""
@@ -183,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(f"{json.dumps(record, indent=1)}\n".encode())
 
 

@@ -29,7 +29,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from pipeline.shared.code_digest import code_digest
-from pipeline.shared.lock import Held, locked
+from pipeline.shared.files import Held, locked
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest, ManifestError
 from pipeline.shared.errors import InputError, one_line
-from pipeline.shared.lock import Held, locked
+from pipeline.shared.files import Held, locked
 from pipeline.shared.storage import Location
 
 PREFIX = "gen-"

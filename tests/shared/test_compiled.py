@@ -18,7 +18,7 @@ from conftest import ROOT
 
 from pipeline.shared import compiled
 from pipeline.shared.code_digest import code_digest
-from pipeline.shared.lock import locked
+from pipeline.shared.files import locked
 
 DRAW = """
 import numpy as np

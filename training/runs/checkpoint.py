@@ -24,9 +24,9 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.files import fsync
 from training.model.kernels.columns import is_finite
 from training.runs.state_file import save
-from training.vectors.run_files import synced
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -105,14 +105,14 @@ class Writer:
             }
             _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
             for path in (self._metrics, beside):
-                synced(path)
+                fsync(path)
             if final.exists():  # from before the run went back to an earlier one
                 shutil.rmtree(final)
             beside.rename(final)
-            synced(self.folder)
+            fsync(self.folder)
             _write_text(self.folder / f".{LATEST}", f"{name}\n")
             (self.folder / f".{LATEST}").replace(self.folder / LATEST)
-            synced(self.folder)
+            fsync(self.folder)
             self._remove_old(step)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)

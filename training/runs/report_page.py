@@ -19,10 +19,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import atomic_write
 from training.runs.report_data import Evaluation, Rows, Run, read_evaluation
 from training.runs.report_plots import MOST_POINTS, bars, lines, map_of
 from training.vectors.compare import Growth
-from training.vectors.run_files import REPORT, whole
+from training.vectors.run_files import REPORT
 from training.vectors.word_vectors import Vectors
 
 NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
@@ -31,7 +32,7 @@ NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
 def write_report(run: Run, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> None:
     """Writes report.html into ``folder``, whole or not at all. Raises InputError for a probe that has no vector."""
     content = page(run, probes, evaluation).encode()
-    with whole(folder / REPORT) as file:
+    with atomic_write(folder / REPORT) as file:
         file.write(content)
 
 

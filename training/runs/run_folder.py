@@ -23,13 +23,13 @@ from safetensors.torch import save
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.lock import Held, locked
+from pipeline.shared.files import Held, atomic_write, locked
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.runs.checkpoint import FOLDER, newest
 from training.runs.tensorboard import write_projector
 from training.train_config import TrainConfig
-from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, whole
+from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB
 
 NEW = ".new"
 LOCK = ".train.lock"
@@ -195,7 +195,7 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

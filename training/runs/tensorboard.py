@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.shared.errors import InputError
-from training.vectors.run_files import BOARD, whole
+from pipeline.shared.files import atomic_write
+from training.vectors.run_files import BOARD
 
 SCALARS = ("loss", "mean_loss", "lr", "tokens_per_s", "wait_share")
 MOST_WORDS = 10_000
@@ -100,9 +101,9 @@ def write_projector(
     shown = slice(1, MOST_WORDS + 1)
     plain = [re.sub(r"\s", "_", word) for word in words[shown]]
     rows = [f"{word}\t{count}" for word, count in zip(plain, counts_V[shown].tolist(), strict=True)]
-    with whole(board / "center.tsv") as file:
+    with atomic_write(board / "center.tsv") as file:
         write_numbers(file, center_VD[shown])
-    with whole(board / "words.tsv") as file:
+    with atomic_write(board / "words.tsv") as file:
         write_lines(file, pa.array(["word\tcount", *rows]))
-    with whole(board / "projector_config.pbtxt") as file:
+    with atomic_write(board / "projector_config.pbtxt") as file:
         file.write(PROJECTOR.encode())

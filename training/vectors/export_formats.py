@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
-from training.vectors.run_files import VECTORS, VOCAB, whole
+from pipeline.shared.files import atomic_write
+from training.vectors.run_files import VECTORS, VOCAB
 from training.vectors.word_vectors import SOURCES, Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")
@@ -44,7 +45,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     center_VD = vectors.center_VD[1:]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole(output) as vectors_file:
+        with atomic_write(output) as vectors_file:
             if form == "projector":
                 write_numbers(vectors_file, center_VD)
             elif form == "word2vec":
@@ -52,7 +53,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
             else:
                 write_word2vec_binary(vectors_file, words, center_VD)
             if metadata:
-                with whole(metadata) as metadata_file:
+                with atomic_write(metadata) as metadata_file:
                     write_metadata(metadata_file, words, vectors.counts_V)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another file") from None

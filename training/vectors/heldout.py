@@ -18,10 +18,11 @@ from torch import Tensor
 from pipeline.dataset.decode import Layout, RowGroup, ShardError
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.files import atomic_write
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SigmoidBCELoss, skip_gram
 from training.vectors.compare import rows_in
-from training.vectors.run_files import VOCAB, whole
+from training.vectors.run_files import VOCAB
 from training.vectors.word_vectors import Tables
 
 FILE_NAME = "heldout.parquet"
@@ -109,7 +110,7 @@ class Heldout:
         offsets = np.concatenate([[0], np.cumsum(real_BL.sum(1))]).astype(np.int32)
         lists = pa.ListArray.from_arrays(offsets, self.contexts_negatives_BL[real_BL])
         columns = {"center": self.center_B, "contexts_negatives": lists, "num_contexts": self.num_contexts_B}
-        with whole(folder / FILE_NAME) as file:
+        with atomic_write(folder / FILE_NAME) as file:
             pq.write_table(pa.table(columns), file, compression="zstd")
 
 
