@@ -1,4 +1,4 @@
-"""The installed commands whose modules, run as scripts, do more than call ``main()``; pyproject.toml lists all commands.
+"""The installed commands whose modules do more, as scripts, than call ``main()``; pyproject.toml lists all commands.
 
 Imports are late: shardvec-train runs where Spark is not installed, and sets a variable before torch is imported.
 """
