@@ -145,10 +145,10 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
         # Bits go by how many share the columns: on few cores, or with a small dim, fewer than were asked for.
         threads = step.team.size if step.team else torch.get_num_threads()
         how = {"world_size": world.world_size, "threads": threads, "kernel": config.kernel_on(device.type)}
-        changes = list(differences(begun.record, how, config, step.any_world)) if begun else []
+        changes = list(differences(begun.record, how, config, step.world_size_invariant)) if begun else []
         if begun:
-            step.load(begun.state)
-            step.settle()
+            step.load_state_dict(begun.state)
+            step.write_back()
         if start and progress.epoch < config.freeze_epochs:
             step.freeze(start.kept_K)
 
@@ -175,7 +175,7 @@ def train(config: TrainConfig, manifest: Manifest, world: World, device: torch.d
                 metrics.flush()
                 record = record_of(progress, config, manifest, how, start, metrics.num_bytes)
                 kept = {"kept": start.kept_K} if start and progress.epoch < config.freeze_epochs else {}
-                writer.save(progress.done, lambda: {**step.state(), **kept}, record)
+                writer.save(progress.done, lambda: {**step.state_dict(), **kept}, record)
 
         del begun
         compile_s = warm_up(config, manifest, world, device)
@@ -236,16 +236,16 @@ def run_epochs(
                         metrics.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
                     progress.last_line = progress.now
                 stopping = stopping or sigterm.agreed(progress.done)
-                if (stopping or progress.is_due(config.checkpoint_every)) and not step.apart:
+                if (stopping or progress.is_due(config.checkpoint_every)) and step.in_sync:
                     if progress.saved != progress.done:
                         progress.now = check_finite(meter.moment(), progress, config)
                         save()
                     if stopping:
                         return
-            step.end_epoch()
+            step.sync()
             if progress.epoch + 1 == config.freeze_epochs:
-                step.thaw()
-            step.settle()
+                step.unfreeze()
+            step.write_back()
             progress.now = check_finite(meter.moment(finite(model)), progress, config)
             if metrics:
                 stretch = progress.now.since(progress.epoch_begin)
@@ -296,8 +296,8 @@ def warm_up(config: TrainConfig, manifest: Manifest, world: World, device: torch
         tiny = make_step(config, model, manifest.config.negatives, 1, world)
         tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(device), 0.0)
         tiny.is_finite()
-        tiny.settle()
-        all(is_finite(tensor) for tensor in tiny.state().values())
+        tiny.write_back()
+        all(is_finite(tensor) for tensor in tiny.state_dict().values())
 
     def look() -> None:
         if config.reader == "arrow":

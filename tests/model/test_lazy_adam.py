@@ -266,7 +266,7 @@ def test_ranks_that_exchange_slopes_have_the_bits_of_one_process(threads: Thread
         for index, rows in enumerate(steps):
             own = [column.view(lanes, per_lane, *column.shape[1:])[rank::world_size].flatten(0, 1) for column in rows]
             losses[rank, index] = step(Batch(own[0], own[1], own[2]), LR).sum()
-        step.settle()
+        step.write_back()
 
     ranks = [threading.Thread(target=be, args=(rank,)) for rank in range(world_size)]
     for each in ranks:

@@ -196,7 +196,7 @@ def test_a_run_that_goes_on_has_the_batches_of_one_that_was_not_interrupted(data
     world, manifest = World(0, 1, 0, 1), dataset.manifest
     step = make_step(config, SkipGram(manifest.vocab_size, 4), manifest.config.negatives, 100, world)
     in_epoch = plan_of(config, manifest, 0).num_steps
-    assert step.at_once > config.log_every
+    assert step.max_steps > config.log_every
     assert in_epoch == 13, "among those that are tried"
 
     def read(done: int) -> tuple[list[npt.NDArray[Any]], set[int]]:

@@ -43,7 +43,7 @@ def epochs_of(
             yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
         return
     # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
-    at_once = math.gcd(step.at_once, config.log_every, config.checkpoint_every or 0)
+    at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
     cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
     team = step.team if cores_taken else None
 
