@@ -32,42 +32,48 @@ TABLES = ("center", "context")
 class Step(Protocol):
     """A rank's part of a step. Every rank makes the same calls."""
 
-    at_once: int
-    """Steps that a batch may hold."""
+    max_steps: int
+    """How many steps one batch may hold."""
 
     team: Team | None
-    """The threads that take a step, if they are our own."""
+    """The threads that compute the step, unless torch's own do."""
+
+    world_size_invariant: bool
+    """Whether every number of ranks gives the same bits, as long as each rank has the same number of threads."""
 
     @property
-    def apart(self) -> bool:
-        """Whether the ranks' tables may differ for now, so that there is nothing to save."""
-
-    any_world: bool
-    """Whether any number of ranks, with as many threads each, gives the same bits."""
+    def in_sync(self) -> bool:
+        """Whether all ranks have the same tables now. While they do not, there is nothing to save."""
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains; the loss of each row, shape (B,)."""
 
     def freeze(self, words_K: Tensor) -> None:
-        """Keeps both rows of words (ids, int64) that no step has moved where they are, to the bit, until ``thaw``."""
+        """Freezes both rows of these words (ids, int64), bit for bit, until ``unfreeze``.
 
-    def thaw(self) -> None:
-        """Lets all rows move again. To be called between two epochs."""
+        Call it before any step has trained the words.
+        """
 
-    def end_epoch(self) -> None:
-        """Brings the ranks' tables together where they have drifted apart."""
+    def unfreeze(self) -> None:
+        """Lets all rows train again. Call it between two epochs."""
 
-    def settle(self) -> None:
-        """Writes the tables as they are now into the model."""
+    def sync(self) -> None:
+        """Averages the ranks' tables if they differ. Call it at the end of every epoch."""
+
+    def write_back(self) -> None:
+        """Copies the tables into the model, where the step trains copies of them."""
 
     def is_finite(self) -> bool:
-        """Whether every number in the tables is one."""
+        """Whether the tables hold neither NaN nor infinity."""
 
-    def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on, the batch apart: a copy on the CPU, in memory that the next call uses."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, except the batch: CPU tensors, which the next call overwrites."""
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Goes on from what ``state`` gave, before the first step; threads and ranks may be others than they were."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continues from what ``state_dict`` returned. Call it before the first step.
+
+        The number of threads and of ranks may differ from those of the run that saved the state.
+        """
 
 
 def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
@@ -93,9 +99,8 @@ def kernel_of(config: TrainConfig, device: torch.device) -> ModuleType:
 class Gradients:
     """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
 
-    at_once = 1
+    max_steps, in_sync, world_size_invariant = 1, True, False
     team: Team | None = None
-    apart = any_world = False
 
     def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
         self._model, self._world_size = model, world.world_size
@@ -137,27 +142,27 @@ class Gradients:
             hook = table.register_hook(lambda gradient_VD: gradient_VD.index_fill(0, words_K, 0))  # type: ignore[no-untyped-call]
             self._hooks.append(hook)
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._graphed = None  # the hooks were captured
 
-    def end_epoch(self) -> None:
-        """The ranks are in step."""
+    def sync(self) -> None:
+        """Does nothing: the ranks never differ."""
 
-    def settle(self) -> None:
-        """The optimizer works on the model."""
+    def write_back(self) -> None:
+        """Does nothing: the optimizer trains the model's own tables."""
 
     def is_finite(self) -> bool:
         return finite(self._model)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = tables_of(self._model)
         for index, values in self._optimizer.state_dict()["state"].items():
             found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
         return self._copies.of(found)
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         load_tables(self._model, state)
         found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
         for name, value in state.items():
@@ -175,13 +180,13 @@ class TouchedRows:
     tables are equal on all, and those of one process with as many threads, to the bit.
     """
 
-    apart, any_world = False, True
+    in_sync = world_size_invariant = True
 
     def __init__(self, model: SkipGram, negatives: int, config: TrainConfig, num_steps: int, world: World):
         self._world = world
         self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, config.lr, num_steps)
         self.team: Team | None = self._adam.team
-        self.at_once = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
+        self.max_steps = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
         per_lane = config.global_batch // config.lanes
         lanes = [divmod(lane, world.world_size)[::-1] for lane in range(config.lanes)]
         self._ranges = np.array([(rank, place * per_lane, (place + 1) * per_lane) for rank, place in lanes])
@@ -196,31 +201,30 @@ class TouchedRows:
     def freeze(self, words_K: Tensor) -> None:
         self._adam.freeze(words_K.numpy())
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         self._adam.thaw()
 
-    def end_epoch(self) -> None:
-        """The ranks are in step."""
+    def sync(self) -> None:
+        """Does nothing: the ranks never differ."""
 
-    def settle(self) -> None:
+    def write_back(self) -> None:
         self._adam.push()
 
     def is_finite(self) -> bool:
         """Left to the losses: a row is brought up to date in the step in which some rank takes its scores."""
         return True
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return self._adam.state()
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._adam.load(state)
 
 
 class InPlace:
     """Every rank trains its own tables in place; they are averaged every ``sync_every`` steps."""
 
-    at_once = 1
-    any_world = False
+    max_steps, world_size_invariant = 1, False
 
     def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
         self._model, self._world_size, self._every = model, world.world_size, config.sync_every
@@ -244,28 +248,28 @@ class InPlace:
         self._tables.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
         self._tables.frozen_V[words_K.to(table.device)] = True
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         self._tables.frozen_V = None
 
-    def end_epoch(self) -> None:
+    def sync(self) -> None:
         if self._since:
             self._average()
 
-    def settle(self) -> None:
+    def write_back(self) -> None:
         self._tables.push()
 
     def is_finite(self) -> bool:
         return bool(self._tables.is_finite())
 
     @property
-    def apart(self) -> bool:
-        return self._world_size > 1 and self._since > 0
+    def in_sync(self) -> bool:
+        return self._world_size == 1 or self._since == 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         self._tables.push()
         return self._copies.of({**tables_of(self._model), **self._sums(), "since": torch.tensor(self._since)})
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         load_tables(self._model, state)
         for name, sums_V in self._sums().items():
             sums_V.copy_(state[name])
