@@ -123,10 +123,10 @@ def no_pages() -> Iterator[None]:
 
     For files that look at none of these: `pytestmark = pytest.mark.usefixtures("no_pages")`.
     """
-    from training import train
+    from training.runs import recorder
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "write_pages", lambda *_: None)
+        patch.setattr(recorder, "write_pages", lambda *_: None)
         yield
 
 

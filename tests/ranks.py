@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from training import distributed, train
 from training.model.batch import Batch
+from training.runs import recorder
 
 Change = Callable[[pytest.MonkeyPatch], None]
 """What is done to the trainer before it works, in each rank: a module's function, or a ``partial`` of one."""
@@ -78,7 +79,7 @@ def forkserver() -> ForkServerContext:
     What belongs to retraining is left out where it cannot be loaded, as in petastorm's environment.
     """
     context = get_context("forkserver")
-    retraining = ["retrain", "retrain_tools", "jobs.retraining.challenger", "jobs.retraining.judge"]
+    retraining = ["jobs.retrain", "retrain_tools", "jobs.retraining.challenger", "jobs.retraining.judge"]
     context.set_forkserver_preload(["preloaded", *retraining])
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11's server has no other path to them
     return context
@@ -105,7 +106,7 @@ def _rank(
     for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     patch = pytest.MonkeyPatch()
-    patch.setattr(train, "write_pages", lambda *_: None)
+    patch.setattr(recorder, "write_pages", lambda *_: None)
     if change:
         change(patch)
     work(local_rank, *args)

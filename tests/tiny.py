@@ -1,7 +1,7 @@
 """Tiny datasets and runs for tests of the trainer and its readers, made in milliseconds and without Spark."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -110,9 +111,9 @@ def write_dataset(
         for epoch in range(settings.epochs):
             for number in range(settings.num_shards or 1):
                 examples = sample(whole.where(shard_of == number), tables, settings, epoch)
-                file = ShardFile(Location.of(generation), "train", epoch, number, "tiny", settings)
-                file.append(examples)
-                info = file.close()
+                with ShardFile(Location.of(generation), "train", epoch, number, settings) as file:
+                    file.append(examples)
+                    info = file.finish()
                 if info is not None:
                     shards.append(info)
                 num_subsampled += examples.num_subsampled
@@ -202,3 +203,28 @@ def random_tables(num_words: int, dim: int, scale: float = 0.5, seed: int = 0) -
     tables = torch.randn(2, num_words, dim, generator=generator) * scale
     tables[:, 0] = 0
     return tables[0].clone(), tables[1].clone()
+
+
+# Damage
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All that lies in ``folder``."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def flip(path: Path, offset: int) -> None:
+    edit(path, lambda old: old[:offset] + bytes([old[offset] ^ 1]) + old[offset + 1 :])
+
+
+def damage_page(path: Path, column: str) -> None:
+    """Turns one bit in the middle of a column's data."""
+    row_group = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    flip(path, (chunk.data_page_offset + begin + chunk.total_compressed_size) // 2)

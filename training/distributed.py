@@ -1,4 +1,4 @@
-"""Ranks: how they come to be, how they find and leave each other. The environment is read here alone.
+"""Ranks: how they start, find each other and end. Only this module reads the environment that launchers set.
 
 torchrun makes processes and describes the world in environment variables. ``--nproc N`` makes them too: from a plain
 ``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this node.
@@ -29,22 +29,22 @@ from pipeline.shared.errors import InputError, tell
 
 TIMEOUT = timedelta(minutes=10)
 PEER_GRACE_S = 10
-"""How long a rank that lost a peer waits for the launcher to end it, before it ends itself."""
+"""How long a rank that lost a peer waits for the launcher to end it before it exits by itself."""
 
 TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a run that SIGTERM has stopped; nothing is lost then."""
+"""The exit code of a run that was stopped by SIGTERM; it has a checkpoint of its last step."""
 
 LOOK_S = 1.0
-"""About how often ranks look whether one of them has had a SIGTERM."""
+"""About how often ranks ask each other whether one of them received SIGTERM."""
 
 
 class RankError(InputError):
-    """Something the user can mend that one rank alone has found, in what it has read."""
+    """An InputError that only one rank found, in what it read."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands: ``rank`` of ``world_size`` in all, ``local_rank`` of ``local_world_size`` here."""
+    """This process is ``rank`` of ``world_size`` in all, and ``local_rank`` of ``local_world_size`` on this machine."""
 
     rank: int
     world_size: int
@@ -55,21 +55,25 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` summed over all ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def largest(self, value: int) -> int:
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+        self.all_reduce_max(0)
+
+    def all_reduce_max(self, value: int) -> int:
         """The largest ``value`` of any rank."""
         found = torch.tensor(value)
         if self.world_size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def of_first(self, record: Any, tensors: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Rank 0's ``record``, which JSON can hold, and its tensors, on every rank; what others give is not used."""
+    def broadcast(self, record: Any, tensors: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Rank 0's ``record``, which JSON can hold, and its tensors, on every rank; the other ranks' are ignored."""
         if self.world_size == 1:
             return record, tensors
         kinds = {
@@ -88,7 +92,7 @@ class World:
         return record, found
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Everybody's ``values``, of one shape, as (W, ...)."""
+        """The ``values`` of all ranks, of one shape, as (W, ...)."""
         everybodys = values.new_empty(self.world_size, *values.shape)
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
         dist.all_to_all(list(everybodys), [values] * self.world_size)
@@ -96,7 +100,7 @@ class World:
 
 
 class Sigterm:
-    """Notes a SIGTERM within a ``with``; ranks stop at the same step when one of them has had one."""
+    """Catches SIGTERM within a ``with`` block, so that all ranks stop at the same step when one of them receives it."""
 
     def __init__(self, world: World):
         self._world, self._asked, self._next_look, self._looked = world, False, 0, (0, 0.0)
@@ -108,12 +112,14 @@ class Sigterm:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         if self._asked and kind is not None and issubclass(kind, RuntimeError):
-            signal.raise_signal(signal.SIGTERM)  # a launcher ends a rank that has lost another one: be quiet and go
+            signal.raise_signal(
+                signal.SIGTERM
+            )  # the error is a lost peer's, which the launcher ended too: no traceback
 
     def agreed(self, step: int) -> bool:
-        """Whether to stop now. Every rank asks after every step; most answers cost nothing.
+        """Whether to stop now. Every rank asks after every step; most calls communicate nothing.
 
-        Rank 0 decides, by its clock, at which step all look again.
+        Rank 0 decides, by its clock, after how many steps the ranks communicate again.
         """
         if self._world.world_size == 1:
             return self._asked
@@ -124,13 +130,15 @@ class Sigterm:
         if last_s and step > last_step:
             ahead = max(1, min(1000, int((step - last_step) * LOOK_S / max(now - last_s, 1e-6))))
         self._looked = step, now
-        asked, ahead = self._world.sum(torch.tensor([self._asked, ahead if self._world.is_first else 0])).tolist()
+        asked, ahead = self._world.all_reduce(
+            torch.tensor([self._asked, ahead if self._world.is_first else 0])
+        ).tolist()
         self._next_look = step + ahead
         return bool(asked)
 
 
 def launched() -> World:
-    """The world that a launcher described in the environment; a world of one without a launcher."""
+    """The world that a launcher described in the environment; one rank without a launcher."""
     return World(
         rank=int(os.environ.get("RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -140,7 +148,7 @@ def launched() -> World:
 
 
 def world_size_with(nproc: int | None) -> int:
-    """How many ranks there will be when every node makes ``nproc`` processes. Raises InputError when it can't."""
+    """How many ranks there will be if every node starts ``nproc`` processes. Raises InputError if it can't."""
     world = launched()
     if nproc is None:
         return world.world_size
@@ -153,15 +161,15 @@ def world_size_with(nproc: int | None) -> int:
 
 
 def needs_spawn(nproc: int | None) -> bool:
-    """Whether this process is to make the ranks, rather than be one."""
+    """Whether this process starts the ranks, rather than being one."""
     return nproc is not None and nproc != launched().local_world_size
 
 
 def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
-    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks; ends all as soon as one fails, or this one ends.
+    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks. Ends all of them when one fails or this one ends.
 
-    Raises the first RankError of a rank. Under torchrun the ranks meet at the store of its agent; without it, at one
-    that this process keeps.
+    Raises the first RankError of a rank. Under torchrun the ranks use the store of its agent; otherwise this process
+    keeps a store.
     """
     store = None
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
@@ -171,9 +179,9 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # meet there as clients, instead of rank 0 opening one of its own
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # be clients of that store; rank 0 opens none
         }
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the other ranks
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
     errors = get_context("spawn").SimpleQueue()
     try:
         ranks = start_processes(  # type: ignore[no-untyped-call]
@@ -204,7 +212,7 @@ def _forward(number: int, pids: list[int]) -> None:
 def _rank_main(
     local_rank: int, nproc: int, errors: "SimpleQueue[str]", work: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
-    """Describes a spawned rank's world as torchrun would have, then works."""
+    """Sets a spawned rank's environment as torchrun would, then works."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torch ends a rank with it, and nohup had it ignored
     parent = launched()
     node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
@@ -224,9 +232,9 @@ def _rank_main(
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world, met and ready for collectives: NCCL between GPUs, gloo between CPUs, nothing for a world of one.
+    """The world, connected: NCCL between GPUs, gloo between CPUs, nothing for a single rank.
 
-    When a peer is lost, waits for the launcher, which will end this rank and report the one that failed first.
+    When a peer is lost, this rank waits for the launcher, which ends it and reports the rank that failed first.
     """
     world = launched()
     if world.world_size > 1:
@@ -248,33 +256,33 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def _store(world: World) -> Any:
-    """Where these ranks meet, and none that were there before them.
+    """A store that these ranks share, and no rank of an earlier restart.
 
-    torchrun keeps one store over all its restarts (pytorch issue 135712), in which ranks would find addresses of dead
-    ones. No number that torchrun gives tells lives apart: an agent that comes back counts its restarts from 0 again. So
-    each rank sends rank 0 a word that nobody has sent before, and rank 0 answers with the name of this life.
+    torchrun keeps one store over all its restarts (pytorch issue 135712), where ranks would find the addresses of dead
+    ranks. No number that torchrun provides identifies a restart: an agent that comes back counts from 0 again. So each
+    rank sends a fresh nonce; rank 0 replies with this restart's prefix.
     """
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    name = uuid4().hex
+    prefix = uuid4().hex
     if world.is_first:
         for rank in range(1, world.world_size):
-            while not store.check([f"{name}/{rank}"]):
-                word = store.get(f"word of {rank}").decode()  # perhaps of one that is dead: then look again
-                store.set(f"answer to {word}", name)
+            while not store.check([f"{prefix}/{rank}"]):
+                nonce = store.get(f"nonce/{rank}").decode()  # perhaps a dead rank's: then look again
+                store.set(f"reply/{nonce}", prefix)
                 time.sleep(0.01)
     else:
-        word = uuid4().hex
-        store.set(f"word of {world.rank}", word)
-        name = store.get(f"answer to {word}").decode()
-        store.set(f"{name}/{world.rank}", "here")
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+        nonce = uuid4().hex
+        store.set(f"nonce/{world.rank}", nonce)
+        prefix = store.get(f"reply/{nonce}").decode()
+        store.set(f"{prefix}/{world.rank}", "here")
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def leave(world: World, code: int) -> None:
-    """Ends a rank whose work is done and written, without the interpreter's own end.
+    """Ends a rank whose work is done and written, without finalizing the interpreter.
 
-    That one can abort (SIGABRT): DDP keeps gloo's threads alive, and one that frees the last all-reduce's tensors wants
-    the interpreter's lock when there is no interpreter any more.
+    Finalization can abort (SIGABRT): DDP keeps gloo's threads alive, and a thread that frees the tensors of the last
+    all-reduce needs the interpreter's lock when the interpreter is gone.
     """
     if world.world_size > 1:
         sys.stdout.flush()
@@ -285,7 +293,7 @@ def leave(world: World, code: int) -> None:
 
 
 def be_deterministic() -> None:
-    """Has torch take algorithms that give the same bits every time, or raise where it has none."""
+    """Makes torch use algorithms that give the same bits every time, or raise where it has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(True)
 
@@ -298,7 +306,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 
 def check_device(wanted: str, ranks_here: int) -> str:
-    """What ``auto``, ``cpu`` or ``cuda`` is here, cpu or cuda; InputError unless each of the ranks has a GPU then."""
+    """The type of device, cpu or cuda, that ``wanted`` is here. Raises InputError for fewer GPUs than ranks."""
     if not wants_gpu(wanted):
         return "cpu"
     num_gpus = torch.cuda.device_count()

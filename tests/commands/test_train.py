@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tiny import write_tiny_dataset
 
 from training import train
+from training.runs import recorder
 from training.runs.run_folder import write_pages
 from training.train_config import SYNCHRONOUS, TrainConfig
 
@@ -67,7 +68,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_pages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(train, "write_pages", write_pages)
+    patch.setattr(recorder, "write_pages", write_pages)
 
 
 def assert_as_alone(output: Path, alone: Path, ranks: int) -> None:

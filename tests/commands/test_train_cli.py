@@ -20,19 +20,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, Command
 from launch import TRAIN, completed
 from ranks import train_here
 from safetensors.torch import save_file
+from tiny import damage_page, edit, tree
 
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 from training import neighbors, train
 from training.reading.plan import plan_epoch
-from training.runs import metrics
+from training.runs import metrics, recorder
 from training.runs.run_folder import write_pages, write_vectors
 from training.train_config import TrainConfig, parse
 
@@ -74,15 +74,6 @@ def run(pristine: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """All that lies in ``folder``."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
-
-
-def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(path.read_bytes()))
-
-
 def edit_manifest(**values: object) -> Callable[[Path], None]:
     """Replaces fields of the manifest; None takes one away."""
 
@@ -100,19 +91,6 @@ def vocab(data: Path) -> Path:
 
 def shard(data: Path, number: int = 1) -> Path:
     return data / Manifest.load(data).shards[number].path
-
-
-def flip(path: Path, offset: int) -> None:
-    edit(path, lambda old: old[:offset] + bytes([old[offset] ^ 1]) + old[offset + 1 :])
-
-
-def damage_page(path: Path, column: str) -> None:
-    """Turns one bit in the middle of a column's data."""
-    row_group = pq.ParquetFile(path).metadata.row_group(0)
-    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-    begin = chunk.dictionary_page_offset or chunk.data_page_offset
-    flip(path, (chunk.data_page_offset + begin + chunk.total_compressed_size) // 2)
 
 
 # Settings
@@ -355,7 +333,7 @@ def test_overwriting_keeps_the_old_run_until_there_is_a_new_one(
 def test_overwriting_leaves_the_new_run_and_nothing_of_the_old(
     training: Command, pristine: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "write_pages", write_pages)
+    monkeypatch.setattr(recorder, "write_pages", write_pages)
     before = tree(run)
     assert training("--data", pristine, "--output", run, "--overwrite").code == 0
     after = tree(run)
@@ -513,7 +491,7 @@ def test_a_dataset_that_is_replaced_while_the_last_batches_are_trained_costs_no_
         shutil.rmtree(data)
         return write_vectors(*arguments)
 
-    monkeypatch.setattr(train, "write_vectors", write_late)
+    monkeypatch.setattr(recorder, "write_vectors", write_late)
     assert training("--data", data, "--output", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "vocab.parquet").read_bytes() == vocabulary
 

@@ -237,14 +237,14 @@ def test_frozen_rows_stay_and_move_later_as_if_they_had_never_had_a_gradient(at_
 class Meeting(World):
     """A world whose ranks are threads of this process."""
 
-    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
     table: dict[int, Tensor] = field(default_factory=dict)
 
     def gather(self, values: Tensor) -> Tensor:
         self.table[self.rank] = values
-        self.barrier.wait(60)
+        self.meeting.wait(60)
         everybodys = torch.stack([self.table[rank] for rank in range(self.world_size)])
-        self.barrier.wait(60)
+        self.meeting.wait(60)
         return everybodys
 
 

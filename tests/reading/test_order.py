@@ -32,9 +32,10 @@ from training.model.steps import make_step
 from training.reading.device_feed import KeptRows
 from training.reading.epochs import epochs_of, plan_of
 from training.reading.permutation import permutation as fast_permutation
-from training.reading.plan import EpochPlan, Piece, Position, plan_epoch
+from training.reading.plan import EpochPlan, Piece, plan_epoch
 from training.reading.remote import FetchAhead
 from training.reading.stream import ArrowStream, one_by_one, read_epochs
+from training.run import Position
 from training.train_config import TrainConfig
 
 ROW_GROUP = 24

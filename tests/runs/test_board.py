@@ -1,7 +1,7 @@
 """Laws of tensorboard/: it has what metrics.jsonl has, once, and nothing of it is there with --no-tensorboard."""
 
 import json
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ from conftest import ROOT, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import train
+from training.runs import recorder
 from training.runs import tensorboard as board
 from training.runs.checkpoint import newest
 from training.runs.metrics import Metrics
@@ -61,7 +62,6 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_is_lost(
     def stopped(self: Metrics, epoch: int, number: int, *others: object) -> None:
         step(self, epoch, number, *others)  # type: ignore[arg-type]
         if number == 17:
-            self.flush()
             raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
@@ -89,7 +89,7 @@ def test_the_projector_has_the_words_and_their_vectors(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "MOST_WORDS", 20)
-    monkeypatch.setattr(train, "write_pages", write_pages)
+    monkeypatch.setattr(recorder, "write_pages", write_pages)
     assert training("--epochs", 1).code == 0
     folder = tmp_path / "run" / "tensorboard"
     vectors = Vectors.load(tmp_path / "run")
@@ -118,7 +118,7 @@ def test_a_word_with_white_space_is_one_line_of_the_projector(tmp_path: Path) ->
 def test_no_tensorboard_is_needed_where_none_is_wanted(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "write_pages", write_pages)
+    monkeypatch.setattr(recorder, "write_pages", write_pages)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     ended = training("--epochs", 1, "--no-tensorboard")
@@ -143,18 +143,22 @@ def test_a_missing_tensorboard_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread's traceback
 def test_a_board_that_cannot_be_written_ends_the_run_in_one_line(
     training: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its writer says the same again when it is closed, which is not to hide the line."""
+    """The disk is full from the third point on; what is still buffered must not hide the line when it is closed."""
     real = board.Board.add
+    added = 0
 
-    def without_its_folder(self: board.Board, line: dict[str, Any]) -> None:
-        shutil.rmtree(tmp_path / "run" / "tensorboard", ignore_errors=True)
+    def on_a_full_disk(self: board.Board, line: dict[str, Any]) -> None:
+        nonlocal added
+        added += 1
+        if added == 3:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), self._file.fileno())
         real(self, line)
 
-    monkeypatch.setattr(board.Board, "add", without_its_folder)
+    monkeypatch.setattr(board.Board, "add", on_a_full_disk)
     ended = training("--epochs", 2)
-    ended.assert_refused(f"error: {tmp_path}/run/tensorboard/", "cannot be written (No such file or directory)")
+    ended.assert_refused(f"error: {tmp_path}/run/tensorboard/", "cannot be written (No space left on device)")
+    assert added == 3
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -169,7 +169,7 @@ def test_what_subsampling_did_is_counted_in_the_dataset(trained: Path, run: Path
     mean = (counts.tokens - counts.unknown - counts.subsampled) / counts.sequences
     assert f", {mean:.2f} after" in text
     assert shown
-    rows = report_data.Run.load(run).sampled.rows
+    rows = report_data.FinishedRun.load(run).sampled.rows
     assert rows is not None
     assert rows.read == rows.of == counts.examples
     assert rows.centers_V.tolist() == centers_V.tolist()

@@ -23,7 +23,7 @@ from training.model import steps as steps_module
 from training.model.batch import Batch
 from training.model.skip_gram import SkipGram
 from training.model.steps import make_step
-from training.runs import checkpoint, run_folder
+from training.runs import checkpoint, recorder, run_folder
 from training.runs.checkpoint import newest, steps
 from training.train_config import TrainConfig
 from training.vectors.run_files import REPORT
@@ -374,7 +374,7 @@ def test_a_new_run_that_was_killed_while_it_took_the_old_ones_place_takes_it_lat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages = ("loss.png", REPORT)
-    monkeypatch.setattr(train, "write_pages", lambda folder, *_: [(folder / page).touch() for page in pages])
+    monkeypatch.setattr(recorder, "write_pages", lambda folder, *_: [(folder / page).touch() for page in pages])
     expected = whole(training, tmp_path, wholes, "", kept)
     replace = Path.replace
     for moment in range(len(run_folder.OWN_FILES) + 3):

@@ -25,6 +25,7 @@ from training.distributed import World
 from training.model.kernels import reference
 from training.model.skip_gram import SkipGram
 from training.reading.epochs import stream_of
+from training.run import Run
 from training.runs.warm_start import warm_start
 from training.train_config import TrainConfig
 from training.vectors.compare import growth
@@ -120,7 +121,7 @@ def test_words_begin_with_their_rows_in_both_tables_and_new_words_as_any(
     config = TrainConfig(data=str(data), output=tmp_path, dim=40, init_from=old_run, **settings)  # type: ignore[arg-type]
     words, before = words_of(data), Tables.load(old_run)
     cold, model = (SkipGram(len(words), 40, 0, in_place) for _ in range(2))
-    start = warm_start(config, Manifest.load(data), ALONE, model)
+    start = warm_start(Run(config, Manifest.load(data), ALONE, torch.device("cpu")), model)
     shared = pairs(words, before.words)
     assert start is not None
     assert start.kept_K.tolist() == [row for row, _ in shared]

@@ -16,9 +16,10 @@ from training.model.steps import Step
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.petastorm_stream import num_steps as petastorm_steps
 from training.reading.petastorm_stream import petastorm_epochs, shares_of_epoch
-from training.reading.plan import EpochPlan, Position, num_steps, plan_epoch
+from training.reading.plan import EpochPlan, num_steps, plan_epoch
 from training.reading.shard_cache import ShardCache
 from training.reading.stream import ArrowStream, read_epochs
+from training.run import Position
 from training.train_config import TrainConfig
 
 

@@ -5,23 +5,13 @@ the *lanes*. A global batch takes the next rows of every lane; rank r of W serve
 global batch g does not depend on W, every rank makes the same number of steps, and (epoch, step) is the whole state.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
-
-import numpy as np
 
 from pipeline.dataset.manifest_file import ShardInfo
 from pipeline.shared.randomness import Purpose, permutation, stream
-
-
-class Position(NamedTuple):
-    """Where reading begins: in epoch ``epoch``, after ``step`` of its steps, ``done`` steps into the run."""
-
-    epoch: int
-    step: int
-    done: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +27,16 @@ class Piece:
     stream: int
     """The stream of the row group's permutation, the same for all lanes that share it."""
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Names the row group."""
+        return self.shard, self.row_group
+
+    @property
+    def size(self) -> int:
+        """Rows of the piece."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -51,11 +51,33 @@ class EpochPlan:
         assert len(self.lanes) % world_size == 0
         return self.lanes[rank::world_size]
 
+    def pieces(self, rank: int, world_size: int, steps: Sequence[int]) -> Iterator[tuple[list[Piece], ...]]:
+        """For each number of ``steps``, what the next so many steps read: the pieces of each of the rank's lanes."""
+        sizes = [num_steps * self.rows_per_step for num_steps in steps]
+        return zip(*(cut(lane, sizes) for lane in self.of_rank(rank, world_size)), strict=True)
+
     def after(self, step: int) -> "EpochPlan":
         """What is left of the epoch after its first ``step`` steps."""
-        taken = step * self.rows_per_step
-        lanes = tuple(tuple(_without_first(pieces, taken)) for pieces in self.lanes)
+        sizes = step * self.rows_per_step, sys.maxsize
+        lanes = tuple(tuple(rest) for _, rest in (cut(lane, sizes) for lane in self.lanes))
         return replace(self, lanes=lanes, num_steps=self.num_steps - step)
+
+
+def cut(pieces: Iterable[Piece], sizes: Iterable[int]) -> Iterator[list[Piece]]:
+    """The rows of ``pieces``, end to end, cut into ranges of these sizes: the pieces of each range.
+
+    When the rows have run out, a range has fewer, and those after it have none.
+    """
+    rest = iter(pieces)
+    piece = next(rest, None)
+    for size in sizes:
+        found, wanted = [], size
+        while wanted and piece:
+            stop = min(piece.stop, piece.start + wanted)
+            found.append(replace(piece, stop=stop))
+            wanted -= stop - piece.start
+            piece = replace(piece, start=stop) if stop < piece.stop else next(rest, None)
+        yield found
 
 
 def plan_epoch(
@@ -69,8 +91,8 @@ def plan_epoch(
     total = sum(shard.rows for shard in shards)
     borders = [total * lane // lanes for lane in range(lanes + 1)]
     row_groups = _row_groups(shards, row_group_rows, seed, epoch)
-    cut = tuple(tuple(_between(row_groups, first, last)) for first, last in pairwise(borders))
-    return EpochPlan(cut, rows_per_step=global_batch // lanes, num_steps=num_steps(total, lanes, global_batch))
+    cut_lanes = cut(row_groups, [last - first for first, last in pairwise(borders)])
+    return EpochPlan(tuple(map(tuple, cut_lanes)), global_batch // lanes, num_steps(total, lanes, global_batch))
 
 
 def num_steps(num_rows: int, lanes: int, global_batch: int) -> int:
@@ -88,25 +110,3 @@ def _row_groups(shards: Sequence[ShardInfo], row_group_rows: int, seed: int, epo
             order = stream(seed, Purpose.ROW_ORDER, epoch, shard, row_group)
             pieces.append(Piece(shard, row_group, num_rows, 0, num_rows, order))
     return pieces
-
-
-def _without_first(pieces: Sequence[Piece], num_rows: int) -> Iterator[Piece]:
-    for piece in pieces:
-        skipped = min(num_rows, piece.stop - piece.start)
-        num_rows -= skipped
-        if piece.start + skipped < piece.stop:
-            yield replace(piece, start=piece.start + skipped)
-
-
-def _between(row_groups: list[Piece], first: int, last: int) -> list[Piece]:
-    """The parts of whole row groups, laid end to end, that lie in rows ``first`` to ``last``."""
-    ends = np.cumsum([piece.num_rows for piece in row_groups])
-    parts = []
-    for index in range(int(np.searchsorted(ends, first, side="right")), len(row_groups)):
-        piece = row_groups[index]
-        begin = int(ends[index]) - piece.num_rows
-        if begin >= last:
-            break
-        start, stop = max(0, first - begin), min(piece.num_rows, last - begin)
-        parts.append(Piece(piece.shard, piece.row_group, piece.num_rows, start, stop, piece.stream))
-    return parts

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: metrics.jsonl, and a progress bar or plain lines."""
+"""What a run reports while it trains: metrics.jsonl, and a progress bar or plain lines."""
 
 import errno
 import json
@@ -7,8 +7,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,17 @@ from tqdm import tqdm
 
 from pipeline.shared.cli import QUIET, VERBOSE
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 from training.distributed import World
 from training.runs.tensorboard import Board
 
 FIRST_LINE_S, LINE_EVERY_S = 5, 60
-"""When a log without a bar first says how far the run is, and how often after that."""
+"""When a log without a bar first reports progress, and how often after that."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """What happened between two moments of a run, over all ranks; an example is a center, a token of the book's."""
+    """What happened between two moments of a run, over all ranks. An example is a center; the book says token."""
 
     loss: float
     """Mean over the examples."""
@@ -41,7 +40,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Moment:
-    """Sums since the run began, over all ranks. What came before an interruption counts, not the time between."""
+    """Sums since the run began, over all ranks, including those before an interruption but not the time between."""
 
     loss: float = 0.0
     examples: int = 0
@@ -49,7 +48,7 @@ class Moment:
     """Mean over the ranks."""
     clock_s: float = 0.0
     finite: bool = True
-    """Whether the loss and every rank's tables are."""
+    """Whether the loss and every rank's tables are finite."""
 
     def since(self, earlier: "Moment") -> Stretch:
         """What happened after ``earlier``; since ``Moment()``, the whole run."""
@@ -64,26 +63,26 @@ class Moment:
 
 
 class Meter:
-    """Sums up this rank's losses on its device, without a transfer until a moment is asked for."""
+    """Sums this rank's losses on its device; nothing is transferred until ``moment`` is called."""
 
     def __init__(self, device: torch.device, world: World, begin: Moment | None = None):
-        """Goes on from ``begin``, once all ranks are here. A collective call, as ``moment`` is."""
+        """Continues from ``begin`` once all ranks are here. A collective call, as ``moment`` is."""
         self._world, self._last = world, begin or Moment()
         self._loss_and_examples = torch.zeros(2, dtype=torch.float64, device=device)
         self._wait_s = 0.0
-        world.sum(torch.zeros(1, device=device)).item()
+        world.all_reduce(torch.zeros(1, device=device)).item()
         self._started = time.perf_counter() - self._last.clock_s
 
     def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
-        """A batch's losses, 0 for an empty row, and the seconds that this rank has waited for it."""
+        """Adds a batch's losses, 0 for an empty row, and the seconds that this rank waited for the batch."""
         self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
         self._loss_and_examples[1] += (num_contexts_B > 0).sum()
         self._wait_s += wait_s
 
     def moment(self, tables_finite: bool = True) -> Moment:
-        """The sums over all ranks, the same on each of them. Every rank asks at the same step."""
+        """The sums over all ranks, the same on each. A collective call: every rank makes it at the same step."""
         own = self._loss_and_examples.new_tensor([self._wait_s, not tables_finite])
-        loss, examples, waited, broken = self._world.sum(torch.cat([self._loss_and_examples, own])).tolist()
+        loss, examples, waited, broken = self._world.all_reduce(torch.cat([self._loss_and_examples, own])).tolist()
         self._loss_and_examples.zero_()
         self._wait_s = 0.0
         self._last = Moment(
@@ -97,7 +96,7 @@ class Meter:
 
 
 class Metrics:
-    """Writes metrics.jsonl and tells the user how far the run is. For rank 0."""
+    """Writes metrics.jsonl and reports the run's progress. For rank 0."""
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class Metrics:
         verbosity: int = 0,
         board: Board | None = None,
     ):
-        """``num_steps`` are the whole run's, of which ``done`` are told of in the file's first ``num_bytes``.
+        """``num_steps`` are the whole run's; the file's first ``num_bytes`` report the first ``done`` of them.
 
         Raises InputError when the file is shorter.
         """
@@ -132,14 +131,8 @@ class Metrics:
 
     @property
     def num_bytes(self) -> int:
-        """How long metrics.jsonl is."""
+        """The length of metrics.jsonl."""
         return self._file.tell()
-
-    def flush(self) -> None:
-        """Returns when TensorBoard's files have all lines, too."""
-        with self._writing():
-            if self._board:
-                self._board.flush()
 
     def step(self, epoch: int, step: int, stretch: Stretch, lr: float) -> None:
         """A line of kind "step"; ``step`` counts the finished steps of the run, ``stretch`` is since the last line."""
@@ -163,38 +156,26 @@ class Metrics:
         )
 
     def close(self) -> None:
-        """Once or more often."""
+        """Idempotent."""
         self._bar.close()
         self._file.close()
-        with self._writing():
-            if self._board:
-                self._board.close()
+        if self._board:
+            self._board.close()
 
     def _say(self, line: str) -> None:
-        """Above the bar, where there is one; at once, since logs are watched."""
+        """Prints above the bar, if there is one, without buffering, since logs are watched."""
         if self._verbosity != QUIET:
             with tqdm.external_write_mode(sys.stdout):
                 print(line, flush=True)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns the OSError of a write into one line for the user."""
-        try:
-            yield
-        except OSError as error:
-            where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename or self._file.name
-            raise InputError(
-                f"{where}: cannot be written ({error.strerror}); make room and go on with --resume"
-            ) from None
-
     def _write(self, kind: str, **record: Any) -> None:
         line = {"kind": kind, **record}
         text = f"{json.dumps(line)}\n".encode()
-        with self._writing():
-            if self._file.write(text) < len(text):  # a disk that is full takes a part without a word
+        with os_errors(f"{self._file.name}: cannot be written", "make room and go on with --resume"):
+            if self._file.write(text) < len(text):  # a full disk takes a part without raising
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self._board:
-                self._board.add(line)
+        if self._board:
+            self._board.add(line)
         self._remember(line)
 
     def _remember(self, line: dict[str, Any]) -> None:

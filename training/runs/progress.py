@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.errors import InputError
-from training.runs.checkpoint import newest, read_record, steps
+from pipeline.shared.errors import InputError, tell
+from training.run import Position, Run
+from training.runs.checkpoint import Checkpoint, CheckpointError, newest, read, read_record, steps
 from training.runs.metrics import Moment
+from training.runs.run_folder import active_folder
 from training.runs.warm_start import Start
 from training.train_config import AUTO, NEWEST, TrainConfig
 
@@ -48,6 +50,10 @@ class Progress:
         """Whether a checkpoint's step has come since the last one."""
         return checkpoint_every is not None and self.done // checkpoint_every > self.saved // checkpoint_every
 
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.step, self.done)
+
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Progress":
         """What ``record_of`` has put into a checkpoint."""
@@ -58,41 +64,61 @@ class Progress:
 
 
 def record_of(
-    progress: Progress,
-    config: TrainConfig,
-    manifest: Manifest,
-    how: dict[str, Any],
-    start: Start | None,
-    metrics_bytes: int,
+    progress: Progress, run: Run, execution: dict[str, Any], start: Start | None, metrics_bytes: int
 ) -> dict[str, Any]:
-    """What a checkpoint holds beside the tensors; ``how`` is ranks, threads and kernel."""
+    """What a checkpoint holds beside the tensors. ``execution`` is ranks, threads and kernel."""
     return {
-        "dataset_id": manifest.dataset_id,
-        "settings": {**{name: getattr(config, name) for name in FIXED}, "epochs": config.epochs},
-        **how,
+        "dataset_id": run.manifest.dataset_id,
+        "settings": {**{name: getattr(run.config, name) for name in FIXED}, "epochs": run.config.epochs},
+        **execution,
         "start": start.record if start else None,
         "progress": asdict(progress),
         "metrics_bytes": metrics_bytes,
     }
 
 
-def candidates(run: Path, config: TrainConfig) -> list[int]:
+def read_checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint to resume from, on every rank; None for a new run. Rank 0 reads it and broadcasts it."""
+    config, world = run.config, run.world
+    if config.resume is None:
+        return None
+    folder = active_folder(config.output)
+    found = None
+    for step in candidates(folder, config.resume) if world.is_first else []:
+        try:
+            found = read(folder, step)
+            break
+        except CheckpointError as error:
+            if config.resume != AUTO or not any(earlier < step for earlier in steps(folder)):
+                raise
+            tell(f"warning: {error}")
+    elsewhere = world.all_reduce_max(max(steps(folder), default=0))
+    record, state = world.broadcast(found.record if found else None, found.state if found else {})
+    if record is None and elsewhere:
+        raise InputError(
+            f"--resume {config.resume}: {folder} has no checkpoint on the machine of rank 0, but one of step "
+            f"{elsewhere} on another; share the folder between the machines, or let rank 0 run there"
+        )
+    return Checkpoint(record, state) if record is not None else None
+
+
+def candidates(run: Path, resume: str | int | None) -> list[int]:
     """Checkpoints of ``run`` to try in turn, by their steps; none where there is nothing to go on from.
 
     Raises InputError when the one that is asked for is not there.
     """
     present = steps(run)
-    if config.resume == AUTO:
+    if resume == AUTO:
         try:
             last = newest(run)
         except InputError:
             last = present[-1] if present else None  # its name is damaged, not necessarily the checkpoint
         return [] if last is None else [last, *(step for step in reversed(present) if step < last)]
-    wanted = newest(run) if config.resume == NEWEST else config.resume
+    wanted = newest(run) if resume == NEWEST else resume
     if wanted is None:
         raise InputError(f"--resume: {run} holds no checkpoint; leave it out to begin, or say --resume auto")
     assert isinstance(wanted, int)
-    if config.resume != NEWEST and wanted not in present:
+    if resume != NEWEST and wanted not in present:
         found = ", ".join(map(str, present)) or "none"
         raise InputError(f"--resume {wanted}: {run} holds no such checkpoint; there are: {found}")
     return [wanted]
@@ -102,7 +128,7 @@ def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: s
     """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset, and which began
     with what --init-from names, if it names anything.
     """
-    for step in candidates(run, config):
+    for step in candidates(run, config.resume):
         try:
             record = read_record(run, step)
         except InputError:
@@ -141,12 +167,14 @@ def _check(
         raise InputError(f"--resume: found {_flags(now, others)}, but {run} is trained with other settings; {remedy}")
 
 
-def differences(record: dict[str, Any], how: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
+def differences(
+    record: dict[str, Any], execution: dict[str, Any], config: TrainConfig, any_world: bool
+) -> Iterator[str]:
     """What is said of ranks and threads that are others than they were. Raises InputError where bits must stay."""
-    names = [name for name in ("world_size", "threads") if how[name] != record[name]]
+    names = [name for name in ("world_size", "threads") if execution[name] != record[name]]
     if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
         return
-    changes = " and ".join(f"{_WORDS[name]} {how[name]} instead of {record[name]}" for name in names)
+    changes = " and ".join(f"{_WORDS[name]} {execution[name]} instead of {record[name]}" for name in names)
     if config.reader == "petastorm" and "world_size" in names and record["progress"]["step"]:
         raise InputError(
             f"--resume: found {changes}, in mid-epoch, whose order depends on it with --reader petastorm; take as many"

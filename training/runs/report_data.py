@@ -56,7 +56,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A run that has reached its end: what its files say, and what of its dataset is still there."""
 
     name: str
@@ -71,7 +71,7 @@ class Run:
     sampled: Sampled
 
     @classmethod
-    def load(cls, folder: Path) -> "Run":
+    def load(cls, folder: Path) -> "FinishedRun":
         """Raises InputError where there is no finished run, or one that is damaged."""
         tables = Tables.load(folder)
         summary = _read_json(folder / SUMMARY)
@@ -87,7 +87,7 @@ class Run:
         counts_V: npt.NDArray[np.int64],
         center_VD: npt.NDArray[np.float32],
         manifest: Manifest | None = None,
-    ) -> "Run":
+    ) -> "FinishedRun":
         """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
         config = _read_json(folder / "config.json")
         told = _read_lines(folder / "metrics.jsonl")

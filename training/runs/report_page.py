@@ -20,7 +20,7 @@ from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import atomic_write
-from training.runs.report_data import Evaluation, Rows, Run, read_evaluation
+from training.runs.report_data import Evaluation, FinishedRun, Rows, read_evaluation
 from training.runs.report_plots import MOST_POINTS, bars, lines, map_of
 from training.vectors.compare import Growth
 from training.vectors.run_files import REPORT
@@ -29,14 +29,16 @@ from training.vectors.word_vectors import Vectors
 NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
 
 
-def write_report(run: Run, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> None:
+def write_report(
+    run: FinishedRun, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None
+) -> None:
     """Writes report.html into ``folder``, whole or not at all. Raises InputError for a probe that has no vector."""
     content = page(run, probes, evaluation).encode()
     with atomic_write(folder / REPORT) as file:
         file.write(content)
 
 
-def page(run: Run, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> str:
+def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> str:
     """The page. Costs a second or less, and some for each of the probes where there are millions of words."""
     loader = PackageLoader("training.runs", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -86,13 +88,13 @@ def _on_map(num_words: int) -> tuple[int, int]:
     return first, min(num_words, first + NUM_ON_MAP)
 
 
-def _each_point(run: Run) -> str:
+def _each_point(run: FinishedRun) -> str:
     """What a point is in pictures by step, whose neighbours are averaged where they are too many to draw."""
     means = -(-len(run.steps) // MOST_POINTS)
     return f"Each point is the mean of {run.config['log_every'] * max(1, means):,} steps."
 
 
-def _tiles(run: Run) -> dict[str, str]:
+def _tiles(run: FinishedRun) -> dict[str, str]:
     summary = run.summary
     return {
         "last epoch's loss": f"{summary['loss']:.4f}",
@@ -130,7 +132,7 @@ def _sampling(manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def _before_after(run: Run, rows: Rows) -> list[dict[str, Any]]:
+def _before_after(run: FinishedRun, rows: Rows) -> list[dict[str, Any]]:
     """The most frequent word, "the" where there is such, and words from frequent to rare."""
     ranks = {1, *(run.words.index(word) for word in ("the", *spread_words(run.words)[::3]) if word in run.words)}
     ranks |= {len(run.words) - 1}
@@ -153,7 +155,7 @@ def _rows_read(rows: Rows) -> str:
     return f"{which} examples of the first sampled epoch were counted."
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def _origin(run: FinishedRun) -> dict[str, Any]:
     names = ("dataset_id", "commit", "device", "kernel", "world_size", "threads", "seconds")
     found = {name: run.summary[name] for name in names if name in run.summary}
     if grown := run.summary.get("vocabulary_growth"):
@@ -161,7 +163,7 @@ def _origin(run: Run) -> dict[str, Any]:
     return {**found, **run.summary.get("versions", {})}
 
 
-def _pictures(run: Run, words: list[str], vectors_VD: npt.NDArray[np.float32]) -> dict[str, str]:
+def _pictures(run: FinishedRun, words: list[str], vectors_VD: npt.NDArray[np.float32]) -> dict[str, str]:
     """SVG of each picture; empty where there is nothing to draw."""
 
     def of_steps(name: str) -> list[tuple[float, float]]:
@@ -204,7 +206,7 @@ def main() -> None:
         arguments = parser.parse_args()
         evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
         try:
-            write_report(Run.load(arguments.run), arguments.run, arguments.probe, evaluation)
+            write_report(FinishedRun.load(arguments.run), arguments.run, arguments.probe, evaluation)
         except OSError as error:
             raise InputError(f"{arguments.run}: {REPORT} cannot be written ({error.strerror}); make room") from None
         print(arguments.run / REPORT)

@@ -1,4 +1,4 @@
-"""The run's folder: claimed before training, filled at its end; every file appears whole or not at all.
+"""The run's folder: claimed before training, filled at the end. Every file is written atomically.
 
 V words, D dimensions.
 """
@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from safetensors.torch import save
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import Held, atomic_write, locked
+from pipeline.shared.files import Held, atomic_write, locked, os_errors
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
+from training.run import Run
 from training.runs.checkpoint import FOLDER, newest
 from training.runs.tensorboard import write_projector
 from training.train_config import TrainConfig
@@ -45,21 +46,21 @@ def check_free(config: TrainConfig) -> None:
         return
     if is_finished(output):
         raise InputError(f"--output {output}: holds a finished run; add --overwrite or name another folder")
-    if done := newest(current(output)):
+    if done := newest(active_folder(output)):
         raise InputError(
             f"--output {output}: holds a run that was interrupted, with a checkpoint of step {done}; "
             f"add --resume to go on, or --overwrite to begin anew"
         )
 
 
-def current(output: Path) -> Path:
-    """The folder of the run that is going on in ``output``: that itself, or, to replace a finished one, one inside."""
+def active_folder(output: Path) -> Path:
+    """The folder of the run in progress: ``output``, or a folder inside it while a finished run is being replaced."""
     return output / NEW if (output / NEW / FOLDER).exists() else output
 
 
 @contextmanager
-def owned(output: Path) -> Iterator[None]:
-    """Keeps other runs out of ``output``. Raises InputError when one is there."""
+def locked_folder(output: Path) -> Iterator[None]:
+    """Holds the lock of ``output``. Raises InputError when another run holds it."""
     with ExitStack() as stack:
         try:
             with _writing(output):
@@ -68,21 +69,22 @@ def owned(output: Path) -> Iterator[None]:
         except Held:
             raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
         if (output / NEW / SUMMARY).exists():
-            _replace(output)  # a run was stopped in the middle of it
+            _replace(output)  # a run was stopped while it did this
         yield
 
 
-def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
-    """The folder to write in, with config.json and the vocabulary, and nothing else unless the run goes on.
+def claim(run: Run, resumed: bool) -> Path:
+    """The folder to write in, with config.json and the vocabulary, and nothing else unless the run is resumed.
 
-    It is the run's own, unless that holds a finished run: then one inside it, whose files ``finish`` puts in place.
+    That is the output, unless the output holds a finished run: then a folder inside it, until ``finish`` replaces the
+    finished run.
     """
-    output = config.output
+    config, output = run.config, run.config.output
     fresh = output / NEW if is_finished(output) else output
-    folder = current(output) if goes_on else fresh
-    vocabulary = read_vocabulary(config, manifest)
+    folder = active_folder(output) if resumed else fresh
+    vocabulary = read_vocabulary(config.data, run.manifest)
     with _writing(output):
-        if not goes_on:
+        if not resumed:
             shutil.rmtree(output / NEW, ignore_errors=True)
             folder.mkdir(exist_ok=True)
             for name in OWN_FILES:
@@ -95,20 +97,20 @@ def claim(config: TrainConfig, manifest: Manifest, goes_on: bool) -> Path:
     return folder
 
 
-def read_vocabulary(config: TrainConfig, manifest: Manifest) -> bytes:
-    """The dataset's vocabulary, a Parquet file. Raises ManifestError."""
-    vocab = Location.of(config.data) / manifest.vocab_path
+def read_vocabulary(data: str, manifest: Manifest) -> bytes:
+    """The vocabulary of the dataset ``data``, a Parquet file. Raises ManifestError."""
+    vocab = Location.of(data) / manifest.vocab_path
     try:
         return vocab.read_bytes()
     except OSError as error:
         raise ManifestError.unreadable(vocab, error) from None
 
 
-def write_vectors(folder: Path, config: TrainConfig, model: SkipGram) -> npt.NDArray[np.float32]:
-    """Writes both tables; returns the center's, of shape (V, D)."""
+def write_vectors(folder: Path, output: Path, model: SkipGram) -> npt.NDArray[np.float32]:
+    """Writes both tables into ``folder``; returns the center table, of shape (V, D)."""
     weights = {"center": model.center.weight, "context": model.context.weight}
     tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    with _writing(config.output):
+    with _writing(output):
         _write(folder / VECTORS, save(tables))
     return tables["center"].numpy()
 
@@ -130,43 +132,37 @@ def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[st
     }
 
 
-def write_pages(
-    folder: Path,
-    config: TrainConfig,
-    manifest: Manifest,
-    center_VD: npt.NDArray[np.float32],
-    summary: dict[str, Any],
-) -> None:
+def write_pages(folder: Path, run: Run, center_VD: npt.NDArray[np.float32], summary: dict[str, Any]) -> None:
     """Writes what people look at: loss.png, report.html and TensorBoard's projector."""
-    from training.runs import report_data, report_plots
-    from training.runs import report_page as report  # half a second, and only rank 0 draws
+    from training.runs import report_data, report_page, report_plots  # half a second, and only rank 0 draws
 
+    config = run.config
     with _writing(config.output):
         vocabulary = pq.read_table(folder / VOCAB)
         words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
         name = config.output.absolute().name
-        run = report_data.Run.at_end(folder, name, summary, words, counts_V, center_VD, manifest)
-        _write(folder / "loss.png", report_plots.loss_png(run.steps, run.epochs, config.log_every))
-        report.write_report(run, folder)
+        finished = report_data.FinishedRun.at_end(folder, name, summary, words, counts_V, center_VD, run.manifest)
+        _write(folder / "loss.png", report_plots.loss_png(finished.steps, finished.epochs, config.log_every))
+        report_page.write_report(finished, folder)
         if config.tensorboard:
             write_projector(folder, words, counts_V, center_VD)
 
 
-def finish(folder: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
-    """Writes summary.json, last of all: a run with a summary is a finished one. It may now replace an older run."""
-    with _writing(config.output):
+def finish(folder: Path, output: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json, last: it marks the run as finished. Then the run replaces an older one in ``output``."""
+    with _writing(output):
         _write_json(folder / SUMMARY, summary)
-        if folder != config.output:
-            _replace(config.output)
+        if folder != output:
+            _replace(output)
 
 
 def is_finished(output: Path) -> bool:
-    """Whether there is a run that reached its end, even if it was stopped while it replaced another."""
+    """Whether ``output`` holds a finished run, even one that was stopped while it replaced another."""
     return (output / SUMMARY).exists() or (output / NEW / SUMMARY).exists()
 
 
 def _replace(output: Path) -> None:
-    """Puts the finished run inside ``output`` in the place of the old one; done twice, it does what was left to do."""
+    """Replaces the old run in ``output`` by the finished one inside it. Idempotent: repeated, it does what is left."""
     if (output / SUMMARY).exists():
         shutil.rmtree(output / BOARD, ignore_errors=True)  # the new run may have none
         (output / SUMMARY).unlink()
@@ -181,13 +177,8 @@ def _replace(output: Path) -> None:
     shutil.rmtree(new)
 
 
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    """Turns the OSError of a write into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
+def _writing(output: Path) -> AbstractContextManager[None]:
+    return os_errors(f"--output {output}: cannot be written", "choose another folder")
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

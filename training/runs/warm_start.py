@@ -17,8 +17,8 @@ from xxhash import xxh3_64
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
-from training.distributed import World
 from training.model.skip_gram import SkipGram
+from training.run import Run
 from training.runs.checkpoint import Checkpoint
 from training.runs.run_folder import read_vocabulary
 from training.train_config import TrainConfig
@@ -48,15 +48,15 @@ class Start:
         return cls(record["xxh3"], Growth(**record["growth"]), begun.state.get("kept", torch.zeros(0).long()))
 
 
-def warm_start(config: TrainConfig, manifest: Manifest, world: World, model: SkipGram) -> Start | None:
-    """Puts the rows of --init-from into ``model``, on every rank; rank 0 alone reads them. None for a cold start."""
-    if config.init_from is None:
+def warm_start(run: Run, model: SkipGram) -> Start | None:
+    """Copies the rows of --init-from into ``model``, on every rank; rank 0 reads them. None for a cold start."""
+    if run.config.init_from is None:
         return None
     record, rows = None, dict[str, Tensor]()
-    if world.is_first:
-        start, rows = read_start(config, manifest)
+    if run.world.is_first:
+        start, rows = read_start(run.config, run.manifest)
         record = start.record
-    record, rows = world.of_first(record, rows)
+    record, rows = run.world.broadcast(record, rows)
     with torch.no_grad():
         model.center.weight[rows["kept"]] = rows["center"]
         model.context.weight[rows["kept"]] = rows["context"]
@@ -68,26 +68,26 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
 
     Raises InputError when there is nothing that this run could begin with.
     """
-    run = config.init_from
-    assert run is not None
-    if run.resolve() == config.output.resolve():
-        raise InputError(f"--init-from {run}: is --output too, so the run would replace what it reads; name another")
+    source = config.init_from
+    assert source is not None
+    if source.resolve() == config.output.resolve():
+        raise InputError(f"--init-from {source}: is --output too, so the run would replace what it reads; name another")
     try:
-        before = Tables.load(run)
+        before = Tables.load(source)
     except InputError as error:
         remedy = "; or leave it out, since a checkpoint holds all that is needed" if config.resume is not None else ""
         raise InputError(f"--init-from {error}{remedy}") from None
     dim = before.center_VD.shape[1]
     if dim != config.dim:
         raise InputError(
-            f"--init-from {run}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
+            f"--init-from {source}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
         )
     vocabulary = _vocabulary(config, manifest)
     words = vocabulary["word"].to_pylist()
     grown = growth(words, vocabulary["count"].to_numpy(), before.words, before.counts_V)
     if not grown.kept:
         raise InputError(
-            f"--init-from {run}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
+            f"--init-from {source}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
             f"{config.data}; name a run on text like this, or leave it out"
         )
     kept_K, from_K = map(torch.from_numpy, shared_rows(words, before.words))
@@ -98,7 +98,7 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
 
 def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
     try:
-        return pq.read_table(BytesIO(read_vocabulary(config, manifest)), columns=["word", "count"])
+        return pq.read_table(BytesIO(read_vocabulary(config.data, manifest)), columns=["word", "count"])
     except pa.ArrowException as error:
         raise ManifestError.unreadable(Location.of(config.data) / manifest.vocab_path, error) from None
 

@@ -1,0 +1,150 @@
+"""Recorder: everything that a run writes and prints, which rank 0 alone does; the other ranks have a NullRecorder."""
+
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from pipeline.shared.cli import QUIET
+from pipeline.shared.errors import tell
+from training.model.kernels.threads import Team
+from training.model.skip_gram import SkipGram
+from training.model.steps import Step
+from training.run import Run
+from training.runs.checkpoint import Checkpoint, Writer
+from training.runs.metrics import Metrics, Moment
+from training.runs.progress import Progress, record_of
+from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors
+from training.runs.tensorboard import Board
+from training.runs.warm_start import Start
+from training.vectors.run_files import REPORT
+
+SLOW_S = 2
+"""A compilation that takes longer is mentioned."""
+
+
+class NullRecorder:
+    """Records nothing: the recorder of every rank but 0. Its methods say when each is called."""
+
+    def say(self, line: str) -> None:
+        """Prints ``line``, unless the user wants quiet."""
+
+    def warn_of_useless_settings(self, has_cache: bool) -> None:
+        """Warns of settings that have no effect in this run; ``has_cache`` says whether a shard cache is in use."""
+
+    def step(self, progress: Progress, lr: float) -> None:
+        """After every ``log_every`` steps, once ``progress.now`` is up to date."""
+
+    def epoch(self, progress: Progress) -> None:
+        """At the end of an epoch, before ``progress.end_epoch``."""
+
+    def save(self, progress: Progress, step: Step) -> None:
+        """Starts to write a checkpoint. Raises CheckpointError when the previous one could not be written."""
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on the disk. Raises CheckpointError when it could not be written."""
+
+    def finish(self, progress: Progress, model: SkipGram) -> None:
+        """Writes vectors, report and summary, and prints the last line."""
+
+    def close(self) -> None:
+        """Closes all files. Idempotent."""
+
+
+class Recorder(NullRecorder):
+    """Rank 0's: claims the run's folder, and writes metrics.jsonl, checkpoints, TensorBoard's files and the results."""
+
+    def __init__(
+        self, run: Run, num_steps: int, execution: dict[str, Any], start: Start | None, resumed: Checkpoint | None
+    ):
+        """``num_steps`` are the whole run's. ``execution`` says how it is computed: ranks, threads, kernel."""
+        config = self._config = run.config
+        self._run, self._execution, self._start = run, execution, start
+        self._folder = claim(run, resumed=resumed is not None)
+        done, num_bytes = (resumed.record["step"], resumed.record["metrics_bytes"]) if resumed else (0, 0)
+        with ExitStack() as held:
+            board = held.enter_context(closing(Board(self._folder, done))) if config.tensorboard else None
+            self._metrics = held.enter_context(
+                closing(Metrics(self._folder, num_steps, config.epochs, done, num_bytes, config.verbosity, board))
+            )
+            self._checkpoints = held.enter_context(closing(Writer(self._folder, config.keep)))
+            self._held = held.pop_all()
+
+    def say(self, line: str) -> None:
+        if self._config.verbosity != QUIET:
+            print(line, flush=True)
+
+    def warn_of_useless_settings(self, has_cache: bool) -> None:
+        if self._config.shard_cache and not has_cache:
+            tell(f"warning: --shard-cache has no effect: {self._config.data} lies on this machine")
+        if self._config.freeze_epochs and self._start and not self._start.growth.new:
+            tell("warning: --freeze-epochs trains nothing: there is no new word; leave it out")
+
+    def step(self, progress: Progress, lr: float) -> None:
+        self._metrics.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
+
+    def epoch(self, progress: Progress) -> None:
+        of_epoch, so_far = progress.now.since(progress.epoch_begin), progress.now.since(Moment())
+        self._metrics.epoch(progress.epoch, progress.done, of_epoch, so_far.loss)
+
+    def save(self, progress: Progress, step: Step) -> None:
+        start, frozen = self._start, {}
+        if start and progress.epoch < self._config.freeze_epochs:
+            frozen = {"kept": start.kept_K}
+        record = record_of(progress, self._run, self._execution, start, self._metrics.num_bytes)
+        self._checkpoints.save(progress.done, lambda: {**step.state_dict(), **frozen}, record)
+
+    def wait(self) -> None:
+        self._checkpoints.wait()
+
+    def finish(self, progress: Progress, model: SkipGram) -> None:
+        total = progress.now.since(Moment())
+        totals = {
+            **asdict(total),
+            "loss": self._metrics.epochs[-1]["loss"],
+            "mean_loss": total.loss,
+            "steps": progress.done,
+            **self._execution,
+            "device": str(self._run.device),
+            **({"vocabulary_growth": asdict(self._start.growth)} if self._start else {}),
+        }
+        self._metrics.close()
+        summary = summary_of(self._run.manifest, self._metrics.epochs, totals)
+        center_VD = write_vectors(self._folder, self._config.output, model)
+        write_pages(self._folder, self._run, center_VD, summary)
+        finish(self._folder, self._config.output, summary)
+        self.say(f"{self._config.output / REPORT} shows the run")
+        print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {self._run.device}", flush=True)
+
+    def close(self) -> None:
+        self._held.close()
+
+
+def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | None) -> str:
+    """What is about to happen, with the arithmetic of derived numbers."""
+    config, manifest, world_size = run.config, run.manifest, run.world.world_size
+    examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
+    per_rank = config.global_batch // world_size
+    in_step = (
+        f"in place, averaged every {config.sync_every} steps ({config.sync_every * per_rank:,} rows a rank)"
+        if config.in_place
+        else "gradients averaged every step"
+    )
+    threads = f"{torch.get_num_threads()} thread(s) a rank"
+    if team and team.size < torch.get_num_threads():
+        threads += f", of which dim {config.dim} employs {team.size}"
+    tables_mb = 2 * manifest.vocab_size * config.dim * 4 / 1e6
+    lines = [
+        f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
+        f"vocabulary of {manifest.vocab_size:,}",
+        f"global batch {config.global_batch:,} = {world_size} rank(s) x {per_rank:,} rows, "
+        f"{config.epochs} epochs, {num_steps:,} steps, {in_step}",
+        f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {run.device}, {threads}",
+        f"2 tables x {manifest.vocab_size:,} words x {config.dim} numbers x 4 bytes = {tables_mb:,.1f} MB",
+    ]
+    if start:
+        source = f" from {config.init_from}" if config.init_from else ""
+        frozen = f"; these stay for {config.freeze_epochs} epoch(s)" if config.freeze_epochs else ""
+        lines.append(f"warm start{source}: {start.growth}{frozen}")
+    return "\n".join(lines)
