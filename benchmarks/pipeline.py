@@ -273,10 +273,10 @@ def part_rates(name: str, output: Path, path: Path) -> list[str]:
 
     def writing() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            shard = ShardFile(Location.of(folder), "train", 0, 0, "benchmark", config)
-            for found in examples:
-                shard.append(found)
-            shard.close()
+            with ShardFile(Location.of(folder), "train", 0, 0, config) as shard:
+                for found in examples:
+                    shard.append(found)
+                shard.finish()
         return shard.num_rows
 
     rates = [f"{best_rate(part) / 1e6:.2f}" for part in (counting, encoding, sampling, writing)]

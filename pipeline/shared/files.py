@@ -5,6 +5,7 @@ What keeps a user from writing one (a full disk, a missing right) becomes one li
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ from pipeline.shared.errors import InputError
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside ``path``. It gets that name, durably, when the block ends; after an error it is removed.
 
-    A reader, and a machine that loses power, finds the old content or the new one, never a part. Raises OSError.
+    A reader, and a machine that loses power, finds the old content or the new one, never a part. Each call has a
+    temporary file of its own, so that several processes, even on several machines, may write the same file. Raises
+    OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("wb") as file:
             yield file

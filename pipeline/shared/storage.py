@@ -7,17 +7,21 @@ endpoints come from where these libraries look for them (for S3: AWS_* variables
 
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.files import atomic_write, fsync
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
 _COPY_BYTES = 8 << 20
@@ -104,33 +108,31 @@ class Location:
         return [info for info in found if info.type == pafs.FileType.File]
 
     def make_folder(self) -> None:
-        """Makes a local folder; an object store has none."""
+        """Makes a local folder, durably; an object store has none."""
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
+            fsync(self.local.parent)
 
-    def put(self, content: bytes | Path) -> None:
-        """Writes a file whole or not at all: beside and renamed on a disk, in one upload elsewhere."""
-        if self.local is None:
-            self._upload(content)
+    @contextmanager
+    def atomic_write(self) -> Iterator[IO[bytes]]:
+        """A file to write to, which becomes this one when the block ends without an error: readers see all or nothing.
+
+        On a disk it is renamed; elsewhere it is one upload, from this machine's temporary folder.
+        """
+        if self.local is not None:
+            with atomic_write(self.local) as file:
+                yield file
             return
-        beside = self.local.with_name(f".{self.local.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                file.write(content if isinstance(content, bytes) else content.read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.local)
-        finally:
-            beside.unlink(missing_ok=True)
+        with SpooledTemporaryFile(_COPY_BYTES) as temporary:
+            yield temporary
+            temporary.seek(0)
+            with self.filesystem.open_output_stream(self.path) as target:
+                shutil.copyfileobj(temporary, target, _COPY_BYTES)
 
-    def _upload(self, content: bytes | Path) -> None:
-        with self.filesystem.open_output_stream(self.path) as target:
-            if isinstance(content, bytes):
-                target.write(content)
-                return
-            with content.open("rb") as source:
-                while piece := source.read(_COPY_BYTES):
-                    target.write(piece)
+    def put(self, content: bytes) -> None:
+        """Writes the whole file atomically."""
+        with self.atomic_write() as file:
+            file.write(content)
 
     def remove(self) -> None:
         """Removes a file, or a folder with all that is in it; what is not there need not be removed."""

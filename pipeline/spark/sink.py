@@ -1,8 +1,7 @@
 """The Spark sink: a Python data source with an Arrow writer, so Spark's own protocol decides which attempt counts.
 
-An attempt writes under its own name and renames when its file is whole; since every attempt of a task writes the same
-bytes, it does not matter which one comes last. The work itself is task.py's, imported where it is done: Spark
-imports this file in processes that only plan or commit, and would wait there for numba and pandas.
+The work itself is in task.py, which is imported where it is done: Spark imports this file in processes that only plan or
+commit, where numba and pandas would cost time for nothing.
 """
 
 import json
@@ -55,12 +54,11 @@ class _Writer(DataSourceArrowWriter):
         context = TaskContext.get()
         assert context is not None, "Spark calls this inside a task"
         config = PipelineConfig(**json.loads(self.config))
-        attempt = f"{context.taskAttemptId()}"
         pieces = slices(iterator, slice_tokens(config))
-        return TaskResult(write_shards(Location.of(self.generation), config, context.partitionId(), attempt, pieces))
+        return TaskResult(write_shards(Location.of(self.generation), config, context.partitionId(), pieces))
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
-        """Leaves the winners' results where ``prepare`` finds them: the manifest is its business, on the driver."""
+        """Writes the results of the successful attempts to a file, from which ``prepare`` makes the manifest."""
         from pipeline.shared.storage import Location
 
         results = [message.found for message in messages if isinstance(message, TaskResult)]

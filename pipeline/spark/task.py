@@ -25,20 +25,18 @@ SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
 """Places of rows, 4 bytes each, that a task fills at once, unless one sequence alone needs more."""
 
 
-def write_shards(
-    generation: Location, config: PipelineConfig, number: int, attempt: str, pieces: Iterator[Slice]
-) -> dict[str, Any]:
+def write_shards(generation: Location, config: PipelineConfig, number: int, pieces: Iterator[Slice]) -> dict[str, Any]:
     """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split.
 
-    What it wrote comes back as plain values, for the manifest.
+    Returns plain values for the manifest. Idempotent: every attempt of a task writes the same bytes, so it does not
+    matter which attempt is the last.
     """
     tables = _tables(str(generation))
     subsampled = 0
     with writing(generation), ExitStack() as stack:
-        trains = [ShardFile(generation, "train", epoch, number, attempt, config) for epoch in range(config.epochs)]
-        heldout = ShardFile(generation, "heldout", 0, number, attempt, config)
-        for file in (*trains, heldout):
-            stack.callback(file.discard)
+        trains = [ShardFile(generation, "train", epoch, number, config) for epoch in range(config.epochs)]
+        heldout = ShardFile(generation, "heldout", 0, number, config)
+        files = [stack.enter_context(file) for file in (*trains, heldout)]
         for piece in pieces:
             held = is_held_out(piece.keys, config.holdout)
             train_part, heldout_part = piece.where(~held), piece.where(held)
@@ -46,12 +44,11 @@ def write_shards(
                 examples = sample(part, tables, config, file.epoch)
                 subsampled += examples.num_subsampled
                 file.append(examples)
-        infos = [file.close() for file in (*trains, heldout)]
-    pairs = sum(file.num_pairs for file in (*trains, heldout))
+        infos = [file.finish() for file in files]
     return {
         "shards": [asdict(info) for info in infos if info is not None],
         "subsampled": subsampled,
-        "pairs": pairs,
+        "pairs": sum(file.num_pairs for file in files),
         "versions": versions(),
         "host": socket.gethostname(),
     }

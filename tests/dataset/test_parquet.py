@@ -188,10 +188,10 @@ def test_pieces_of_any_size_give_the_same_bytes(tmp_path: Path) -> None:
     file = encoded(examples, 5)
     (tmp_path / "generation").mkdir()
     for number, size in enumerate([40_000, 16_384, 16_385, 1000, 37]):
-        shard = ShardFile(Location.of(tmp_path) / "generation", "train", 0, number, "attempt", PipelineConfig())
-        for start, stop in itertools.pairwise([*range(0, 40_000, size), 40_000]):
-            shard.append(part(examples, start, stop))
-        info = shard.close()
+        with ShardFile(Location.of(tmp_path) / "generation", "train", 0, number, PipelineConfig()) as shard:
+            for start, stop in itertools.pairwise([*range(0, 40_000, size), 40_000]):
+                shard.append(part(examples, start, stop))
+            info = shard.finish()
         assert info is not None
         assert (info.rows, info.bytes, info.sha256) == (40_000, len(file), hashlib.sha256(file).hexdigest())
         assert (tmp_path / info.path).read_bytes() == file

@@ -92,11 +92,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.spark.shard_writer.ROW_GROUP_ROWS", ROW_GROUP)
         for number, size in enumerate(SIZES):
-            file = ShardFile(Location.of(folder / "gen-0"), "train", 0, number, "attempt", config)
             center = np.arange(first, first + size, dtype=np.int32)
             targets = np.add.outer(center, np.arange(4)).astype(np.int32)
-            file.append(Examples(center, targets, (center % 2 + 1).astype(np.int16), 0))
-            info = file.close()
+            with ShardFile(Location.of(folder / "gen-0"), "train", 0, number, config) as file:
+                file.append(Examples(center, targets, (center % 2 + 1).astype(np.int16), 0))
+                info = file.finish()
             assert info is not None
             infos.append(info)
             first += size

@@ -89,12 +89,18 @@ def test_what_is_put_is_read_and_what_is_removed_is_gone(place: Location) -> Non
     assert names(place) == []
 
 
-def test_a_large_file_goes_from_the_disk_whole(place: Location, tmp_path: Path) -> None:
+def test_a_large_file_that_is_written_in_pieces_appears_whole_and_after_an_error_not_at_all(place: Location) -> None:
     place.make_folder()
-    content = os.urandom(1 << 20) * 11  # more than one part of an upload
-    (tmp_path / "large").write_bytes(content)
-    (place / "there").put(tmp_path / "large")
-    assert (place / "there").read_bytes() == content
+    piece = os.urandom(1 << 20)
+    with (place / "there").atomic_write() as file:
+        for _ in range(11):  # more than one part of an upload
+            file.write(piece)
+        assert not (place / "there").exists()
+    assert (place / "there").read_bytes() == piece * 11
+    with pytest.raises(KeyError), (place / "not").atomic_write() as file:
+        file.write(piece)
+        raise KeyError
+    assert names(place) == ["there"]
 
 
 def test_a_name_inside_a_uri_with_options_keeps_them() -> None:

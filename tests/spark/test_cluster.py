@@ -306,7 +306,7 @@ def test_executors_with_another_numpy_are_refused(
 
 def test_a_worker_that_does_not_find_what_the_driver_wrote_names_output_and_host(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^--output {tmp_path}: worker {os.uname().nodename} does not see"):
-        write_shards(Location.of(tmp_path) / "gen-0", PipelineConfig(), 0, "0", iter(()))
+        write_shards(Location.of(tmp_path) / "gen-0", PipelineConfig(), 0, iter(()))
 
 
 def test_a_driver_that_does_not_find_what_workers_wrote_names_output_and_file(tmp_path: Path) -> None:

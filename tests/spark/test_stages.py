@@ -1,11 +1,13 @@
 """Laws of the pipeline in Spark: pipeline.stages, sink, shards."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -411,13 +413,61 @@ def test_an_attempt_that_is_overtaken_writes_the_same_bytes_and_leaves_no_file(
 
     def overtaken() -> Iterator[Slice]:
         yield pieces[0]
-        found.append(write_shards(generation, config, 0, "2", iter(pieces)))
+        found.append(write_shards(generation, config, 0, iter(pieces)))
         yield from pieces[1:]
 
-    found.append(write_shards(generation, config, 0, "1", overtaken()))
+    found.append(write_shards(generation, config, 0, overtaken()))
     assert found[0] == found[1]
     written = [entry.path for entry in generation.files() if not entry.path.endswith(TABLES)]
     assert sorted(written) == sorted((generation / f"train/epoch={e}/shard-00000.parquet").path for e in range(2))
+
+
+def test_attempts_of_one_task_at_the_same_time_share_no_temporary_file(
+    task: tuple[Location, PipelineConfig, list[Slice]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process here; on a cluster two machines may have processes of the same number."""
+    generation, config, pieces = task
+    monkeypatch.setattr("pipeline.spark.shard_writer.ROW_GROUP_ROWS", 8)
+    found = []
+
+    def overtaken() -> Iterator[Slice]:
+        yield pieces[0]
+        assert len(unfinished := list(generation.local.rglob(".shard-*"))) == 2, unfinished  # type: ignore[union-attr]
+        found.append(write_shards(generation, config, 0, iter(pieces)))
+        yield from pieces[1:]
+
+    found.append(write_shards(generation, config, 0, overtaken()))
+    assert found[0] == found[1]
+    for shard in found[0]["shards"]:
+        content = (generation.local.parent / shard["path"]).read_bytes()  # type: ignore[union-attr]
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_task_ends(
+    task: tuple[Location, PipelineConfig, list[Slice]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a machine that loses power after the manifest is written has all that it lists."""
+    generation, config, pieces = task
+    synced: dict[int, int] = {}  # inode: size
+    replace, renamed = Path.replace, []
+
+    def fsync(file: int) -> None:
+        state = os.fstat(file)
+        synced[state.st_ino] = state.st_size
+
+    def noted(self: Path, to: Path) -> Path:
+        assert synced[self.stat().st_ino] == self.stat().st_size
+        synced.pop(to.parent.stat().st_ino, None)
+        renamed.append(to)
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", noted)
+    write_shards(generation, config, 0, iter(pieces))
+    assert [path.name for path in renamed] == ["shard-00000.parquet"] * 2
+    folders = {folder for path in renamed for folder in (path.parent, path.parents[1], path.parents[2])}
+    assert {folder.name for folder in folders} == {"epoch=0", "epoch=1", "train", "gen-0123456789ab"}
+    assert [folder for folder in folders if folder.stat().st_ino not in synced] == []
 
 
 @pytest.mark.parametrize("num_written", [0, 1])
@@ -429,22 +479,26 @@ def test_an_attempt_that_finds_the_disk_full_is_one_line_and_leaves_no_half_file
     whole: list[int] = []
 
     def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            return
         if len(whole) == num_written:
             raise OSError(28, "No space left on device")
         whole.append(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(InputError, match=r"^--output .*cannot be written \(No space left on device\)"):
-        write_shards(generation, config, 0, "1", iter(pieces))
+        write_shards(generation, config, 0, iter(pieces))
     names = [entry.base_name for entry in generation.files()]
     assert sorted(names) == [*["shard-00000.parquet"] * num_written, TABLES]
 
 
 def test_a_task_left_over_does_not_make_a_removed_generation_again(tmp_path: Path) -> None:
-    file = ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, "1", CONFIG)
-    file.append(Examples(np.ones(1, np.int32), np.ones((1, 16), np.int32), np.ones(1, np.int16), 0))
-    with pytest.raises(FileNotFoundError):
-        file.close()
+    with (
+        pytest.raises(FileNotFoundError),
+        ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, CONFIG) as file,
+    ):
+        file.append(Examples(np.ones(1, np.int32), np.ones((1, 16), np.int32), np.ones(1, np.int16), 0))
+        file.finish()
     assert list(tmp_path.iterdir()) == []
 
 
