@@ -69,7 +69,8 @@ def _constant(name: str, value: Any) -> str:
     if isinstance(value, ModuleType):
         return f"module {value.__name__}"
     if isinstance(value, type | FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
+        fields = getattr(value, "_fields", "")  # of a NamedTuple: their order decides what goes where
+        return f"{value.__module__}.{value.__qualname__}{fields}"
     said = f"{type(value).__name__} {value!r}"
     if " at 0x" in said or isinstance(value, np.ndarray):  # an address, or an array, which repr shortens
         raise TypeError(f"{name} = {said}: compiled code may read numbers, modules, types and compiled functions only")

@@ -49,6 +49,7 @@ UNUSED_S = 30 * 24 * 3600
 config: Any = numba.config
 pickled: Any = dumps
 rebuilt: Any = CompileResult._rebuild
+tuple_type: Any = numba.types.BaseTuple
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class _Cache(NullCache):
 
     def _name(self, signature: Any, context: Any) -> str:
         machine = _digest(numba.__version__, llvmlite.__version__, np.__version__, *context.codegen().magic_tuple())
-        how = _digest(signature, self._fast_math, config.BOUNDSCHECK, config.OPT)
+        how = _digest(_spelled_out(signature), self._fast_math, config.BOUNDSCHECK, config.OPT)
         return f"{self._prefix}.{machine}.{code_digest(self._function)[:16]}.{how}.nbc"
 
     def _find(self, name: str) -> Path | None:
@@ -192,6 +193,13 @@ class _Cache(NullCache):
             with suppress(OSError):
                 if replaced or entry.stat().st_mtime < time.time() - UNUSED_S:
                     entry.unlink()
+
+
+def _spelled_out(kinds: Any) -> Any:
+    """Argument types with the names of a NamedTuple's fields: code reads a field by its place, which ``repr`` hides."""
+    if isinstance(kinds, tuple | tuple_type):
+        return getattr(kinds, "name", None), getattr(kinds, "fields", None), *map(_spelled_out, kinds)
+    return kinds
 
 
 @cache

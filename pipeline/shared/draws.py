@@ -1,33 +1,28 @@
-"""The draws of randomness.py one at a time, compiled: what the loops of sampling call."""
+"""The draws of randomness.py one at a time, compiled, for the loops that sample text and order rows."""
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.compiled import compiled, inner
-from pipeline.shared.randomness import GOLDEN, MIX_1, MIX_2, U64, Purpose, fold, stream
+from pipeline.shared.randomness import U64, Purpose, fold, splitmix64, stream
 
-_GOLDEN, _MIX_1, _MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2)
-_1, _27, _30, _31, _32 = (np.uint64(number) for number in (1, 27, 30, 31, 32))
+draw = inner(splitmix64)
+"""``fold`` of two numbers: the 64 random bits that belong to ``part`` within ``stream``."""
 
-
-@inner
-def draw(stream: np.uint64, part: np.uint64) -> np.uint64:
-    """``fold`` of two numbers: the 64 random bits that belong to ``part`` within ``stream``."""
-    z = stream + (part + _1) * _GOLDEN
-    z = (z ^ (z >> _30)) * _MIX_1
-    z = (z ^ (z >> _27)) * _MIX_2
-    return z ^ (z >> _31)
+_32 = np.uint64(32)
 
 
 @inner
 def draw_below(stream: np.uint64, part: np.uint64, bound: np.uint64) -> np.uint64:
-    """Uniform in [0, bound), from the upper 32 bits of a draw; bound < 2^32. Off by at most bound / 2^32 of itself."""
+    """Uniform in [0, bound) for bound < 2^32, from a draw's upper 32 bits. A value's probability is off by at most
+    bound / 2^32 of itself.
+    """
     return ((draw(stream, part) >> _32) * bound) >> _32
 
 
 @compiled
 def sums_of_draws(streams_T: U64, lengths: npt.NDArray[np.int64]) -> U64:
-    """The sum, modulo 2^64, of the draws of every sequence; each token has a stream, and its position is the part."""
+    """The sum, modulo 2^64, of every sequence's draws: one a token, with its position as the part of its stream."""
     sums = np.zeros(lengths.size, dtype=np.uint64)
     token = 0
     for sequence in range(lengths.size):
@@ -38,8 +33,8 @@ def sums_of_draws(streams_T: U64, lengths: npt.NDArray[np.int64]) -> U64:
 
 
 def sequence_keys(hashes: U64, lengths: npt.NDArray[np.int64]) -> U64:
-    """A 64-bit key for every sequence of hashes laid end to end (shape (len(lengths),)); order matters.
+    """A 64-bit key, shape (len(lengths),), for every sequence of hashes that lie end to end; their order matters.
 
-    Uniform, and the same wherever the sequence stands. ``lengths`` are >= 1 and sum to ``len(hashes)``.
+    Uniform, and independent of the sequence's place in the corpus. ``lengths`` are >= 1 and sum to ``len(hashes)``.
     """
     return fold(stream(0, Purpose.SEQUENCE), sums_of_draws(hashes, lengths))

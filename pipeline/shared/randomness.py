@@ -1,26 +1,27 @@
 """The only source of chance: 64-bit integers as a pure function of stable keys.
 
-A *stream* is a 64-bit number made from what the draw is for and from the data it belongs to, never from where or when
-it is drawn. ``fold(stream, part)`` is output number ``part`` of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable
-pseudorandom number generators") seeded with ``stream``, so folding in one key after the other walks a tree in which
-every leaf is a good random number and no two leaves are related:
+A *stream* is a 64-bit number that is made from the purpose of a draw and from the data that the draw belongs to, never
+from where or when the draw happens. ``fold(stream, part)`` is output number ``part`` of SplitMix64 seeded with
+``stream``. Folding in one key after the other walks down a tree in which every leaf is a good random number and no two
+leaves are related:
 
     u = fold(fold(stream(seed, Purpose.SUBSAMPLE, epoch), sequence_key), position)
 
-All of it is exact integer arithmetic: the same on every machine and with every version of numpy.
+The arithmetic is on integers and exact: the same on every machine and with every version of numpy.
 """
 
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
-
-GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-"""The constants of SplitMix64."""
+Number = TypeVar("Number", np.uint64, U64)
 
 _MASK = (1 << 64) - 1
+_GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_1, _27, _30, _31 = (np.uint64(number) for number in (1, 27, 30, 31))
 
 
 class Purpose(IntEnum):
@@ -36,21 +37,26 @@ class Purpose(IntEnum):
     HOLDOUT = 8
 
 
+def splitmix64(stream: Number, part: Number) -> Number:
+    """Output number ``part`` of SplitMix64 with seed ``stream``: arrays in numpy, numbers in compiled code (draws.py).
+
+    Uniform over all 2^64 values, and a bijection of ``part`` for each stream. Source: Steele, Lea & Flood 2014, "Fast
+    splittable pseudorandom number generators".
+    """
+    z: Number = stream + (part + _1) * _GOLDEN
+    z = (z ^ (z >> _30)) * _MIX_1
+    z = (z ^ (z >> _27)) * _MIX_2
+    z ^= z >> _31
+    return z
+
+
 def fold(stream: "int | U64", part: "int | npt.NDArray[np.integer]") -> U64:
     """The random 64-bit integers that belong to ``part`` within ``stream``; broadcasts like numpy.
 
-    Uniform over all 2^64 values. Negative parts wrap. Costs about ten passes over the result.
+    Negative parts wrap around. Costs about ten passes over the result.
     """
-    state = np.asarray(stream, dtype=np.uint64)
-    step = np.asarray(part).astype(np.uint64)
     with np.errstate(over="ignore"):
-        z = np.asarray(state + (step + np.uint64(1)) * np.uint64(GOLDEN))
-        z ^= z >> np.uint64(30)
-        z *= np.uint64(MIX_1)
-        z ^= z >> np.uint64(27)
-        z *= np.uint64(MIX_2)
-        z ^= z >> np.uint64(31)
-    return z
+        return np.asarray(splitmix64(np.asarray(stream, dtype=np.uint64), np.asarray(part).astype(np.uint64)))
 
 
 def stream(seed: int, purpose: Purpose, *parts: int) -> int:
@@ -59,14 +65,6 @@ def stream(seed: int, purpose: Purpose, *parts: int) -> int:
     for part in (purpose, *parts):
         state = int(fold(state, part & _MASK))
     return state
-
-
-def below(bits: U64, bound: int) -> npt.NDArray[np.int64]:
-    """Uniform integers in [0, bound) from random 64-bit integers, by their upper 32 bits; 1 <= bound < 2^32.
-
-    A value's probability is off by at most bound / 2^32 of itself.
-    """
-    return (((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
 
 def permutation(stream: int, n: int) -> npt.NDArray[np.int64]:

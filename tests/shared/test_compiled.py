@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -124,6 +125,19 @@ def test_checked_indices_are_another_code(cache: Path, monkeypatch: pytest.Monke
     assert hits(twice) == 0
     monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1)
     assert [hits(twice), hits(twice)] == [0, 1]
+
+
+def test_named_tuples_whose_fields_change_places_are_another_code(cache: Path) -> None:
+    """Types that differ in nothing else: code of the one would read the other's wrong field."""
+    digests = set()
+    kinds: list[Any] = [namedtuple("Pair", ("first", "second")), namedtuple("Pair", ("second", "first"))]
+    for pair in kinds:
+        for expected in (0, 1):
+            second: Any = compiled.compiled(lambda pairs: pairs[0].second[0])
+            assert second((pair(first=np.ones(1), second=np.full(1, 2.0)),)) == 2
+            assert sum(second.stats.cache_hits.values()) == expected
+        digests.add(code_digest(eval("lambda: Pair(1, 2).second", {"Pair": pair, "__name__": "test"})))
+    assert len(digests) == 2
 
 
 SOURCE = {
