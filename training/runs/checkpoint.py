@@ -1,10 +1,10 @@
-"""Checkpoints of a run: whole or not there, written beside training, and verified when they are read.
+"""Checkpoints of a run: written atomically, in the background, and verified when they are read.
 
-RUN/checkpoints/step-00001234/state.safetensors   tables, and what the optimizer remembers
-RUN/checkpoints/step-00001234/checkpoint.json     how far the run is, its settings, and digests of both files
-RUN/checkpoints/latest                            the name of the newest; replaced once all of that is on the disk
+RUN/checkpoints/step-00001234/state.safetensors   tables and the optimizer's state
+RUN/checkpoints/step-00001234/checkpoint.json     the run's progress and settings, and digests of both files
+RUN/checkpoints/latest                            the newest one's name; replaced when all of it is on the disk
 
-Nothing here is ever unpickled.
+Nothing is ever unpickled.
 """
 
 import json
@@ -39,22 +39,22 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is damaged, or cannot be read or written; the message says where and what to do."""
+    """A checkpoint is damaged, or cannot be read or written; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``record`` is plain JSON; ``state`` the tensors, by name."""
+    """``record`` is JSON; ``state`` holds the tensors, by name."""
 
     record: dict[str, Any]
     state: dict[str, Tensor]
 
 
 class Writer:
-    """Writes the checkpoints of one run, in a thread: training waits for no disk. One at a time is being written.
+    """Writes the checkpoints of one run in a thread, one at a time, so that training does not wait for the disk.
 
-    The oldest one's place on the disk is the next one's: to find new room, and to give up old, takes a disk as long as
-    the writing. So there is one checkpoint's room more in use than ``keep``.
+    Each new checkpoint overwrites the files of the oldest one: allocating and freeing disk space takes as long as
+    writing. So the disk holds one more checkpoint than ``keep``.
     """
 
     def __init__(self, run: Path, keep: int):
@@ -62,26 +62,26 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._spare = self.folder / SPARE
-        for left in (*self.folder.glob(".step-*"), self._spare):  # by a run that was killed
+        for left in (*self.folder.glob(".step-*"), self._spare):  # left behind by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
-        """Writes ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
+        """Starts to write ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
 
-        Waits for the one before, and raises its CheckpointError; until this one is written, what ``state`` returned
-        must stay as it is.
+        First waits for the previous checkpoint, and raises its CheckpointError. The tensors that ``state`` returned
+        must not change until this checkpoint is written.
         """
         self.wait()
         self._writing = self._pool.submit(self._write, step, state(), record)
 
     def wait(self) -> None:
-        """Returns when all that was saved is on the disk. Raises CheckpointError when it could not be written."""
+        """Returns when everything is on the disk. Raises CheckpointError if it could not be written."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def close(self) -> None:
-        """Waits, whatever comes of it: for runs that end otherwise."""
+        """Waits for the thread and ignores its errors: for runs that end with another error."""
         self._pool.shutdown()
         shutil.rmtree(self._spare, ignore_errors=True)
 
@@ -106,7 +106,7 @@ class Writer:
             _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
             for path in (self._metrics, beside):
                 fsync(path)
-            if final.exists():  # from before the run went back to an earlier one
+            if final.exists():  # written before the run was resumed from an earlier checkpoint
                 shutil.rmtree(final)
             beside.rename(final)
             fsync(self.folder)
@@ -125,8 +125,8 @@ class Writer:
         return "" if good is None else f"the one of step {good} is good; "
 
     def _remove_old(self, step: int) -> None:
-        """Leaves ``keep`` checkpoints; those beyond ``step`` are of a run that went back."""
-        with suppress(OSError):  # the next one tries again
+        """Removes all but ``keep`` checkpoints, and those later than ``step``, which an earlier resume left behind."""
+        with suppress(OSError):  # the next checkpoint tries again
             present = steps(self.folder.parent)
             for old in present:
                 if old > step or old in [found for found in present if found <= step][: -self._keep]:
@@ -141,18 +141,18 @@ def name_of(step: int) -> str:
 
 
 def steps(run: Path) -> list[int]:
-    """The steps after which a checkpoint was written that is there, in rising order; each may be damaged."""
+    """The steps of all checkpoints, in rising order. Any of them may be damaged."""
     folder = run / FOLDER
     names = [_NAME.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match[1]) for match in names if match)
 
 
 def newest(run: Path) -> int | None:
-    """The step of the checkpoint that ``latest`` names; None where there is none."""
+    """The step of the checkpoint that ``latest`` names; None if there is no checkpoint."""
     try:
         match = _NAME.fullmatch((run / FOLDER / LATEST).read_text(encoding="utf-8").strip())
     except FileNotFoundError:
-        return max(steps(run), default=None)  # a run that ended between writing its first one and naming it
+        return max(steps(run), default=None)  # the run was killed before it named its first one
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{run / FOLDER / LATEST}: cannot be read ({error})") from None
     if match:
@@ -162,7 +162,7 @@ def newest(run: Path) -> int | None:
 
 
 def read_record(run: Path, step: int) -> dict[str, Any]:
-    """What the checkpoint says of itself. Raises CheckpointError unless every byte is as it was written."""
+    """The record of the checkpoint. Raises CheckpointError unless every byte is as it was written."""
     path = run / FOLDER / name_of(step) / RECORD
     try:
         content = path.read_bytes()

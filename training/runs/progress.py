@@ -1,4 +1,4 @@
-"""Where a run goes on: how far it is, and whether a checkpoint is one of this very run."""
+"""Resuming: how far a run is, which checkpoint it resumes from, and whether that checkpoint belongs to this run."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,19 +15,19 @@ from training.runs.warm_start import Start
 from training.train_config import AUTO, NEWEST, TrainConfig
 
 FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader", "freeze_epochs")
-"""Settings that change the numbers; those that are left out change nothing, or how sums are rounded."""
+"""Settings that change the numbers. The others change nothing, or only how sums are rounded."""
 
 
 @dataclass
 class Progress:
-    """How far a run is. ``epoch`` is the one that is going on, ``step`` how many of its steps are done."""
+    """How far a run is: ``step`` steps of epoch ``epoch`` are done."""
 
     epoch: int = 0
     step: int = 0
     done: int = 0
     """Steps of the run."""
     examples: int = 0
-    """That the learning rate has seen: whole batches within an epoch."""
+    """Examples that the learning rate depends on. Within an epoch, full batches are counted."""
     epoch_begin: Moment = field(default_factory=Moment)
     last_line: Moment = field(default_factory=Moment)
     """When the last line of kind "step" was written."""
@@ -36,18 +36,18 @@ class Progress:
     """Steps that were done at the last checkpoint."""
 
     def add(self, num_steps: int, global_batch: int) -> None:
-        """After ``num_steps`` more steps of the epoch."""
+        """Counts ``num_steps`` more steps of the epoch."""
         self.step += num_steps
         self.done += num_steps
         self.examples += num_steps * global_batch
 
     def end_epoch(self) -> None:
-        """The next epoch begins; ``examples`` becomes exact: a whole batch may hold empty rows."""
+        """Begins the next epoch, and corrects ``examples``, since batches may hold empty rows."""
         self.epoch, self.step = self.epoch + 1, 0
         self.examples, self.epoch_begin = self.now.examples, self.now
 
     def is_due(self, checkpoint_every: int | None) -> bool:
-        """Whether a checkpoint's step has come since the last one."""
+        """Whether a multiple of ``checkpoint_every`` steps has passed since the last checkpoint."""
         return checkpoint_every is not None and self.done // checkpoint_every > self.saved // checkpoint_every
 
     @property
@@ -56,7 +56,7 @@ class Progress:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Progress":
-        """What ``record_of`` has put into a checkpoint."""
+        """The progress in a checkpoint's record, which ``record_of`` made."""
         found: dict[str, Any] = {}
         for name, value in record["progress"].items():
             found[name] = Moment(**value) if isinstance(value, dict) else value
@@ -103,16 +103,16 @@ def read_checkpoint(run: Run) -> Checkpoint | None:
 
 
 def candidates(run: Path, resume: str | int | None) -> list[int]:
-    """Checkpoints of ``run`` to try in turn, by their steps; none where there is nothing to go on from.
+    """The steps of the checkpoints of ``run`` to try, in order; empty if there is nothing to resume from.
 
-    Raises InputError when the one that is asked for is not there.
+    Raises InputError if the checkpoint that ``resume`` names is missing.
     """
     present = steps(run)
     if resume == AUTO:
         try:
             last = newest(run)
         except InputError:
-            last = present[-1] if present else None  # its name is damaged, not necessarily the checkpoint
+            last = present[-1] if present else None  # `latest` is damaged, the checkpoint perhaps not
         return [] if last is None else [last, *(step for step in reversed(present) if step < last)]
     wanted = newest(run) if resume == NEWEST else resume
     if wanted is None:
@@ -125,8 +125,8 @@ def candidates(run: Path, resume: str | int | None) -> list[int]:
 
 
 def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None) -> None:
-    """Raises InputError unless the newest checkpoint is of a run with these settings on this dataset, and which began
-    with what --init-from names, if it names anything.
+    """Raises InputError unless the checkpoint to resume from was written with these settings, on this dataset, and, if
+    --init-from is given, by a run that began with these vectors.
     """
     for step in candidates(run, config.resume):
         try:
@@ -170,7 +170,7 @@ def _check(
 def differences(
     record: dict[str, Any], execution: dict[str, Any], config: TrainConfig, any_world: bool
 ) -> Iterator[str]:
-    """What is said of ranks and threads that are others than they were. Raises InputError where bits must stay."""
+    """Messages on a number of ranks or threads that has changed. Raises InputError if the bits must not change."""
     names = [name for name in ("world_size", "threads") if execution[name] != record[name]]
     if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
         return

@@ -1,4 +1,4 @@
-"""What report.html is made of: a run's files, what its dataset can still tell of its making, and an evaluation.
+"""The data of report.html: a run's files, its dataset if that still exists, and an evaluation.
 
 V words, D dimensions.
 """
@@ -27,28 +27,28 @@ OF_SUMMARY = ("dataset_id", "loss", "mean_loss", "tokens_per_s", "examples", "st
 OF_CONFIG = ("data", "log_every")
 OF_STEP = ("step", "loss", "tokens_per_s", "wait_share")
 OF_EPOCH = ("epoch", "loss", "mean_loss", "examples", "seconds", "tokens_per_s", "wait_share")
-"""What the page shows of a run's files, and so must be in them."""
+"""The fields of a run's files that the page shows; each must be there."""
 
 MOST_ROWS = 1 << 20
-"""Rows that are read: shards are in the order of a hash, so the first are as good as any."""
+"""The most rows that are read. Shards are in the order of a hash, so the first rows are a random sample."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What was read of sampled epoch 0."""
+    """Statistics of the rows that were read, of sampled epoch 0."""
 
     read: int
     of: int
-    """Rows that the sampled epoch has."""
+    """Rows of the whole sampled epoch."""
     centers_V: npt.NDArray[np.int64]
-    """How often each word is the center."""
+    """How often each word is a center."""
     num_contexts: list[int]
-    """How many rows have 0, 1, 2 ... contexts."""
+    """The number of rows that have 0, 1, 2 ... contexts."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A dataset as far as it is there; ``missing`` says in words what is not."""
+    """What is left of a dataset; ``missing`` says what could not be read."""
 
     manifest: Manifest | None
     rows: Rows | None
@@ -57,7 +57,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has reached its end: what its files say, and what of its dataset is still there."""
+    """A finished run: the content of its files, and what is left of its dataset."""
 
     name: str
     config: dict[str, Any]
@@ -72,7 +72,7 @@ class FinishedRun:
 
     @classmethod
     def load(cls, folder: Path) -> "FinishedRun":
-        """Raises InputError where there is no finished run, or one that is damaged."""
+        """Raises InputError if ``folder`` holds no finished run, or a damaged one."""
         tables = Tables.load(folder)
         summary = _read_json(folder / SUMMARY)
         return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
@@ -88,7 +88,7 @@ class FinishedRun:
         center_VD: npt.NDArray[np.float32],
         manifest: Manifest | None = None,
     ) -> "FinishedRun":
-        """The run whose config.json and metrics.jsonl are in ``folder``, and whose summary may not be there yet."""
+        """The run whose config.json and metrics.jsonl are in ``folder``, where summary.json may not be written yet."""
         config = _read_json(folder / "config.json")
         told = _read_lines(folder / "metrics.jsonl")
         steps, epochs = ([line for line in told if line.get("kind") == kind] for kind in ("step", "epoch"))
@@ -108,7 +108,7 @@ class FinishedRun:
 
 
 def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = None) -> Sampled:
-    """What dataset ``data`` tells, if it still is ``dataset_id``. Rows are read where they lie on this machine only."""
+    """What dataset ``data`` says, if it is still ``dataset_id``. Its rows are read only if they are on this machine."""
     try:
         if manifest is None:
             manifest = Manifest.load(data)
@@ -124,7 +124,7 @@ def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = 
 
 
 def read_rows(data: str, manifest: Manifest) -> Rows:
-    """Looks at the first MOST_ROWS rows of sampled epoch 0, in whole row groups. Raises OSError, pa.ArrowException."""
+    """Reads whole row groups, MOST_ROWS rows or a few more, of sampled epoch 0. Raises OSError or pa.ArrowException."""
     centers_V = np.zeros(manifest.vocab_size, np.int64)
     num_contexts = np.zeros(2 * manifest.config.window + 1, np.int64)
     for table in _row_groups(data, manifest):
@@ -146,7 +146,7 @@ def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """What training.evaluate printed, as it is shown. Raises InputError for anything else."""
+    """The tables of what training.evaluate printed. Raises InputError for any other file."""
     found = _read_json(file)
     try:
         pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]

@@ -1,6 +1,6 @@
-"""A run on one page, report.html, which opens anywhere: it holds its pictures, and asks nobody for anything.
+"""A run on one page, report.html. It contains its pictures and loads nothing, so it opens anywhere.
 
-python -m training.report runs/ptb                                          writes it again
+python -m training.report runs/ptb                                          writes the page again
 python -m training.report runs/ptb --probe chip market                      with the neighbours of these words
 python -m training.report runs/ptb --evaluation evaluation.json             with what training.evaluate printed
 
@@ -32,14 +32,14 @@ NUM_PROBES, NUM_NEIGHBOURS, NUM_ON_MAP = 12, 8, 200
 def write_report(
     run: FinishedRun, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None
 ) -> None:
-    """Writes report.html into ``folder``, whole or not at all. Raises InputError for a probe that has no vector."""
+    """Writes report.html into ``folder``, atomically. Raises InputError for a probe that has no vector."""
     content = page(run, probes, evaluation).encode()
     with atomic_write(folder / REPORT) as file:
         file.write(content)
 
 
 def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> str:
-    """The page. Costs a second or less, and some for each of the probes where there are millions of words."""
+    """The page. Takes a second or less; with millions of words, a second more for each probe."""
     loader = PackageLoader("training.runs", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     vectors = Vectors(run.words, run.center_VD)
@@ -72,7 +72,7 @@ def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | 
 
 
 def spread_words(words: Sequence[str]) -> list[str]:
-    """NUM_PROBES words from frequent to rare, at ranks of equal ratios; of letters alone where there are any near."""
+    """NUM_PROBES words from frequent to rare, at ranks of equal ratios; words of letters alone are preferred."""
     found: set[int] = set()
     begin, end = max(1, min(50, len(words) // 10)), len(words) - 1
     for rank in np.geomspace(begin, max(begin, end), NUM_PROBES).astype(int).tolist():
@@ -83,13 +83,13 @@ def spread_words(words: Sequence[str]) -> list[str]:
 
 
 def _on_map(num_words: int) -> tuple[int, int]:
-    """Ranks on the map: without the most frequent words, which stand beside everything."""
+    """The first and last rank on the map. The most frequent words are left out: they are near everything."""
     first = max(1, min(50, num_words // 10))
     return first, min(num_words, first + NUM_ON_MAP)
 
 
 def _each_point(run: FinishedRun) -> str:
-    """What a point is in pictures by step, whose neighbours are averaged where they are too many to draw."""
+    """What a point of a picture by step is: neighbouring points are averaged if there are too many to draw."""
     means = -(-len(run.steps) // MOST_POINTS)
     return f"Each point is the mean of {run.config['log_every'] * max(1, means):,} steps."
 
@@ -109,7 +109,7 @@ def _tiles(run: FinishedRun) -> dict[str, str]:
 
 
 def _sampling(manifest: Manifest) -> dict[str, str]:
-    """What the manifest's counts say. What was kept follows from them, but where some sequences are sampled less often.
+    """The manifest's counts as text. The kept tokens follow from them, unless some sequences are sampled less often.
 
     The tokens of sequences that are too short, one each at most, are among those that are counted.
     """
@@ -133,7 +133,7 @@ def _sampling(manifest: Manifest) -> dict[str, str]:
 
 
 def _before_after(run: FinishedRun, rows: Rows) -> list[dict[str, Any]]:
-    """The most frequent word, "the" where there is such, and words from frequent to rare."""
+    """The most frequent word, "the" if it is a word, and words from frequent to rare."""
     ranks = {1, *(run.words.index(word) for word in ("the", *spread_words(run.words)[::3]) if word in run.words)}
     ranks |= {len(run.words) - 1}
     known = int(run.counts_V[1:].sum())
@@ -164,7 +164,7 @@ def _origin(run: FinishedRun) -> dict[str, Any]:
 
 
 def _pictures(run: FinishedRun, words: list[str], vectors_VD: npt.NDArray[np.float32]) -> dict[str, str]:
-    """SVG of each picture; empty where there is nothing to draw."""
+    """SVG of each picture; empty if there is nothing to draw."""
 
     def of_steps(name: str) -> list[tuple[float, float]]:
         return [(line["step"], line[name]) for line in run.steps]

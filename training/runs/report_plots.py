@@ -1,4 +1,4 @@
-"""loss.png, and the pictures of report.html: SVG that stands in the page, in its colour of text, light or dark.
+"""loss.png, and the pictures of report.html: SVG inside the page, in the page's text colour, light or dark.
 
 V words, D dimensions, N points.
 """
@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 MOST_POINTS = 1000
-"""Of one line: more than a screen has columns."""
+"""Of one line; more than a screen has pixel columns."""
 
 INK = "#0a0b0c"
-"""Stands for the page's colour of text."""
+"""A placeholder for the page's text colour."""
 
 BLUE, ORANGE = "#3d85c8", "#d9772b"
 
@@ -29,7 +29,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def thinned(points: Points) -> Points:
-    """At most MOST_POINTS points: the means of equal runs of neighbours, the last of which may be shorter."""
+    """At most MOST_POINTS points: means over equal runs of neighbouring points; the last run may be shorter."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return points
@@ -40,7 +40,7 @@ def thinned(points: Points) -> Points:
 
 
 def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]], log_every: int) -> bytes:
-    """loss.png: the loss of each ``log_every`` steps, and of each epoch at its end; both are lines of metrics.jsonl."""
+    """loss.png: the loss of each ``log_every`` steps and of each epoch, from the lines of metrics.jsonl."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     if steps:
@@ -58,7 +58,7 @@ def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str,
 
 
 def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], floor: float | None = None) -> str:
-    """A picture of one or two lines; few points are marked. ``floor`` is where the y axis begins."""
+    """A picture of one or two lines, with marks if there are few points. The y axis begins at ``floor``."""
 
     def draw(axes: Axes) -> None:
         for (label, points), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
@@ -76,7 +76,7 @@ def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], flo
 
 
 def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
-    """A picture of one bar for each of 1, 2 ...; ``heights`` begin at 0, which has none."""
+    """A picture of a bar for each of 1, 2 ...; the first of ``heights`` is that of 0, and is not drawn."""
 
     def draw(axes: Axes) -> None:
         axes.bar(range(1, len(heights)), heights[1:], color=BLUE)
@@ -87,7 +87,7 @@ def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
 
 
 def _picture(name: str, alt: str, draw: Callable[[Axes], None]) -> str:
-    """SVG of a figure that is as wide as a phone, so that its letters stay readable there."""
+    """SVG of a figure as wide as a phone's screen, so that its text is readable there."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "axes.labelcolor": INK}
     settings |= {"axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10}
     with matplotlib.rc_context(settings):
@@ -104,13 +104,13 @@ def _picture(name: str, alt: str, draw: Callable[[Axes], None]) -> str:
 
 
 def _whole_numbers(axes: Axes) -> None:
-    """Few and round ones, for steps and epochs."""
+    """A few round ticks, for steps and epochs."""
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _inline(name: str, alt: str, svg: str) -> str:
-    """What can stand in a page beside others: names that no other picture has, and no size of its own."""
+    """SVG that can share a page with other pictures: its ids are unique, and it has no size of its own."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -124,7 +124,7 @@ def _opened(alt: str, box: str) -> str:
 
 
 def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int = 460) -> str:
-    """A picture of the words where their vectors of length 1 lie on the two axes of greatest variance (PCA by SVD).
+    """A scatter plot of the words' unit vectors on the two axes of greatest variance (PCA by SVD).
 
     Every word is a dot, with its name beside it where that covers no dot and no name of an earlier word.
     """
@@ -154,7 +154,7 @@ def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int 
 
 
 def _width(letter: str) -> float:
-    """About as wide as a letter of size 12 is: browsers have fonts of their own."""
+    """About the width of a letter of size 12; it depends on the browser's font."""
     if unicodedata.east_asian_width(letter) in "FW":
         return 12
     return 9 if letter.isupper() else 7

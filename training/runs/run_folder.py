@@ -23,7 +23,7 @@ from safetensors.torch import save
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import Held, atomic_write, locked, os_errors
+from pipeline.shared.files import AlreadyLocked, atomic_write, locked, os_errors
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
@@ -38,7 +38,7 @@ OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png"
 
 
 def check_free(config: TrainConfig) -> None:
-    """Raises InputError when the run may not write to its folder: it is no run's, or holds a run that is to stay."""
+    """Raises InputError if the output holds foreign files, or a run that was not to be overwritten or resumed."""
     output = config.output
     names = (*OWN_FILES, NEW, FOLDER, BOARD, LOCK)
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
@@ -66,7 +66,7 @@ def locked_folder(output: Path) -> Iterator[None]:
             with _writing(output):
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(output / LOCK))
-        except Held:
+        except AlreadyLocked:
             raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
         if (output / NEW / SUMMARY).exists():
             _replace(output)  # a run was stopped while it did this
@@ -116,7 +116,7 @@ def write_vectors(folder: Path, output: Path, model: SkipGram) -> npt.NDArray[np
 
 
 def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json says of a run with these lines of ``epochs``."""
+    """The content of summary.json; ``epochs`` are the lines of kind "epoch" of metrics.jsonl."""
     return {
         **totals,
         "epochs": epochs,
@@ -133,7 +133,7 @@ def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[st
 
 
 def write_pages(folder: Path, run: Run, center_VD: npt.NDArray[np.float32], summary: dict[str, Any]) -> None:
-    """Writes what people look at: loss.png, report.html and TensorBoard's projector."""
+    """Writes what people look at: loss.png, report.html and the files of TensorBoard's projector."""
     from training.runs import report_data, report_page, report_plots  # half a second, and only rank 0 draws
 
     config = run.config
@@ -191,7 +191,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of this code, where it runs from a checkout."""
+    """The commit of this code, if it runs from a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

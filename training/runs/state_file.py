@@ -1,7 +1,7 @@
-"""Tensors as a safetensors file, written past the page cache: that costs a tenth of the processor's time.
+"""Tensors as a safetensors file, written with O_DIRECT, past the page cache, which takes a tenth of the CPU time.
 
-Training has all cores, so what a checkpoint costs is what its writing takes of them: copies into the cache, and the
-pages for it, took three times as long as all the rest.
+Training uses all cores, so a checkpoint costs what its writing takes from them: copying into the page cache took three
+times as long as everything else.
 Source: the description of the format in safetensors' README; open(2) on O_DIRECT.
 """
 
@@ -24,10 +24,10 @@ _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 
 
 def save(path: Path, state: dict[str, Tensor]) -> str:
-    """Writes the file, waits until the disk has it, and returns the digest (XXH3, 64 bits) of all of it.
+    """Writes and fsyncs the file, and returns the digest (XXH3, 64 bits) of its content.
 
-    A file that is there is overwritten where it lies.
-    The largest tensor goes past the cache if it is ``page_aligned`` and the file system lets it. Raises OSError.
+    An existing file is overwritten in place. The largest tensor is written past the page cache if it is
+    ``page_aligned`` and the file system allows it. Raises OSError.
     """
     names = sorted(state, key=lambda name: -state[name].nbytes)
     header, end = {}, 0
@@ -51,7 +51,7 @@ def save(path: Path, state: dict[str, Tensor]) -> str:
 
 
 def _write_directly(file: BinaryIO, content: memoryview) -> int:
-    """Writes whole pages past the cache, as far as that can be done; returns how many bytes."""
+    """Writes whole pages past the page cache, as many as possible; returns how many bytes it wrote."""
     done, whole = 0, len(content) // PAGE * PAGE
     address = np.frombuffer(content, dtype=np.uint8).ctypes.data
     if not hasattr(os, "O_DIRECT") or not whole or address % PAGE or file.tell() % PAGE:
@@ -62,7 +62,7 @@ def _write_directly(file: BinaryIO, content: memoryview) -> int:
         while done < whole:
             done += os.write(file.fileno(), content[done:whole])
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is how file systems say that they have no such writes
+        if error.errno != errno.EINVAL:  # the file system does not support O_DIRECT
             raise
     finally:
         fcntl.fcntl(file, fcntl.F_SETFL, flags)

@@ -1,6 +1,6 @@
-"""A warm start: a run begins with the vectors of another, matched by word; and how a vocabulary grows.
+"""A warm start: a run begins with the vectors of an earlier run, matched by word.
 
-V words, D dimensions, K words that are in both vocabularies. Row 0, <unk>, is in neither.
+V words, D dimensions, K words that both vocabularies have. Row 0, <unk>, never counts as one.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from training.vectors.word_vectors import Tables
 
 @dataclass(frozen=True)
 class Start:
-    """What a run has begun with: the vectors' digest, ``growth``, and the kept words' ids ``kept_K`` (int64)."""
+    """What a run began with: the vectors' digest, ``growth``, and the ids ``kept_K`` (int64) of the kept words."""
 
     xxh3: str
     growth: Growth
@@ -36,12 +36,12 @@ class Start:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, in JSON."""
+        """The part that a checkpoint stores, as JSON."""
         return {"xxh3": self.xxh3, "growth": asdict(self.growth)}
 
     @classmethod
     def of(cls, begun: Checkpoint) -> "Start | None":
-        """The start of the run that has written a checkpoint; ``kept_K`` is empty when no row is frozen any more."""
+        """The start of the run that wrote a checkpoint; ``kept_K`` is empty when no row is frozen any more."""
         record = begun.record.get("start")
         if record is None:
             return None
@@ -64,9 +64,9 @@ def warm_start(run: Run, model: SkipGram) -> Start | None:
 
 
 def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str, Tensor]]:
-    """The start from --init-from on this dataset; ``kept`` (K), and ``center`` and ``context`` (K, D) of these words.
+    """The start from --init-from on this dataset, and tensors: ids ``kept`` (K), ``center`` and ``context`` (K, D).
 
-    Raises InputError when there is nothing that this run could begin with.
+    Raises InputError if this run cannot begin with these vectors.
     """
     source = config.init_from
     assert source is not None
@@ -104,7 +104,7 @@ def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
 
 
 def _digest(tables: Tables) -> str:
-    """XXH3 of words and vectors: what decides where a run begins, wherever they lie."""
+    """XXH3 of words and vectors, whatever file they are in."""
     digest = xxh3_64("\n".join(tables.words).encode())
     for table_VD in (tables.center_VD, tables.context_VD):
         digest.update(np.ascontiguousarray(table_VD).data.cast("B"))
