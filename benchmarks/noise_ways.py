@@ -111,7 +111,7 @@ def alias(counts_V: Counts, seed: int) -> Draw:
         words = np.empty(num, dtype=np.int32)
         own_stream = np.uint64(stream(seed, Purpose.NEGATIVE, calls))
         calls += 1
-        draw_negatives(words, no_context, own_stream, noise.slots_S, noise.slot_shift)
+        draw_negatives(words, no_context, own_stream, noise)
         return words
 
     return draw

@@ -6,9 +6,9 @@ A row has n contexts and J = n·K negatives. V words, S slots of the alias table
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.sampling.noise import Noise
 from pipeline.shared.compiled import inner
 from pipeline.shared.draws import draw
-from pipeline.shared.randomness import U64
 
 MAX_REDRAWS = 16
 
@@ -18,19 +18,15 @@ _16, _32 = np.uint64(16), np.uint64(32)
 
 @inner
 def draw_negatives(
-    negatives_J: npt.NDArray[np.int32],
-    contexts_n: npt.NDArray[np.int32],
-    stream: np.uint64,
-    slots_S: U64,
-    slot_shift: np.uint64,
+    negatives_J: npt.NDArray[np.int32], contexts_n: npt.NDArray[np.int32], stream: np.uint64, noise: Noise
 ) -> bool:
-    """Fills ``negatives_J`` with noise words, draw number ``place`` of ``stream`` in each place.
+    """Fills ``negatives_J`` with noise words: draw number ``place`` of ``stream`` in each place.
 
-    Returns whether one of them is a context: then ``redraw_contexts`` is due. The two are apart because this one runs
-    for every row and gets a fifth slower when the compiler has to keep the other in mind.
+    Returns whether one of them is a context: ``redraw_contexts`` is needed then. It is a function of its own because
+    this one runs for every row, and is a fifth slower when the compiler has to optimise both at once.
     """
     for place in range(negatives_J.size):
-        negatives_J[place] = noise_word(draw(stream, np.uint64(place)), slots_S, slot_shift)
+        negatives_J[place] = noise_word(draw(stream, np.uint64(place)), noise)
     hit = 0
     for context in contexts_n:  # in this order, and without leaving early, the compiler compares many at a time
         for place in range(negatives_J.size):
@@ -41,16 +37,11 @@ def draw_negatives(
 
 @inner
 def redraw_contexts(
-    negatives_J: npt.NDArray[np.int32],
-    contexts_n: npt.NDArray[np.int32],
-    stream: np.uint64,
-    slots_S: U64,
-    slot_shift: np.uint64,
-    ends_V: npt.NDArray[np.int64],
+    negatives_J: npt.NDArray[np.int32], contexts_n: npt.NDArray[np.int32], stream: np.uint64, noise: Noise
 ) -> None:
-    """Draws every negative that is a context again (d2l 15.3.4) until it is none.
+    """Draws every negative that is a context again until it is no context (d2l 15.3.4).
 
-    Round MAX_REDRAWS takes it from the exact conditional law over the other words, so there is an end. Draw number
+    Round MAX_REDRAWS draws from the exact conditional law over the other words, so the loop ends. Draw number
     (place, round) depends on ``stream`` alone.
     """
     for place in range(negatives_J.size):
@@ -59,16 +50,16 @@ def redraw_contexts(
             redraw += 1
             bits = draw(stream, np.uint64(place) + (np.uint64(redraw) << _16))  # a row has fewer than 2^15 places
             if redraw < MAX_REDRAWS:
-                negatives_J[place] = noise_word(bits, slots_S, slot_shift)
+                negatives_J[place] = noise_word(bits, noise)
             else:
-                negatives_J[place] = allowed_word(bits, contexts_n, ends_V)
+                negatives_J[place] = allowed_word(bits, contexts_n, noise.ends_V)
 
 
 @inner
-def noise_word(bits: np.uint64, slots_S: U64, slot_shift: np.uint64) -> np.int32:
+def noise_word(bits: np.uint64, noise: Noise) -> np.int32:
     """The word of 64 random bits: the highest, from ``slot_shift`` up, choose the slot, the low 32 are its coin."""
-    slot = bits >> slot_shift
-    entry = slots_S[slot]
+    slot = bits >> noise.slot_shift
+    entry = noise.slots_S[slot]
     return np.int32(slot if (bits & _COIN) < (entry >> _32) else entry & _COIN)
 
 
@@ -84,8 +75,8 @@ def is_among(word: np.int32, words: npt.NDArray[np.int32]) -> bool:
 def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt.NDArray[np.int64]) -> np.int32:
     """One word from the noise law without the contexts.
 
-    Inverts the cumulative law with the contexts' stretches cut out: from the smallest id up, whatever lies at or
-    beyond a forbidden stretch moves on by its length.
+    Inverts the cumulative law with the contexts' intervals cut out: from the smallest id up, a number that lies at or
+    beyond a forbidden interval moves on by the interval's length.
     """
     allowed = ends_V[-1]
     word = next_above(0, contexts_n)
@@ -102,9 +93,9 @@ def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt
 
 @inner
 def word_at(x: np.int64, ends_V: npt.NDArray[np.int64]) -> np.int32:
-    """The word in whose stretch of the cumulative law ``x`` lies: the first that ends beyond it.
+    """The word in whose interval of the cumulative law ``x`` lies: the first that ends beyond ``x``.
 
-    numba's own searchsorted takes half a second to compile.
+    Written out because numba's own searchsorted takes half a second to compile.
     """
     first, last = 0, ends_V.size
     while first < last:
@@ -118,7 +109,7 @@ def word_at(x: np.int64, ends_V: npt.NDArray[np.int64]) -> np.int32:
 
 @inner
 def next_above(least: int, words: npt.NDArray[np.int32]) -> int:
-    """The smallest of the words that is greater than ``least``, 0 if there is none. A sorted copy would cost memory."""
+    """The smallest of the words that is greater than ``least``, or 0. Sorting them would need memory for a copy."""
     found = 0
     for word in words:
         if word > least and (word < found or found == 0):

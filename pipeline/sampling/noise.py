@@ -4,7 +4,7 @@ V words, S = 2^k >= V slots of the alias table.
 """
 
 import decimal
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,7 @@ COIN_BITS = 32
 _PRECISION = decimal.Context(prec=50)
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """The noise law as an alias table (Walker 1977; Vose 1991) in which every probability is a multiple of 1/total.
 
     A slot is chosen uniformly; its 32-bit coin picks the slot's own word or its alias.
@@ -27,11 +26,12 @@ class Noise:
     """Running sum of the weights; the last is their total, S · 2^32."""
     slots_S: U64
     """Threshold of the coin in the upper 32 bits, alias in the lower: a draw reads memory in one place only."""
+    slot_shift: np.uint64
+    """64 - log2(S): 64 random bits, shifted right by it, choose a slot."""
 
-    @property
-    def slot_shift(self) -> np.uint64:
-        """What 64 random bits are shifted by to choose a slot: 64 - log2(S)."""
-        return np.uint64(65 - self.slots_S.size.bit_length())
+    @classmethod
+    def of(cls, ends_V: npt.NDArray[np.int64], slots_S: U64) -> "Noise":
+        return cls(ends_V, slots_S, np.uint64(65 - slots_S.size.bit_length()))
 
     @property
     def weights_V(self) -> npt.NDArray[np.int64]:
@@ -70,7 +70,7 @@ def noise_weights(counts_V: npt.NDArray[np.int64], exponent: float) -> npt.NDArr
 
 def build_noise(weights_V: npt.NDArray[np.int64]) -> Noise:
     """The law with these weights, which sum to S · 2^32. Some 20 ms for a million words."""
-    return Noise(ends_V=np.cumsum(weights_V), slots_S=_alias_table(weights_V, _num_slots(weights_V.size)))
+    return Noise.of(np.cumsum(weights_V), _alias_table(weights_V, _num_slots(weights_V.size)))
 
 
 def _alias_table(weights_V: npt.NDArray[np.int64], num_slots: int) -> U64:

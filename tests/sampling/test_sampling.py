@@ -1,4 +1,4 @@
-"""Laws of subsampling, windows and negatives: pipeline.sampling.subsample, examples, noise, negatives, sampling."""
+"""Laws of subsampling, windows and negatives: pipeline.sampling.subsample, noise, negatives and sample."""
 
 import math
 import random
@@ -11,10 +11,9 @@ import pytest
 from scipy import stats
 
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.sampling.examples import copy_contexts
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
-from pipeline.sampling.sample import Examples, Slice, Tables, sample
+from pipeline.sampling.sample import Examples, Slice, Tables, copy_contexts, sample
 from pipeline.sampling.subsample import CERTAIN, keep_thresholds
 from pipeline.shared.errors import InputError
 from pipeline.shared.randomness import Purpose, fold, stream
@@ -32,7 +31,7 @@ def piece_of(sequences: list[list[int]], repeats: list[int] | None = None) -> Sl
 def noise_words(noise: Noise, stream: int, num: int) -> npt.NDArray[np.int32]:
     """Draws 0 .. num-1 of a stream, with no context to avoid."""
     words = np.empty(num, dtype=np.int32)
-    assert not draw_negatives(words, words[:0], np.uint64(stream), noise.slots_S, noise.slot_shift)
+    assert not draw_negatives(words, words[:0], np.uint64(stream), noise)
     return words
 
 
@@ -197,8 +196,8 @@ def test_negatives_follow_the_law_without_the_contexts(counts: list[int]) -> Non
     noise, contexts_n = build_noise(weights), np.array([2, 1, 2], dtype=np.int32)
     drawn, num_hit = np.empty((1000, 15), dtype=np.int32), 0
     for row, stream_of_row in zip(drawn, fold(stream(0, Purpose.NEGATIVE), np.arange(1000)), strict=True):
-        if draw_negatives(row, contexts_n, stream_of_row, noise.slots_S, noise.slot_shift):
-            redraw_contexts(row, contexts_n, stream_of_row, noise.slots_S, noise.slot_shift, noise.ends_V)
+        if draw_negatives(row, contexts_n, stream_of_row, noise):
+            redraw_contexts(row, contexts_n, stream_of_row, noise)
             num_hit += 1
     assert num_hit > 975
     found = np.bincount(drawn.ravel(), minlength=6)
