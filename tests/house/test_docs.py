@@ -34,7 +34,14 @@ def tracked() -> frozenset[str]:
 
 PAGES = sorted(
     str(file.relative_to(ROOT))
-    for pattern in ("README.md", "CHANGELOG.md", "docs/*.md", "benchmarks/reports/*.md")
+    for pattern in (
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/*.md",
+        "benchmarks/reports/*.md",
+    )
     for file in ROOT.glob(pattern)
 )
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -110,6 +117,19 @@ def test_every_page_of_docs_is_reached_from_the_readme() -> None:
         reached |= new
         new = {path for page in new for path, _ in links(page) if path.endswith(".md") and path in tracked()} - reached
     assert [page for page in PAGES if page.startswith("docs/") and page not in reached] == []
+
+
+def test_the_tree_of_the_architecture_page_has_a_line_for_every_folder() -> None:
+    """Of this tree, but for data, hidden folders and those of tests, which mirror the parts."""
+    lines = FENCED.findall(text_of("docs/architecture.md"))[1][1].splitlines()
+    named, parents = set(), [""]
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth + 1 :] = [parents[depth] + line.split()[0]]
+        named.add(parents[depth + 1])
+    files = [PurePosixPath(path) for path in tracked() if PurePosixPath(path).suffix]
+    folders = {f"{folder}/" for file in files for folder in file.parents if folder.name and folder.parts[0][0] != "."}
+    assert named == {folder for folder in folders if not folder.startswith("tests/")} | {"tests/"}
 
 
 # Paths and tests
@@ -231,7 +251,7 @@ def wrong_in(words: list[str]) -> Iterator[str]:
         targets = re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE)
         yield from (word for word in words[1:] if "=" not in word and word not in targets)
     elif words[:1] == ["pytest"]:
-        files = [word for word in words[1:] if word.startswith("tests/")]
+        files = [word for word in words[1:] if word.startswith("tests/") and not word.endswith("/")]
         chosen = words[words.index("-k") + 1] if "-k" in words else ""
         for file in files:
             if not re.search(rf"^def test_\w*{chosen}", text_of(file), re.MULTILINE):
