@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,7 +25,7 @@ from pipeline.shared.cli import Parser, command, path
 from training.reading.petastorm_stream import check_petastorm, petastorm_epochs
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream, read_epochs
-from training.train_config import READERS
+from training.train_config import Reader
 
 EPOCHS = range(2)
 
@@ -45,7 +46,7 @@ def main() -> None:
     lines = provenance("pyarrow", "numpy", "petastorm", "torch")
     measured: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for _ in range(arguments.repeats + 1):
-        for reader in READERS:
+        for reader in get_args(Reader):
             speeds = reading(reader, arguments.data, manifest, arguments.global_batch)
             measured[reader].append((*speeds, training(reader, arguments.data, arguments.global_batch)))
     print("\n".join(["# Readers of shards", "", *lines, ""]))

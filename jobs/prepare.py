@@ -8,9 +8,10 @@ spark-submit jobs/prepare.py --input sessions/ --format parquet --column items -
 import argparse
 
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
-from pipeline.pipeline_config import TOKENIZERS
+from pipeline.pipeline_config import Source
 from pipeline.shared.cli import Parser, uri
-from pipeline.text.corpus import FORMATS, corpus
+from pipeline.shared.settings import add_flags
+from pipeline.text.corpus import corpus
 
 
 def parse() -> argparse.Namespace:
@@ -20,23 +21,8 @@ def parse() -> argparse.Namespace:
         "spark-submit jobs/prepare.py --input 'texts/*.gz' --tokenizer words --output data/mine",
         "spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items",
     )
-    parser.add_argument(
-        "--input", type=uri, nargs="+", required=True, help="files, folders, patterns, or URIs that Spark reads"
-    )
+    add_flags(parser, Source)
     parser.add_argument("--output", type=uri, required=True, help=OUTPUT)
-    group = parser.add_argument_group("corpus")
-    group.add_argument(
-        "--format", choices=FORMATS, default="text", help="text is one sequence a line, plain, .gz, .bz2 or .zst"
-    )
-    group.add_argument("--column", metavar="NAME", help="of Parquet or JSON: strings, or arrays of strings or integers")
-    group.add_argument(
-        "--tokenizer", choices=TOKENIZERS, default="whitespace", help="words: runs of Unicode letters and numbers"
-    )
-    group.add_argument(
-        "--lowercase",
-        action=argparse.BooleanOptionalAction,
-        help="of every token (default: with --tokenizer words only)",
-    )
     add_common_flags(parser)
     return parsed(parser)
 

@@ -17,7 +17,7 @@ def main() -> None:
     parser = Parser("jobs/prepare_demo.py", "The built-in demo corpus to a dataset for training/train.py.", example)
     parser.add_argument("--output", type=uri, default="data/demo", help=OUTPUT)
     # A tenth of a corpus' usual size: rarer words count, and frequent ones are thinned out less.
-    add_common_flags(parser, min_count=5, sample=1e-3)
+    add_common_flags(parser, "tokenizer", "lowercase", min_count=5, sample=1e-3)
     arguments = parsed(parser)
     run_prepare(demo(CACHE), config_from(arguments), arguments.output, arguments.overwrite)
 

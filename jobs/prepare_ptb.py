@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
         "--input", type=path, help=f"a text file or a folder of them (default: {CACHE}, or a download to it)"
     )
     parser.add_argument("--output", type=uri, default="data/ptb", help=OUTPUT)
-    add_common_flags(parser)
+    add_common_flags(parser, "tokenizer", "lowercase")
     return parsed(parser)
 
 

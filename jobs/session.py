@@ -18,9 +18,10 @@ from pathlib import Path, PurePath
 from pyspark.sql import SparkSession
 
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest
-from pipeline.pipeline_config import SUBSAMPLE_RULES, PipelineConfig
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser, check_output, command
 from pipeline.shared.errors import InputError, tell
+from pipeline.shared.settings import add_flags, fields_of
 from pipeline.shared.storage import Location, is_uri
 from pipeline.spark.generation import LOCK, PREFIX, writing
 from pipeline.stages import prepare
@@ -35,27 +36,12 @@ DATASET_FILES = (FILE_NAME, f".{FILE_NAME}.*", f"{PREFIX}????????????", LOCK, PR
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
-def add_common_flags(parser: Parser, **defaults: object) -> None:
-    """One flag for every field of PipelineConfig, and what all jobs have; ``defaults`` replace the dataclass's own."""
-    group = parser.add_argument_group("sampling")
-    for name, kind, text in (
-        ("window", int, "largest distance of a context from its center, in tokens"),
-        ("negatives", int, "noise words for each context (K)"),
-        ("min-count", int, "words seen fewer times become <unk>"),
-        ("max-vocab", int, "keep at most this many words, the most frequent (default: all)"),
-        ("sample", float, "subsampling threshold t, a relative frequency; 0 keeps every token"),
-        ("subsample-rule", str, "paper: min(1, sqrt(t/f)); word2vec: min(1, sqrt(t/f) + t/f)"),
-        ("ns-exponent", float, "the noise law is count ** this"),
-        ("num-shards", int, "shards an epoch (default: 16, or one for each 2^20 examples if these are more)"),
-        ("epochs", int, "independent samplings, all in one pass"),
-        ("holdout", float, "share of sequences, 0 to 0.5, that is kept aside and never trained on"),
-        ("max-sentence-length", int, "longer sequences are cut, in tokens"),
-        ("seed", int, "of subsampling, windows and negatives; any integer"),
-    ):
-        field = name.replace("-", "_")
-        default = defaults.get(field, PipelineConfig.__dataclass_fields__[field].default)
-        choices = SUBSAMPLE_RULES if name == "subsample-rule" else None
-        group.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text)
+def add_common_flags(parser: Parser, *omitted: str, **defaults: object) -> None:
+    """The flags of PipelineConfig, but for the ``omitted``, and those that all jobs have.
+
+    ``defaults`` replace the fields' own.
+    """
+    add_flags(parser, PipelineConfig, *omitted, **defaults)
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_verbosity("adds the seconds of each stage, and where Spark's own pages are")
 
@@ -70,7 +56,7 @@ def parsed(parser: Parser) -> argparse.Namespace:
 def config_from(arguments: argparse.Namespace) -> PipelineConfig:
     """The checked PipelineConfig of parsed flags. Raises InputError."""
     given = vars(arguments)
-    return PipelineConfig(**{field.name: given[field.name] for field in fields(PipelineConfig) if field.name in given})
+    return PipelineConfig(**{name: given[name] for name in fields_of(PipelineConfig) if name in given})
 
 
 def build_session(name: str) -> SparkSession:

@@ -1,92 +1,124 @@
 """PipelineConfig: every setting that decides which bytes prepare writes, checked once, stored in the manifest."""
 
-import math
-from dataclasses import asdict, dataclass
+from argparse import BooleanOptionalAction
+from dataclasses import asdict
+from typing import Literal
 
+from pipeline.shared.cli import uri
 from pipeline.shared.errors import InputError
+from pipeline.shared.settings import Number, OneOrMore, Text, setting, settings
 
 MAX_SEQUENCE_TOKENS = 1 << 17
 """The longest sequence there can be: a task samples at least one at once, so this bounds its memory."""
 
-TOKENIZERS = ("whitespace", "words")
-SUBSAMPLE_RULES = ("paper", "word2vec")
+MAX_EPOCHS = 1000
+"""Each is a copy of the examples, and a task keeps a file open for each."""
 
-MAX_EPOCHS = 1000  # a task keeps a file open for each
-MAX_SHARDS = 100_000
+CORPUS, SAMPLING = "corpus", "sampling"
+"""The flags' groups."""
 
 
-@dataclass(frozen=True)
+@settings()
+class Source:
+    """Where sequences come from."""
+
+    input: OneOrMore[Text] = setting(
+        default=(),
+        group="options",
+        help="files, folders, patterns, or URIs that Spark reads",
+        flag={"type": uri, "nargs": "+", "required": True},
+    )
+    format: Literal["text", "parquet", "json"] = setting(
+        default="text", group=CORPUS, help="text is one sequence a line, plain, .gz, .bz2 or .zst"
+    )
+    column: Text | None = setting(
+        default=None,
+        group=CORPUS,
+        help="of Parquet or JSON: strings, or arrays of strings or integers",
+        flag={"metavar": "NAME"},
+    )
+
+
+@settings()
 class PipelineConfig:
     """What prepare does to a corpus. Two runs with equal configs on equal corpora write equal bytes."""
 
-    tokenizer: str = "whitespace"
-    """``whitespace`` or ``words``: how text becomes tokens (pipeline/text/tokens.py). Of no effect on arrays."""
+    tokenizer: Literal["whitespace", "words"] = setting(
+        default="whitespace", group=CORPUS, help="words: runs of Unicode letters and numbers"
+    )
+    """How text becomes tokens (pipeline/text/tokens.py). It has no effect on arrays."""
 
-    lowercase: bool = False
+    lowercase: bool = setting(
+        default=False,
+        group=CORPUS,
+        help="of every token (default: with --tokenizer words only)",
+        flag={"action": BooleanOptionalAction, "default": None},
+    )
 
-    window: int = 5
-    """Largest distance, in kept tokens, between a center and its contexts; the radius is uniform in 1..window."""
+    window: int = setting(
+        default=5, ge=1, group=SAMPLING, help="largest distance of a context from its center, in tokens"
+    )
+    """Distances are between kept tokens; the radius is uniform in 1..window."""
 
-    negatives: int = 5
-    """K: noise words drawn for each context."""
+    negatives: int = setting(default=5, ge=1, group=SAMPLING, help="noise words for each context (K)")
 
-    min_count: int = 10
-    """Words seen less often become <unk>, which is never a center, context or negative."""
+    min_count: int = setting(default=10, ge=1, group=SAMPLING, help="words seen fewer times become <unk>")
+    """<unk> is never a center, context or negative."""
 
-    max_vocab: int | None = None
-    """Keep at most this many words, the most frequent ones, <unk> not counted; None keeps all."""
+    max_vocab: int | None = setting(
+        default=None, ge=1, group=SAMPLING, help="keep at most this many words, the most frequent (default: all)"
+    )
+    """<unk> is not counted."""
 
-    sample: float = 1e-4
-    """Subsampling threshold t, a relative frequency; 0 keeps every token."""
+    sample: Number = setting(
+        default=1e-4,
+        ge=0,
+        le=1,
+        group=SAMPLING,
+        help="subsampling threshold t, a relative frequency; 0 keeps every token",
+    )
 
-    subsample_rule: str = "paper"
-    """``paper``: keep with min(1, sqrt(t/f)); ``word2vec``: min(1, sqrt(t/f) + t/f), as word2vec.c and gensim do."""
+    subsample_rule: Literal["paper", "word2vec"] = setting(
+        default="paper", group=SAMPLING, help="paper: min(1, sqrt(t/f)); word2vec: min(1, sqrt(t/f) + t/f)"
+    )
+    """The probability of keeping a token of relative frequency f; word2vec.c and gensim follow ``word2vec``."""
 
-    ns_exponent: float = 0.75
-    """The noise law is count ** ns_exponent; 0 is uniform, negative favours rare words."""
+    ns_exponent: Number = setting(default=0.75, ge=-4, le=4, group=SAMPLING, help="the noise law is count ** this")
+    """0 is uniform; a negative exponent favors rare words."""
 
-    num_shards: int | None = None
-    """Shards an epoch and split; None: max(16, one for each 2^20 expected examples)."""
+    num_shards: int | None = setting(
+        default=None,
+        ge=1,
+        le=100_000,
+        group=SAMPLING,
+        help="shards an epoch (default: 16, or one for each 2^20 examples if these are more)",
+    )
+    """Shards of each epoch and split."""
 
-    epochs: int = 1
-    """Independent samplings of the corpus; the trainer's epoch e reads number e mod epochs."""
+    epochs: int = setting(default=1, ge=1, le=MAX_EPOCHS, group=SAMPLING, help="independent samplings, all in one pass")
+    """The trainer's epoch e reads sampling e mod epochs."""
 
-    holdout: float = 0.0
-    """Share of sequences, by hash, that is kept aside as split ``heldout`` and never trained on; in [0, 0.5]."""
+    holdout: Number = setting(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        group=SAMPLING,
+        help="share of sequences, 0 to 0.5, that is kept aside and never trained on",
+    )
+    """A hash of the sequence decides; what is kept aside is the split ``heldout``."""
 
-    max_sentence_length: int = 1000
-    """Longer sequences are cut into pieces of this many raw tokens."""
+    max_sentence_length: int = setting(
+        default=1000, ge=2, le=MAX_SEQUENCE_TOKENS, group=SAMPLING, help="longer sequences are cut, in tokens"
+    )
+    """Raw tokens, before subsampling."""
 
-    seed: int = 0
-    """Any integer; another seed draws other subsamples, windows and negatives."""
+    seed: int = setting(default=0, group=SAMPLING, help="of subsampling, windows and negatives; any integer")
 
     def __post_init__(self) -> None:
-        for name in ("sample", "ns_exponent", "holdout"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one config, with one digest
-        if self.tokenizer not in TOKENIZERS:
-            raise InputError.flag("tokenizer", self.tokenizer, " or ".join(TOKENIZERS))
-        for name in ("window", "negatives", "min_count", "max_vocab", "num_shards", "epochs"):
-            found = getattr(self, name)
-            if found is not None and found < 1:
-                raise InputError.flag(name, found, "1 or more")
-        if self.epochs > MAX_EPOCHS:
-            raise InputError.flag("epochs", self.epochs, f"at most {MAX_EPOCHS}: each is a copy of the examples")
-        if self.num_shards is not None and self.num_shards > MAX_SHARDS:
-            raise InputError.flag("num_shards", self.num_shards, f"at most {MAX_SHARDS}")
-        if not 2 <= self.max_sentence_length <= MAX_SEQUENCE_TOKENS:
-            raise InputError.flag("max_sentence_length", self.max_sentence_length, f"2 to {MAX_SEQUENCE_TOKENS} tokens")
         if self.max_len > 2**15 - 1:
             raise InputError.flag(
                 "window", self.window, f"2 * window * (1 + negatives) <= 32767 (here it is {self.max_len})"
             )
-        if not (math.isfinite(self.sample) and 0 <= self.sample <= 1):
-            raise InputError.flag("sample", self.sample, "a relative frequency in [0, 1]; 0 turns subsampling off")
-        if self.subsample_rule not in SUBSAMPLE_RULES:
-            raise InputError.flag("subsample_rule", self.subsample_rule, " or ".join(SUBSAMPLE_RULES))
-        if not (math.isfinite(self.ns_exponent) and abs(self.ns_exponent) <= 4):
-            raise InputError.flag("ns_exponent", self.ns_exponent, "a number in [-4, 4]; 0.75 is usual")
-        if not (math.isfinite(self.holdout) and 0 <= self.holdout <= 0.5):
-            raise InputError.flag("holdout", self.holdout, "a share in [0, 0.5]")
 
     def __str__(self) -> str:
         """All settings, for people, with the width of a row that follows from them."""

@@ -1,18 +1,27 @@
 """RetrainConfig: what one YAML file says of a model that is retrained, checked before anything runs."""
 
-import types
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from jobs.retraining.gates import Gates
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import PipelineConfig, Source
 from pipeline.shared.errors import InputError, one_line
-from training.train_config import TrainConfig
+from pipeline.shared.settings import (
+    ListOf,
+    LocalPath,
+    Number,
+    Text,
+    fields_of,
+    from_section,
+    mapping,
+    setting,
+    settings,
+)
+from training.train_config import TrainCommand
 from training.vectors.mlflow_uri import INSTALL
-
-Section = TypeVar("Section")
 
 HOLDOUT = 0.01
 """Share of sequences held out where the file names none: gates need some."""
@@ -21,86 +30,87 @@ OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs", "
 """Settings of a training run that a cycle decides itself."""
 
 
-@dataclass(frozen=True)
-class CorpusSettings:
+YAML_TAG = "tag:yaml.org,2002:"
+_MISREAD = {
+    "int": (re.compile(r"[-+]?0[0-7_]+|.*:.*"), "an octal number, or one of base 60"),
+    "float": (re.compile(r".*:.*"), "a number of base 60"),
+    "timestamp": (re.compile(r".*"), "a date"),
+}
+"""What text of these tags of YAML 1.1 is refused, and what YAML takes it for."""
+
+
+@settings(section="corpus")
+class CorpusSettings(Source):
     """Where sequences come from: ``demo``, or what jobs/prepare.py's flags of these names say."""
 
-    input: tuple[str, ...] = ()
-    """Files, folders, patterns, URIs."""
-    demo: bool = False
-    """The built-in demo corpus."""
-    format: str = "text"
-    column: str | None = None
-    changed_by: str = "times"
-    """What tells an unchanged file: ``times`` (and size), or its ``content``, which is then read once more."""
-    may_shrink: bool = False
-    """Whether a corpus smaller than the published vectors' may replace it."""
+    demo: bool = setting(default=False, help="the built-in demo corpus, instead of input")
+    changed_by: Literal["times", "content"] = setting(
+        default="times",
+        help="what tells an unchanged file: its time and size, or its content, which is then read twice",
+    )
+    may_shrink: bool = setting(
+        default=False, help="whether a corpus smaller than the published vectors' may replace it"
+    )
 
     def __post_init__(self) -> None:
         if bool(self.input) == self.demo:
             found = "both input and demo" if self.demo else "no input"
             raise InputError(f"found {found}, expected input (files, folders, patterns or URIs), or demo: true")
-        if self.changed_by not in ("times", "content"):
-            raise InputError(f"changed_by: found {self.changed_by}, expected times or content")
 
 
-@dataclass(frozen=True)
+@settings(section="warm_start")
 class WarmStart:
-    """How a challenger is trained that begins with the published vectors; None is as ``train`` has it."""
+    """How a challenger is trained that begins with the published vectors; null is as ``train`` has it."""
 
-    enabled: bool = True
-    epochs: int | None = None
-    lr: float | None = None
-    freeze_epochs: int = 0
-    """Epochs in which known words stay as they are, and only new ones move."""
+    enabled: bool = setting(default=True, help="whether training begins with the published vectors")
+    epochs: int | None = setting(default=None, help="as in train")
+    lr: Number | None = setting(default=None, help="as in train")
+    freeze_epochs: int = setting(default=0, help="first epochs in which only new words move")
 
     def __post_init__(self) -> None:
-        given = [name for name in ("epochs", "lr", "freeze_epochs") if getattr(self, name)]
-        if not self.enabled and given:
-            raise InputError(f"found enabled: false and {', '.join(given)}, which then has no effect; leave one out")
+        if not self.enabled and self.changes:
+            given = ", ".join(self.changes)
+            raise InputError(f"found enabled: false and {given}, which then has no effect; leave one out")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Settings of the training that differ from ``train`` where it begins with the published vectors."""
+        return {name: value for name, value in asdict(self).items() if name != "enabled" and value}
 
 
-@dataclass(frozen=True)
+@settings(section="registry")
 class RegistrySettings:
     """Where MLflow keeps runs and models."""
 
-    tracking_uri: str | None = None
-    """None: an SQLite file and a folder in the workspace."""
-    if_unreachable: str = "fail"
-    """``fail``: before training; ``publish_locally``: the workspace alone, and the registry when it is back."""
-
-    def __post_init__(self) -> None:
-        if self.if_unreachable not in ("fail", "publish_locally"):
-            raise InputError(f"if_unreachable: found {self.if_unreachable}, expected fail or publish_locally")
+    tracking_uri: Text | None = setting(
+        default=None, help="a server; null: an SQLite file and a folder in the workspace"
+    )
+    if_unreachable: Literal["fail", "publish_locally"] = setting(
+        default="fail", help="fail: before training; publish_locally: the registry is told when it is back"
+    )
 
 
-@dataclass(frozen=True)
+@settings(section="")
 class RetrainConfig:
     """Everything a cycle goes by."""
 
-    name: str
-    """Of the registered model."""
-    workspace: Path
-    """The folder of all that cycles make; one model each."""
-    corpus: CorpusSettings
-    prepare: PipelineConfig
-    train: dict[str, Any]
-    """Settings of TrainConfig that the file names, and nproc."""
-    warm_start: WarmStart
-    gates: Gates
-    registry: RegistrySettings
-    spark_submit: tuple[str, ...] = ()
-    """Arguments of spark-submit itself, such as --master yarn."""
-    torchrun: tuple[str, ...] = ()
-    """Arguments of torchrun itself, such as --nproc-per-node 8."""
-    keep: int = 5
-    """How many published versions stay, the newest."""
+    name: Text = setting(help="of the registered model")
+    workspace: LocalPath = setting(help="the folder of all that cycles make; one model each")
+    corpus: CorpusSettings = setting(help="where sequences come from")
+    prepare: PipelineConfig = setting(
+        default=PipelineConfig(holdout=HOLDOUT), help=f"the sampling; holdout is {HOLDOUT} unless named"
+    )
+    train: dict[str, Any] = setting(default_factory=dict, help="the training; only what the file names, and nproc")
+    warm_start: WarmStart = setting(default=WarmStart(), help="training that begins with the published vectors")
+    gates: Gates = setting(default=Gates(), help="what new vectors must reach")
+    registry: RegistrySettings = setting(default=RegistrySettings(), help="where MLflow keeps runs and models")
+    spark_submit: ListOf[Text] = setting(default=(), help="arguments of spark-submit itself, such as [--master, yarn]")
+    torchrun: ListOf[Text] = setting(default=(), help="arguments of torchrun itself, such as [--nproc-per-node, '8']")
+    keep: int = setting(default=5, ge=2, help="how many published versions stay, the newest")
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/:@ ") or not self.name.isprintable():
+        if set(self.name) & set("/:@ ") or not self.name.isprintable():
             raise InputError(f"name: found {self.name!r}, expected a name without / : @ or blanks")
-        if self.keep < 2:
-            raise InputError(f"keep: found {self.keep}, expected 2 or more: the published version and the one before")
         if self.gates.heldout_increase is not None and self.prepare.holdout == 0:
             raise InputError(
                 "gates.heldout_increase: found it with prepare.holdout 0, which holds out nothing to judge by; "
@@ -108,6 +118,10 @@ class RetrainConfig:
             )
         if "nproc" in self.train and self.torchrun:
             raise InputError("torchrun: found it with train.nproc, expected one of them, since both make processes")
+        if self.warm_start.changes:
+            from_section(
+                TrainCommand, {**self.train, **self.warm_start.changes, "init_from": "published"}, "warm_start"
+            )
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -126,33 +140,69 @@ def read_config(file: Path) -> RetrainConfig:
     except ModuleNotFoundError:
         raise InputError(f"--config {file}: PyYAML is not installed; {INSTALL}") from None
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        check_yaml(yaml.compose(text, Loader=yaml.SafeLoader))
+        return config_of(yaml.safe_load(text))
     except OSError as error:
         raise InputError(f"--config {file}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"--config {file}: is no YAML ({one_line(error)}); examples/retrain-demo.yaml shows one"
         ) from None
-    try:
-        return config_of(given)
     except InputError as error:
         raise InputError(f"--config {file}: {error}") from None
 
 
+def check_yaml(root: Any) -> None:
+    """Raises InputError, with the line, for what YAML 1.1 accepts and reads otherwise than it looks.
+
+    A key given twice keeps its last value, 012 is 10, 1:30 is 90, and 2026-01-31 is no text.
+    """
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or id(node) in seen:  # an empty file; an alias
+            continue
+        seen.add(id(node))
+        if node.id == "scalar":
+            misread, taken_for = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
+            if misread and misread.fullmatch(node.value):
+                raise InputError(
+                    f"line {node.start_mark.line + 1}: found {node.value}, which YAML takes for {taken_for}, expected "
+                    f"a plain decimal number, or text in quotes"
+                )
+        elif node.id == "sequence":
+            nodes += node.value
+        else:
+            _check_keys(node)
+            nodes += [value for _, value in node.value]
+
+
+def _check_keys(mapping_node: Any) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in mapping_node.value:
+        line = key.start_mark.line + 1
+        if key.tag not in (f"{YAML_TAG}str", f"{YAML_TAG}merge"):
+            shown = key.value if key.id == "scalar" else f"a {key.id}"
+            raise InputError(f"line {line}: found the key {shown}, expected a setting's name, which is text")
+        if key.value in lines:
+            raise InputError(
+                f"line {line}: found {key.value} again, expected it once; line {lines[key.value]} has it too"
+            )
+        lines[key.value] = line
+
+
 def config_of(given: object) -> RetrainConfig:
     """The config that a YAML document says. Raises InputError, which names the section."""
-    own = _mapping(given, "the file")
-    _known(own, [entry.name for entry in fields(RetrainConfig)], "the file")
-    if missing := [name for name in ("name", "workspace", "corpus") if name not in own]:
-        raise InputError(f"found no {' and no '.join(missing)}, expected name, workspace and corpus")
-    sections = {"corpus": CorpusSettings, "warm_start": WarmStart, "gates": Gates, "registry": RegistrySettings}
-    made: dict[str, Any] = {name: _section(kind, own.get(name), name) for name, kind in sections.items()}
-    made["prepare"] = _section(
-        PipelineConfig, {"holdout": HOLDOUT, **_mapping(own.get("prepare"), "prepare")}, "prepare"
-    )
-    made["train"] = _train(_mapping(own.get("train"), "train"))
-    rest = {name: value for name, value in own.items() if name not in made}
-    return RetrainConfig(**_values(RetrainConfig, rest, ""), **made)
+    own = dict(mapping(given, ""))
+    if "prepare" in own:
+        own["prepare"] = {"holdout": HOLDOUT, **mapping(own["prepare"], "prepare")}
+    if "train" in own:
+        own["train"] = _train(mapping(own["train"], "train"))
+    for name, field in fields_of(RetrainConfig).items():
+        if name in own and is_dataclass(kind := field.annotation) and isinstance(kind, type):
+            own[name] = from_section(kind, own[name], name)
+    return from_section(RetrainConfig, own, "")
 
 
 def _train(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,81 +210,13 @@ def _train(given: Mapping[str, Any]) -> dict[str, Any]:
     if ours := [name for name in given if name in OURS]:
         where = "warm_start" if ours[0] == "freeze_epochs" else "nowhere: a cycle sets it itself"
         raise InputError(f"train: found {ours[0]}, expected {where}")
-    known = [entry.name for entry in fields(TrainConfig) if entry.name not in OURS]
-    _known(given, [*known, "nproc"], "train")
-    found = _values(TrainConfig, {name: given[name] for name in given if name != "nproc"}, "train.")
-    nproc = given.get("nproc")
-    if nproc is not None:
-        found["nproc"] = _value(nproc, int, "train.nproc")
+    known = [name for name in fields_of(TrainCommand) if name not in OURS]
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(f"train: found {unknown[0]}, expected one of {', '.join(known)}")
+    config = from_section(TrainCommand, given, "train")
     try:
-        settings = {name: value for name, value in found.items() if name != "nproc"}
-        TrainConfig(**settings).check_world(found.get("nproc", 1))
+        config.check_world(config.nproc or 1)
     except InputError as error:
         raise InputError(f"train: {error}") from None
-    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
-
-
-def _section(kind: type[Section], given: object, name: str) -> Section:
-    values = _mapping(given, name)
-    _known(values, [entry.name for entry in fields(kind)], name)  # type: ignore[arg-type]
-    try:
-        return kind(**_values(kind, values, f"{name}."))
-    except InputError as error:
-        where = "" if str(error).startswith(f"{name}.") else f"{name}: "
-        raise InputError(f"{where}{error}") from None
-
-
-def _mapping(given: object, name: str) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise InputError(f"{name}: found {given!r:.60}, expected settings, one 'name: value' a line")
-    return given
-
-
-def _known(given: Mapping[str, Any], known: list[str], name: str) -> None:
-    if unknown := [key for key in given if key not in known]:
-        raise InputError(f"{name}: found {unknown[0]}, expected one of {', '.join(known)}")
-
-
-def _values(kind: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {name: _value(value, hints[name], f"{prefix}{name}") for name, value in given.items()}
-
-
-def _value(found: Any, hint: Any, where: str) -> Any:
-    """``found`` as the type of its field. Raises InputError where it is of another."""
-    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for kind in hints:
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        if kind is type(None) and found is None:
-            return None
-        if kind is float and (is_number or (isinstance(found, str) and _is_number(found))):
-            return float(found)  # YAML takes 1e-3, without a point, for text
-        if get_origin(kind) is tuple and isinstance(found, str | list):
-            inner = get_args(kind)[0]
-            return tuple(_value(element, inner, where) for element in ([found] if isinstance(found, str) else found))
-        if kind is Path and isinstance(found, str) and found:
-            return Path(found)
-        if kind in (int, str, bool) and type(found) is kind and found != "":
-            return found
-    expected = " or ".join(_SPELLED.get(kind, "a list") for kind in hints)
-    raise InputError(f"{where}: found {found!r:.60}, expected {expected}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-_SPELLED: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    Path: "a path",
-    type(None): "null",
-}
+    values = {name: getattr(config, name) for name in given if name != "nproc" or config.nproc}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -33,9 +33,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help lists what there is")
 
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """The group of flags with this title in the help, made when it is first asked for."""
+        made = (group for group in self._action_groups if group.title == title)
+        return next(made, None) or self.add_argument_group(title)
+
     def add_verbosity(self, more: str) -> None:
         """-q and -v, as ``verbosity``; ``more`` is what -v adds."""
-        group = self.add_argument_group("what is printed").add_mutually_exclusive_group()
+        group = self.group("what is printed").add_mutually_exclusive_group()
         for short, name, value, text in (
             ("-q", "--quiet", QUIET, "warnings, errors and the last line only"),
             ("-v", "--verbose", VERBOSE, more),

@@ -1,4 +1,4 @@
-"""Where sequences come from: text, Parquet or JSON lines, from wherever Spark can read; the built-in demo."""
+"""Where sequences come from: text, Parquet or JSON lines, anywhere that Spark can read; and the built-in demo."""
 
 import glob
 import json
@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipeline.shared.errors import InputError, one_line
-from pipeline.shared.storage import Location, is_uri
+from pipeline.shared.files import atomic_write, os_errors
+from pipeline.shared.storage import is_uri
 from pipeline.text.demo import demo_lines
 
-FORMATS = ("text", "parquet", "json")
 SNIFF_BYTES = 1 << 16
 JSON_SAMPLE_LINES = 1000
 
@@ -30,17 +30,17 @@ _COMPRESSED_OTHERWISE = (".lz4", ".snappy", ".deflate", ".br")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of one format; which file a sequence is in does not matter."""
+    """Files of one format. It does not matter which file a sequence is in."""
 
     paths: tuple[str, ...]
     """Absolute paths of files of this machine, and URIs or patterns that Spark reads, such as ``hdfs:///logs/*``."""
     description: str
     format: str = "text"
     column: str | None = None
-    """Of strings, to be tokenised, or of arrays of strings or integers; None for text, whose lines are the column."""
+    """The column of strings, or of arrays of strings or integers. None for text, where each line is a value."""
 
     def state(self, session: Callable[[], SparkSession]) -> tuple[dict[str, str | int], ...]:
-        """Path, size and time of every file: equal states mean an unchanged corpus. Remote files are asked of Spark."""
+        """Path, size and time of every file: equal states mean an unchanged corpus. Asks Spark about remote files."""
         found: list[dict[str, str | int]] = []
         for path in self.paths:
             if not is_uri(path):
@@ -56,10 +56,10 @@ class Corpus:
         return tuple(sorted(found, key=lambda entry: str(entry.get("path", ""))))
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """(value): string or binary, a line without its end, or array<string>, a sequence. Each may be null.
+        """(value): a line without its end (string or binary), or a sequence (array<string>). A value may be null.
 
-        A string need not be valid UTF-8: Spark passes its bytes on as they are. Raises InputError when the column is
-        not there, or is of neither kind.
+        A string need not be valid UTF-8: Spark passes its bytes on unchanged. Raises InputError when the column is
+        missing or has another type.
         """
         paths = [path if is_uri(path) else f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, path)}" for path in self.paths]
         if self.format == "text":
@@ -72,13 +72,13 @@ class Corpus:
             fields = [T.StructField(str(self.column), kind), T.StructField(_CORRUPT, T.StringType())]
             rows = spark.read.schema(T.StructType(fields)).json(paths, columnNameOfCorruptRecord=_CORRUPT)
         value = F.col(f"`{str(self.column).replace('`', '``')}`")
-        if self.format == "json":  # of a line that breaks off, Spark would give what it has
+        if self.format == "json":  # Spark would return a part of a truncated line
             value = F.when(F.col(_CORRUPT).isNull(), value)
         is_array = isinstance(kind, T.ArrayType)
         return rows.select((value.cast("array<string>") if is_array else value).alias("value"))
 
     def _kind_of_json(self, lines: list[str]) -> T.DataType:
-        """The column's type by the first lines: Spark's own look would read everything, and call a mixture strings."""
+        """The column's type, from the first lines. Spark would read all lines, and take mixed types for strings."""
         names: set[str] = set()
         kinds: set[T.DataType] = set()
         for line in lines:
@@ -97,7 +97,7 @@ class Corpus:
         return self._kind(T.StructType(fields))
 
     def _kind(self, schema: T.StructType) -> T.DataType:
-        """The column's type, if it is one that holds sequences."""
+        """The column's type. Raises InputError when it cannot hold sequences."""
         if self.column not in schema.names:
             raise InputError(
                 f"--column {self.column}: not in {self.description}; it has {', '.join(schema.names) or 'no columns'}"
@@ -113,9 +113,9 @@ class Corpus:
 
 
 def corpus(given: Iterable[str], format: str = "text", column: str | None = None) -> Corpus:
-    """The files, folders, patterns and URIs ``given``: those of this machine found and looked into at once.
+    """The files, folders, patterns and URIs ``given``. Files of this machine are found and checked at once.
 
-    A folder stands for the files right inside it whose names begin with neither . nor _ , as Spark has it.
+    As in Spark, a folder stands for the files directly inside it whose names begin with neither . nor _ .
     """
     if (column is None) != (format == "text"):
         expected = "no column: its lines are the sequences" if format == "text" else "the name of a column"
@@ -130,12 +130,12 @@ def corpus(given: Iterable[str], format: str = "text", column: str | None = None
 
 
 def text(given: Path) -> Corpus:
-    """The text file ``given``, or all of a folder's."""
+    """The text file ``given``, or all files of the folder ``given``."""
     return corpus([str(given)])
 
 
 def demo(cache: Path) -> Corpus:
-    """The generated demo corpus, written to ``cache`` unless the same text is there already."""
+    """The generated demo corpus. Writes it to ``cache`` unless the same text is there already."""
     content = "".join(f"{line}\n" for line in demo_lines()).encode()
     if not cache.is_file() or cache.read_bytes() != content:
         write_copy(cache, content)
@@ -143,14 +143,11 @@ def demo(cache: Path) -> Corpus:
 
 
 def write_copy(path: Path, content: bytes) -> None:
-    """Writes a text of ours, whole or not at all. Raises InputError where that cannot be."""
-    try:
+    """Writes a generated or downloaded text atomically. Raises InputError when ``path`` cannot be written."""
+    with os_errors(f"{path}: cannot be written", "name a copy of the text with --input"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Location.of(path).put(content)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); name a copy of the text with --input"
-        ) from None
+        with atomic_write(path) as file:
+            file.write(content)
 
 
 def _json_kind(value: object) -> T.DataType:
@@ -164,12 +161,12 @@ def _json_kind(value: object) -> T.DataType:
 
 
 def _local_files(given: str, format: str) -> list[Path]:
-    """The files that a path or pattern of this machine stands for, each looked into."""
+    """The files of this machine that a path or pattern stands for. Raises InputError for one that Spark cannot read."""
     path = Path(re.sub("^file:/+", "/", given))
     what = "a text file or a folder of them" if format == "text" else f"a {format} file or a folder of them"
-    try:
+    paths: list[Path] = []
+    with os_errors(f"--input {given}: cannot be read", f"expected {what}"):
         matches = sorted(map(Path, glob.glob(str(path)))) if not path.exists() else []
-        paths: list[Path] = []
         for match in matches or [path]:
             if match.is_dir():
                 inside = sorted(file for file in match.iterdir() if file.is_file() and file.name[0] not in "._")
@@ -188,30 +185,28 @@ def _local_files(given: str, format: str) -> list[Path]:
             (_check_parquet if format == "parquet" else _check_text)(path)
         if not any(path.stat().st_size for path in paths):
             raise InputError(f"--input {given}: empty, expected text, one sentence a line")
-    except OSError as error:
-        raise InputError(f"--input {given}: cannot be read ({error}); expected {what}") from None
     return [path.absolute() for path in paths]
 
 
 def _check_name(path: Path) -> None:
-    """Refuses what Spark passes over, or cannot say."""
+    """Refuses names that Spark skips, or cannot pass to Java."""
     if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
         raise InputError(
             f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
         )
     if not str(path).isprintable():
-        raise InputError(f"--input {str(path)!r}: a name that is no UTF-8 or holds control characters; rename the file")
+        raise InputError(f"--input {str(path)!r}: its name is not UTF-8 or has control characters; rename the file")
 
 
 def _check_text(path: Path) -> None:
-    """Refuses what cannot be read and what is no text: a zero byte near the beginning."""
+    """Refuses files that cannot be read, and binary ones: those with a zero byte near the beginning."""
     if path.suffix in _COMPRESSED_OTHERWISE:
         raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz, .bz2 or .zst")
-    try:
-        with pa.input_stream(str(path), compression="detect") as file:
-            head = file.read(SNIFF_BYTES)
-    except OSError as error:
-        raise InputError(f"--input {path}: cannot be read ({error}); expected a text file") from None
+    with (
+        os_errors(f"--input {path}: cannot be read", "expected a text file"),
+        pa.input_stream(str(path), compression="detect") as file,
+    ):
+        head = file.read(SNIFF_BYTES)
     if b"\0" in head:
         offset = head.index(b"\0")
         raise InputError(

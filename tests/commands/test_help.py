@@ -181,7 +181,7 @@ def test_another_broken_pipe_is_no_readers_doing(tmp_path: Path) -> None:
     """A connection that breaks is an error, which must be seen."""
     script = tmp_path / "job.py"
     script.write_text(
-        "from pipeline.shared.errors import command\nwith command():\n    raise BrokenPipeError(32, 'a socket')\n"
+        "from pipeline.shared.cli import command\nwith command():\n    raise BrokenPipeError(32, 'a socket')\n"
     )
     ended = start([str(script)])
     assert ended.code == 1

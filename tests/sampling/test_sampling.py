@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def test_keep_thresholds_are_the_formulas(rule: str, t: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ["paper", "word2vec"])
-def test_kept_tokens_fit_the_keep_probability(rule: str) -> None:
+def test_kept_tokens_fit_the_keep_probability(rule: Literal["paper", "word2vec"]) -> None:
     config = PipelineConfig(sample=1e-2, subsample_rule=rule)
     tables = Tables.build(ZIPF_V, config)
     seen, kept = Counter[int](), Counter[int]()

@@ -146,7 +146,7 @@ def test_executors_do_not_have_this_project(spark_cluster: Cluster, tmp_path: Pa
         return subprocess.run(command, cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True).stderr
 
     assert "No module named 'pipeline'" in imports("pipeline")
-    assert imports("numpy, pyarrow, pandas, numba, pyspark") == ""
+    assert imports("numpy, pyarrow, pandas, numba, pydantic, pyspark") == ""
 
 
 @pytest.mark.long
@@ -317,13 +317,18 @@ def test_a_driver_that_does_not_find_what_workers_wrote_names_output_and_file(tm
         check_shared(manifest, Location.of(tmp_path))
 
 
-def test_an_input_that_a_worker_does_not_see_is_the_users_to_mend() -> None:
+def test_an_input_that_a_worker_does_not_see_is_the_users_to_fix() -> None:
     """Spark 4.3's words."""
     found = "Encountered error while reading file file:///data/in%20/s.txt. File does not exist. It is possible that"
     error = user_error(
         RuntimeError(f"Job aborted\nCaused by: [FAILED_READ_FILE.FILE_NOT_EXIST] {found}\n\tat x"), "in.txt"
     )
-    assert str(error).startswith("--input /data/in /s.txt: a worker does not see it; ")
+    assert str(error).startswith(
+        "--input in.txt: [FAILED_READ_FILE.FILE_NOT_EXIST] Encountered error while reading file"
+    )
+    assert "file:///data/in%20/s.txt" in str(error)
+    assert "; a worker does not see the file; it must lie on storage that all machines share" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_only_a_workers_input_error_is_the_users() -> None:

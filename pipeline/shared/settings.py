@@ -1,0 +1,211 @@
+"""Settings: one field of a config class says all there is to say of a setting. To add a setting, add a field:
+
+    window: int = setting(default=5, ge=1, group="sampling", help="largest distance of a context, in tokens")
+
+From it follow the flag ``--window N``, with its text and default in ``--help``; the key ``prepare: {window: 5}`` of a
+YAML file; the error lines ``--window: found 0, expected 1 or more`` and ``prepare.window: found 'x', expected a whole
+number``; and the setting's row in docs/settings.md.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
+
+from pipeline.shared.cli import Parser, path
+from pipeline.shared.errors import InputError
+
+Config = TypeVar("Config")
+Element = TypeVar("Element")
+
+
+# Types of fields. Values are not converted, so True is no number and 5.0 no whole number; these say what else is taken.
+
+
+def _number(found: object) -> object:
+    try:
+        return float(found) if isinstance(found, str) else found
+    except ValueError:
+        return found
+
+
+def _path(found: object) -> object:
+    if found == "":
+        raise PydanticCustomError("path_type", "an empty path comes from a variable that is not set")
+    return found
+
+
+def _tuple(found: object) -> object:
+    return tuple(found) if isinstance(found, list) else found
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A finite float, also given as text: YAML takes 1e-3, without a point, for text."""
+Text = Annotated[str, Field(min_length=1)]
+LocalPath = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
+"""A Path, also given as text."""
+ListOf = Annotated[tuple[Element, ...], BeforeValidator(_tuple)]
+"""A tuple, also given as a list."""
+OneOrMore = Annotated[ListOf[Element], BeforeValidator(lambda found: [found] if isinstance(found, str) else found)]
+"""The same; text stands for a list of one."""
+
+
+def setting(*, help: str, group: str | None = None, flag: Mapping[str, Any] | None = None, **field: Any) -> Any:
+    """A field: its text, its flag's group in ``--help`` (None: it has no flag), and what pydantic's Field takes.
+
+    That is a ``default``, or a ``default_factory`` that gets the settings above it; and the limits ge, gt and le.
+    ``flag`` has options of argparse's add_argument that do not follow from the field's type.
+    """
+    return Field(description=help, json_schema_extra={"group": group, **(flag or {})}, **field)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(setting,))
+def settings(section: str | None = None) -> Callable[[type[Config]], type[Config]]:
+    """Makes a class of fields a frozen dataclass that is checked when it is made, and raises InputError.
+
+    Errors name flags, or keys of ``section`` of a YAML file where one is given ("" is the file itself).
+    """
+
+    def decorate(kind: type[Config]) -> type[Config]:
+        made: Any = dataclass(kind, frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+        unchecked = made.__init__
+
+        @wraps(unchecked)
+        def __init__(self: Config, *args: Any, **given: Any) -> None:
+            try:
+                unchecked(self, *args, **given)
+            except ValidationError as error:
+                raise InputError(_line(error, made, section)) from error
+
+        made.__init__ = __init__
+        return cast(type[Config], made)
+
+    return decorate
+
+
+def fields_of(kind: type) -> dict[str, FieldInfo]:
+    """The settings of a config class, by name, in order."""
+    fields: dict[str, FieldInfo] = vars(kind)["__pydantic_fields__"]
+    return fields
+
+
+def from_section(kind: type[Config], given: object, section: str) -> Config:
+    """A config of what a section of a YAML file says; null says nothing. Raises InputError, which names the section."""
+    try:
+        return kind(**mapping(given, section))
+    except InputError as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise InputError(_line(error.__cause__, kind, section)) from None
+        raise
+
+
+def mapping(given: object, section: str) -> Mapping[str, Any]:
+    """What a section says: names and values. Raises InputError where it is something else."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise InputError(f"{section or 'the file'}: found {given!r:.60}, expected settings, one 'name: value' a line")
+    return given
+
+
+def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> None:
+    """Gives ``parser`` the flags of a config class, but for the ``omitted``; ``defaults`` replace the fields' own."""
+    for name, field in fields_of(kind).items():
+        about = cast(dict[str, Any], field.json_schema_extra)
+        if about["group"] and name not in omitted:
+            options = _options(name, field, defaults.get(name, field.default)) | about
+            parser.group(options.pop("group")).add_argument(options.pop("flag"), **options)
+
+
+def _options(name: str, field: FieldInfo, default: object) -> dict[str, Any]:
+    """What argparse is told of a field. A flag with no default, None or () sets nothing unless it is given."""
+    shown = argparse.SUPPRESS if default in (None, (), PydanticUndefined) else default
+    options: dict[str, Any] = {"flag": f"--{name.replace('_', '-')}", "help": field.description, "default": shown}
+    kind = _types(field)[0]
+    if kind is bool and default:
+        return options | {"flag": f"--no-{name}", "dest": name, "action": "store_false"}
+    if kind is bool:
+        return options | {"action": "store_true"}
+    if get_origin(kind) is Literal:
+        return options | {"choices": get_args(kind)}
+    return options | {"type": path if kind is Path else kind}
+
+
+# Error lines
+
+
+def _types(field: FieldInfo) -> list[Any]:
+    """The types that a field may have, without what Annotated adds to them."""
+    hint = field.annotation
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [get_args(each)[0] if get_origin(each) is Annotated else each for each in hints]
+
+
+_FIRST = {"unexpected_keyword_argument": 0, "missing": 1}
+_LIMITS = ("greater_than_equal", "greater_than", "less_than_equal", "finite_number", "literal_error")
+_SPELLED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    NoneType: "null",
+}
+
+
+def _line(error: ValidationError, kind: type, section: str | None) -> str:
+    """The first thing that is wrong: where, what was found, what was expected."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: _FIRST.get(problem["type"], 2))
+    problem, fields = problems[0], fields_of(kind)
+    if cause := problem.get("ctx", {}).get("error"):  # of a check of several settings together
+        return str(cause) if not section or str(cause).startswith(f"{section}.") else f"{section}: {cause}"
+    name = str(problem["loc"][0])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{section or 'the file'}: found {name}, expected one of {', '.join(fields)}"
+    if problem["type"] == "missing":
+        missing = " and no ".join(str(each["loc"][0]) for each in problems if each["type"] == "missing")
+        needed = [name for name, field in fields.items() if field.is_required()]
+        return f"found no {missing}, expected {', '.join(needed[:-1])} and {needed[-1]}"
+    found, is_flag = problem["input"], section is None
+    where = f"--{name.replace('_', '-')}" if is_flag else f"{section}.{name}".lstrip(".")
+    shown = str(found) if is_flag else f"{found:g}" if isinstance(found, float) else f"{found!r:.60}"
+    return f"{where}: found {shown}, expected {_expected(problem, fields[name], is_flag)}"
+
+
+def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
+    kinds, found = _types(field), problem["input"]
+    if problem["type"] in _LIMITS:
+        null = ", or null" if NoneType in kinds and not is_flag else ""
+        return limits(field, is_flag) + null
+    if get_origin(kinds[0]) is tuple:
+        if len(problem["loc"]) == 1:
+            example = f", such as [{', '.join(found.split())}]" if isinstance(found, str) else ""
+            return f"a list{example}"
+        kinds = [str if str in get_args(kinds[0]) else Path]
+    quotes = ", in quotes" if kinds[0] is str and found is not None and not isinstance(found, str | list | dict) else ""
+    return " or ".join(_SPELLED[kind] for kind in kinds) + quotes
+
+
+def limits(field: FieldInfo, is_flag: bool = True) -> str:
+    """The values that a field may have, for people; empty where its type alone says it."""
+    kind = _types(field)[0]
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    bounds = {
+        name: getattr(entry, name) for entry in field.metadata for name in ("ge", "gt", "le") if hasattr(entry, name)
+    }
+    least, above, most = map(bounds.get, ("ge", "gt", "le"))
+    if above is not None:
+        return f"a number above {above:,}, {most:g} at most"
+    if least is None:
+        return ""
+    if most is None:
+        return f"{least:,} or more"
+    return f"a number in [{least}, {most}]" if kind is float and is_flag else f"{least:,} to {most:,}"
