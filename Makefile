@@ -19,7 +19,7 @@ LONG_S := 1800
 READER_TESTS := $(addprefix tests/reading/test_, readers.py petastorm.py)
 PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/, $(addsuffix .py, shared/test_randomness dataset/test_shard \
     $(addprefix model/test_, kernels lazy_adam in_place model) \
-    $(addprefix reading/test_, stream plan device_feed read_ahead) \
+    $(addprefix reading/test_, stream plan device_feed prefetch) \
     $(addprefix runs/test_, checkpoint warm_start report board) \
     $(addprefix vectors/test_, align compare heldout) commands/test_train))
 

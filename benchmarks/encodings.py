@@ -29,6 +29,7 @@ from pipeline.dataset.decode import Layout, RowGroup
 from pipeline.dataset.encode import SCHEMA, ExampleWriter
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.storage import Location
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 
 COLUMNS = ["center", "contexts_negatives", "num_contexts"]  # the trainer's
@@ -154,8 +155,9 @@ def timed_trainer(path: Path, layout: Layout) -> float:
         np.random.default_rng(row_group).permutation(size).astype(np.int32) for row_group, size in enumerate(sizes)
     ]
     started = time.process_time()
+    read = Location.of(path).reader()
     for row_group, (size, rows) in enumerate(zip(sizes, orders, strict=True)):
-        RowGroup.read(path, metadata, row_group, size, layout).rows(rows)
+        RowGroup.read(read, metadata, row_group, size, layout).rows(rows)
     return time.process_time() - started
 
 

@@ -1,8 +1,9 @@
 """A shard's row groups, for the trainer: read as they are stored, and their rows unpacked in any order.
 
-The shards are ordinary Parquet, laid out by encode.py, and pyarrow reads them, but half of its time goes into
-the lists' levels, which say that every list is as long as the last, and its rows must then be put in order. Here a
-row's bits are found by multiplication. A row is copied from the file, decompressed, and unpacked to where it is used.
+The shards are ordinary Parquet, which encode.py lays out and pyarrow can read. But pyarrow spends half of its time on
+the lists' levels, which say that every list is as long as the last, and its rows would still have to be put in order.
+Here a row's bits are found by multiplication. A row is copied three times: from the file, by the decompression, and
+from its bits to where it is used.
 R rows wanted, L = max_len targets a row.
 Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact-protocol.md.
 """
@@ -10,7 +11,6 @@ Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.unpacking import MAX_BITS, PLAIN_BITS, Column, Int16, Int32, unpack_rows
+from pipeline.dataset.unpacking import MAX_BITS, PLAIN_BITS, Column, Columns, Int32, Places, Rows, unpack_rows
 
 _CENTER, _TARGETS, _NUM_CONTEXTS = "center", "contexts_negatives.list.element", "num_contexts"  # the columns we read
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2  # PageType
@@ -26,8 +26,8 @@ _PLAIN, _RLE_DICTIONARY = 0, 8  # Encoding
 _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the metadata, of the codec
 
 
-Read = Callable[[int, int], bytes | memoryview]
-"""Bytes of a file: from this offset on, so many."""
+Read = Callable[[int, int], bytes]
+"""Reads a file: from this offset on, so many bytes."""
 
 
 class ShardError(ValueError):
@@ -44,85 +44,76 @@ class Layout:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group in memory, about as many bytes a row as targets: three columns of bits."""
+    """A row group in memory, about as many bytes a row as targets."""
 
     layout: Layout
-    center: Column
-    targets: Column
-    num_contexts: Column
+    columns: Columns
 
     @classmethod
-    def read(cls, path: Path, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
-        """``decode`` of a file's row group."""
-        with path.open("rb", buffering=0) as file:
-
-            def read(offset: int, num_bytes: int) -> bytes:
-                file.seek(offset)
-                return file.read(num_bytes)
-
-            return cls.decode(read, metadata, row_group, num_rows, layout)
+    def read(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
+        """``decode`` of what ``read`` finds in the file that ``metadata`` is of, in one call."""
+        begin, end = stored_range(metadata, row_group)
+        return cls.decode(read(begin, end - begin), metadata, row_group, num_rows, layout)
 
     @classmethod
-    def decode(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
+    def decode(
+        cls, stored: bytes, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout
+    ) -> "RowGroup":
         """Verifies every page's checksum, and that no row has more targets than there are places.
 
-        ``metadata`` is the file's, ``read`` gives at least what lies in ``stored_range``. Raises ShardError, OSError or
+        ``metadata`` is the file's, ``stored`` the bytes of its ``stored_range``. Raises ShardError, OSError or
         pa.ArrowException when the row group is not what is expected.
         """
-        chunks = _chunks(metadata, row_group)
         found = metadata.row_group(row_group).num_rows
         if found != num_rows:
             raise ShardError(f"row group {row_group} has {found} rows, the manifest implies {num_rows}")
-        center = _column(read, chunks, _CENTER, num_rows)
-        targets = _column(read, chunks, _TARGETS, num_rows * layout.max_len)
-        num_contexts = _column(read, chunks, _NUM_CONTEXTS, num_rows)
-        values = num_contexts[2]
-        if not values.size or not 0 <= values.min() <= values.max() <= layout.max_len // layout.targets_a_context:
+        begin, _ = stored_range(metadata, row_group)
+        num_values = {_CENTER: num_rows, _TARGETS: num_rows * layout.max_len, _NUM_CONTEXTS: num_rows}
+        columns = Columns(
+            *(
+                _column(name, chunk, memoryview(stored)[first - begin : last - begin], num_values[name])
+                for name, (chunk, first, last) in _chunks(metadata, row_group).items()
+            )
+        )
+        counts = columns.num_contexts[2]
+        if not counts.size or not 0 <= counts.min() <= counts.max() <= layout.max_len // layout.targets_a_context:
             raise ShardError(f"num_contexts: values that do not fit into {layout.max_len} targets a row")
-        return cls(layout, center, targets, num_contexts)
+        return cls(layout, columns)
 
-    def unpack(
-        self, rows_R: Int32, place: int, share: int, stride: int, center_N: Int32, targets_NL: Int32, counts_N: Int16
-    ) -> None:
-        """``unpack_rows`` of rows of this row group, whose numbers are not checked."""
-        columns = self.center, self.targets, self.num_contexts
-        targets_a_context = self.layout.targets_a_context
-        unpack_rows(rows_R, targets_a_context, *columns, place, share, stride, center_N, targets_NL, counts_N)
+    def unpack(self, rows_R: Int32, places: Places, out: Rows) -> None:
+        """Writes rows of this row group to ``places`` of ``out``. Their numbers are not checked."""
+        unpack_rows(rows_R, self.layout.targets_a_context, self.columns, places, out)
 
-    def rows(self, rows_R: Int32) -> tuple[Int32, Int32, Int16]:
+    def rows(self, rows_R: Int32) -> Rows:
         """Rows on their own: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
-        found = np.zeros(rows_R.size, np.int32), np.zeros((rows_R.size, self.layout.max_len), np.int32)
-        num_contexts = np.zeros(rows_R.size, np.int16)
-        self.unpack(rows_R, 0, 1, 1, *found, num_contexts)
-        return *found, num_contexts
+        found = Rows.zeros(rows_R.size, self.layout.max_len)
+        self.unpack(rows_R, Places(first=0, share=1, stride=1, offset=0), found)
+        return found
 
 
 def stored_range(metadata: pq.FileMetaData, row_group: int) -> tuple[int, int]:
     """Where in the file the columns that we read begin and end. Raises ShardError."""
-    chunks = _chunks(metadata, row_group)
-    ranges = [_range(chunks, name) for name in (_CENTER, _TARGETS, _NUM_CONTEXTS)]
-    return min(begin for begin, _ in ranges), max(end for _, end in ranges)
+    chunks = _chunks(metadata, row_group).values()
+    return min(begin for _, begin, _ in chunks), max(end for _, _, end in chunks)
 
 
-def _chunks(metadata: pq.FileMetaData, row_group: int) -> dict[str, pq.ColumnChunkMetaData]:
+def _chunks(metadata: pq.FileMetaData, row_group: int) -> dict[str, tuple[pq.ColumnChunkMetaData, int, int]]:
+    """The columns that we read, in the order of ``Columns``, and where each begins and ends in the file."""
     if row_group >= metadata.num_row_groups:
         raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
     group = metadata.row_group(row_group)
-    return {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+    found = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+    chunks = {}
+    for name in (_CENTER, _TARGETS, _NUM_CONTEXTS):
+        if name not in found:
+            raise ShardError(f"no column {name} among {', '.join(found)}")
+        chunk = found[name]
+        begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+        chunks[name] = chunk, begin, begin + chunk.total_compressed_size
+    return chunks
 
 
-def _range(chunks: dict[str, pq.ColumnChunkMetaData], name: str) -> tuple[int, int]:
-    if name not in chunks:
-        raise ShardError(f"no column {name} among {', '.join(chunks)}")
-    chunk = chunks[name]
-    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-    return begin, begin + chunk.total_compressed_size
-
-
-def _column(read: Read, chunks: dict[str, pq.ColumnChunkMetaData], name: str, num_values: int) -> Column:
-    begin, end = _range(chunks, name)
-    metadata = chunks[name]
-    chunk = memoryview(read(begin, end - begin))
+def _column(name: str, metadata: pq.ColumnChunkMetaData, chunk: memoryview, num_values: int) -> Column:
     try:
         return _decoded(chunk, _CODECS[metadata.compression], "." in name, num_values)
     except (LookupError, TypeError, OverflowError, ValueError) as error:
@@ -169,8 +160,9 @@ def _page(chunk: memoryview, start: int, codec: str | None) -> tuple[dict[int, A
     stored = chunk[start : start + header[3]]
     if zlib.crc32(stored) != header[4] % (1 << 32):
         raise ShardError("the CRC of a page does not fit")
-    body = memoryview(pa.decompress(stored, header[2], codec) if codec else stored).cast("B")  # pyarrow's is signed
-    return header, body, start + header[3]
+    # Copied where it is not compressed: else a few bytes would keep all that was read in memory.
+    body = pa.decompress(stored, header[2], codec) if codec else bytes(stored)
+    return header, memoryview(body).cast("B"), start + header[3]  # pyarrow's bytes are signed
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:

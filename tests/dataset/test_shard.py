@@ -12,17 +12,18 @@ from test_parquet import encoded, part, random_examples
 
 from pipeline.dataset import encode as parquet
 from pipeline.dataset.decode import Layout, RowGroup, ShardError
+from pipeline.dataset.unpacking import Rows
 from pipeline.sampling.sample import Examples
 from pipeline.shared import randomness
+from pipeline.shared.storage import Location
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 from training.reading.permutation import permutation
 
-Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]
 FIRST = np.arange(3, dtype=np.int32)
 
 
 def read_rows(path: Path, row_group: int, num_rows: int, layout: Layout, rows: npt.NDArray[np.int32]) -> Rows:
-    return RowGroup.read(path, pq.read_metadata(path), row_group, num_rows, layout).rows(rows)
+    return RowGroup.read(Location.of(path).reader(), pq.read_metadata(path), row_group, num_rows, layout).rows(rows)
 
 
 def assert_gives(path: Path, row_group: int, examples: Examples, negatives: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dataset.manifest_file import Manifest, ShardInfo
+from pipeline.dataset.unpacking import Rows
 from training.model.batch import Batch
 from training.model.cuda_graph import Graphed, Step, warm_up
 from training.model.kernels import reference
@@ -63,7 +64,7 @@ class Reads:
         self._stream = stream
         self.counts: Counter[tuple[int, int]] = Counter()
 
-    def __call__(self, piece: Piece) -> device_feed.Rows:
+    def __call__(self, piece: Piece) -> Rows:
         self.counts[piece.shard, piece.row_group] += 1
         return self._stream.read(piece)
 

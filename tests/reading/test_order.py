@@ -33,8 +33,8 @@ from training.reading.device_feed import KeptRows
 from training.reading.epochs import epochs_of, plan_of
 from training.reading.permutation import permutation as fast_permutation
 from training.reading.plan import EpochPlan, Piece, plan_epoch
-from training.reading.remote import FetchAhead
-from training.reading.stream import ArrowStream, one_by_one, read_epochs
+from training.reading.remote import Requests
+from training.reading.stream import ArrowStream, chunks_of, read_epochs
 from training.run import Position
 from training.train_config import TrainConfig
 
@@ -248,7 +248,7 @@ def test_seeking_in_ten_million_rows_opens_what_the_first_batch_needs(
     """That is one row group a lane, and a second one where the batch itself lies across a border; none twice."""
     opened: list[tuple[int, int]] = []
 
-    def count(self: ArrowStream, piece: Piece, fetch: FetchAhead) -> tuple[NoRows, npt.NDArray[np.int32]]:
+    def count(self: ArrowStream, piece: Piece, fetch: object) -> tuple[NoRows, npt.NDArray[np.int32]]:
         opened.append((piece.shard, piece.row_group))
         return NoRows(), np.arange(piece.num_rows, dtype=np.int32)
 
@@ -262,7 +262,7 @@ def test_seeking_in_ten_million_rows_opens_what_the_first_batch_needs(
             opened.clear()
             stream = ArrowStream(Path("nowhere"), dataset.manifest, shards, plan.after(step))
             lanes = stream.plan.of_rank(rank, world_size)
-            next(stream.chunks(lanes, stream.ring(len(lanes)), one_by_one, FetchAhead()))
+            next(chunks_of([stream], rank, world_size, 1, Requests())).do()
             groups = needed(plan, rank, world_size, step)
             assert Counter(opened) == dict.fromkeys(set().union(*groups), 1)
             across += sum(len(found) > 1 for found in groups)

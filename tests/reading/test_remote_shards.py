@@ -11,12 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from itertools import islice
 from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import flaky_s3
+import numpy as np
 import pyarrow.fs as pafs
 import pytest
 import s3
@@ -27,13 +30,16 @@ from ranks import train_here
 from test_stream import ROW_GROUP, assert_same
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.dataset.unpacking import Rows
 from pipeline.shared.storage import Location
 from training import train
 from training.model.batch import Batch
 from training.model.kernels.threads import Team
 from training.reading import remote, stream
-from training.reading.plan import plan_epoch
-from training.reading.prefetch import BetweenSteps
+from training.reading.chunk import Chunk
+from training.reading.plan import Piece, plan_epoch
+from training.reading.prefetch import prefetch
+from training.reading.row_groups import Opening
 from training.reading.shard_cache import TOTAL, ShardCache
 from training.reading.stream import ArrowStream, read_epochs
 
@@ -126,7 +132,7 @@ def times_asked(server: Flaky) -> "Counter[tuple[str, str]]":
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith(("read_ahead", "fetch"))] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith(("prefetch", "fetch"))] == []
 
 
 # The same batches
@@ -195,26 +201,45 @@ def test_requests_of_different_lanes_overlap(
     assert len(spans) > 8 + len(Manifest.load(local).select(0))
 
 
+class NoRows:
+    """A row group whose rows nobody looks at."""
+
+    def unpack(self, *_: object) -> None:
+        pass
+
+
 def test_a_team_waits_for_what_is_fetched_only_when_it_is_asked_for_it() -> None:
-    """Not within the step before, whose time it would seem to be."""
-    team, ready, waited = Team(2), [False, True], []
+    """Not within the step before, whose time it would seem to be; lanes that need not wait are filled within it."""
+    in_step, filled = False, []
+    fetches = [Future[Any]() for _ in range(3)]
+    fetches[1].set_result(None)
 
-    def items() -> Iterator[int]:
-        for number in range(3):
-            waited.append(in_step)
-            yield number
+    def chunks() -> Iterator[Chunk]:
+        """Of two lanes each, one that needs what is fetched and one that needs a file."""
+        for number, fetch in enumerate(fetches):
 
-    in_step = False
-    reader = BetweenSteps(team).read(items(), lambda: ready.pop(0))
-    for _ in range(3):
-        next(reader)
-        in_step = True
-        team.run(lambda _: None)
-        in_step = False
-        if not ready:
-            break
-    reader.close()
-    assert waited == [False, False, True]
+            def opened(source: Future[Any] | None, number: int = number) -> Any:
+                filled.append((number, "file" if source is None else "fetched", in_step))
+                return NoRows(), np.zeros(1, np.int32)
+
+            lanes = [[(Piece(0, 0, 1, 0, 1, 7), Opening(opened, source))] for source in (fetch, None)]
+            yield Chunk(lanes, 1, 1, number, False, Rows.zeros(2, 1))
+
+    team = Team(2)
+    with closing(prefetch(chunks(), 2, team)) as reader:
+        for _ in range(3):
+            next(reader)
+            in_step = True
+            team.run(lambda _: None)
+            in_step = False
+    assert sorted(filled) == [
+        (0, "fetched", False),
+        (0, "file", False),
+        (1, "fetched", True),
+        (1, "file", True),
+        (2, "fetched", False),
+        (2, "file", True),
+    ]
 
 
 # The cache

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.manifest_file import ShardInfo
+from pipeline.dataset.unpacking import Rows
 from training.model.batch import Batch
 from training.reading.permutation import permutation
 from training.reading.plan import EpochPlan, Piece
@@ -20,8 +21,6 @@ from training.reading.plan import EpochPlan, Piece
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 32 << 20
 """A chunk is as many batches as fit into both: a copy of a few MB costs little more than one of a batch."""
-
-Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int16]]
 
 
 def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

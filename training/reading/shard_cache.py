@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import get_ident
 
 from pipeline.dataset.manifest_file import ManifestError
+from pipeline.shared.files import os_errors
 
 TOTAL = ".total"
 LEFT_OVER_S = 3600
@@ -127,14 +128,10 @@ class ShardCache:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
+        remedy = "choose another folder, or fewer --shard-cache-bytes"
+        with os_errors(f"--shard-cache {self.folder}: cannot be written", remedy, ManifestError):
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
-        except OSError as error:
-            raise ManifestError(
-                f"--shard-cache {self.folder}: cannot be written ({error.strerror}); "
-                f"choose another folder, or fewer --shard-cache-bytes"
-            ) from None
 
 
 def _crc(content: memoryview) -> bytes:

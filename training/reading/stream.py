@@ -1,44 +1,44 @@
-"""ArrowStream: reads what a plan says, row group by row group, and yields batches.
+"""ArrowStream: reads what a plan says, and yields batches.
 
-A row is copied three times on its way: from the file, by LZ4, and from its bits to its place in a batch. A thread does
-that ahead of the consumer, in machine code without the GIL, many batches at a time; the consumer is handed views.
-Shards on this machine are read when they are needed; those elsewhere are fetched before, by threads that mostly wait.
+    plan -> pieces -> row groups, opened here or fetched -> chunks, filled ahead of training -> batches
 
-B rows of a batch, L = max_len targets a row, S batches of a chunk, N = S·B, R rows of a piece.
+Each arrow is a generator. ``prefetch`` fills chunks ahead of the consumer, who is handed views of them: in a thread, or
+by the threads that train, between their steps, and either way in machine code without the GIL.
+
+B rows of a batch, L = max_len targets a row, R rows of a piece.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import lru_cache, partial
-from itertools import chain, cycle
+from itertools import cycle, pairwise
 from pathlib import Path
-from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.decode import Layout, RowGroup, ShardError
 from pipeline.dataset.manifest_file import Manifest, ManifestError, ShardInfo
-from pipeline.dataset.unpacking import Int16, Int32
+from pipeline.dataset.unpacking import Rows
 from pipeline.shared.errors import one_line
 from pipeline.shared.storage import Location
 from training.model.batch import Batch
 from training.model.kernels.threads import Team
-from training.reading.lanes import Chunk, Lane, Opened, RowGroups, upcoming
+from training.reading.chunk import Chunk
 from training.reading.permutation import permutation
 from training.reading.plan import EpochPlan, Piece
-from training.reading.prefetch import BetweenSteps, read_ahead
-from training.reading.remote import FetchAhead, RowGroupOf, remote_shards
+from training.reading.prefetch import prefetch
+from training.reading.remote import Requests, Stored, remote_shards
+from training.reading.row_groups import Opened, Opening, row_groups
 from training.reading.shard_cache import ShardCache
 
 CHUNK_ROWS = 32_768
-"""A chunk is as many batches as have this many rows, at least one: 8 MB at 60 targets a row.
+"""A chunk is as many steps as have this many rows, at least one: 8 MB at 60 targets a row.
 
 Half of it would be too little for numpy to ask Linux for 2 MB pages, without which writing takes a fifth longer.
 """
-
-Each = Callable[[list[Callable[[], None]]], None]
-"""Does jobs, in any order."""
 
 NUM_CHUNKS = 3
 """One in use, one that waits, and one that is being filled; where a team reads between steps, none waits."""
@@ -60,10 +60,10 @@ class ArrowStream:
         cache: ShardCache | None = None,
     ):
         self.dataset, self.shards, self.plan = Location.of(dataset), shards, plan
-        self._folder = self.dataset.local
-        self._remote = remote_shards(self.dataset, cache) if self._folder is None else None
-        self._layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
-        self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
+        self.layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
+        self.remote = remote_shards(self.dataset, cache) if self.dataset.local is None else None
+        # Kept, since a shard has many row groups.
+        self._metadata = lru_cache(maxsize=len(plan.lanes))(lambda path: pq.read_metadata(path))
 
     def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Every step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
@@ -77,104 +77,44 @@ class ArrowStream:
             for batches in epochs:
                 yield from batches
 
-    def read(self, piece: Piece) -> tuple[Int32, Int32, Int16]:
+    def read(self, piece: Piece) -> Rows:
         """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
         row_group, order = self.opened(piece)
         return row_group.rows(order[piece.start : piece.stop])
 
-    def ring(self, num_lanes: int, num_chunks: int = NUM_CHUNKS) -> Iterator[Chunk]:
-        """Chunks in turn, for ``chunks``; before them one of a single batch, which is all that a run waits for."""
-        num_rows, num_batches = self.plan.rows_per_step * num_lanes, self._chunk_batches(num_lanes)
-        first, *others = (Chunk(count, num_rows, self._layout.max_len) for count in (1, *[num_batches] * num_chunks))
-        return chain([first], cycle(others))
+    def begin(self, piece: Piece, requests: Requests) -> Opening:
+        """The piece's row group, not opened yet; it is being fetched where it does not lie on this machine."""
+        fetch = requests.begin(self.remote(self.shards[piece.shard]), piece.row_group) if self.remote else None
+        return Opening(partial(self.opened, piece), fetch)
 
-    def expect(self, lanes: Sequence[Sequence[Piece]], fetch: FetchAhead) -> None:
-        """Begins to fetch what the first chunk of these lanes needs, and what comes after it."""
-        num_rows = self._chunk_batches(len(lanes)) * self.plan.rows_per_step
-        self._expect(chain.from_iterable(upcoming(pieces, 0, num_rows) for pieces in lanes), fetch)
-
-    def chunks(
-        self,
-        lanes: Sequence[Sequence[Piece]],
-        ring: Iterator[Chunk],
-        each: Each,
-        fetch: FetchAhead,
-        at_once: int = 1,
-        done: int = 0,
-    ) -> Iterator[Sequence[Batch]]:
-        """The batches of these lanes, a chunk at a time; ``at_once`` and ``done`` as ``read_epochs`` has them."""
-        share, steps_left = self.plan.rows_per_step, self.plan.num_steps
-        ahead = self._chunk_batches(len(lanes)) * share
-        row_groups = RowGroups(partial(self.opened, fetch=fetch), lanes)
-        rows = [Lane(row_groups, pieces) for pieces in lanes]
-        self.expect(lanes, fetch)
-        while steps_left:
-            chunk = next(ring)
-            count = min(chunk.num_batches, steps_left)
-            errors: dict[int, ManifestError] = {}  # by the last good batch of a lane
-
-            def fill(
-                index: int,
-                lane: Lane,
-                chunk: Chunk = chunk,
-                count: int = count,
-                errors: dict[int, ManifestError] = errors,
-            ) -> None:
-                try:
-                    lane.fill(chunk, index * share, share, count * share)
-                except ManifestError as error:
-                    errors.setdefault(lane.filled // share, error)
-
-            each([partial(fill, index, lane) for index, lane in enumerate(rows)])
-            count = min([count, *errors])
-            if self._remote and not errors:
-                upcoming = chain.from_iterable(lane.upcoming(ahead) for lane in rows)
-                self._expect(((piece, soon) for piece, soon in upcoming if not row_groups.holds(piece)), fetch)
-            if count:
-                yield chunk.batches(count, at_once, done)
-            if errors:
-                raise errors[count]
-            steps_left -= count
-            done += count
-
-    def opened(self, piece: Piece, fetch: FetchAhead | None = None) -> Opened:
-        """The piece's row group, and the order of all its rows."""
+    def opened(self, piece: Piece, fetch: Future[Stored] | None = None) -> Opened:
+        """The piece's row group, and the order of all its rows. Raises ManifestError."""
         shard = self.shards[piece.shard]
-        wanted = piece.row_group, piece.num_rows, self._layout
+        where = self.dataset / shard.path
         try:
-            if self._folder:
-                path = self._folder / shard.path
-                row_group = RowGroup.read(path, self._metadata(path), *wanted)
-            else:
+            if self.remote:
                 row_group = self._fetched(piece, fetch)
+            else:
+                rest = self._metadata(where.path), piece.row_group, piece.num_rows, self.layout
+                row_group = RowGroup.read(where.reader(), *rest)
         except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
-            reason = one_line(error)
             raise ManifestError(
-                f"{self.dataset / shard.path}: damaged or unreadable ({reason}); run prepare again with --overwrite"
+                f"{where}: damaged or unreadable ({one_line(error)}); run prepare again with --overwrite"
             ) from None
         return row_group, permutation(piece.stream, piece.num_rows)
 
-    def _fetched(self, piece: Piece, fetch: FetchAhead | None) -> RowGroup:
+    def _fetched(self, piece: Piece, fetch: Future[Stored] | None) -> RowGroup:
         """Fetched once more where it proves damaged, since it may be so only here, or in the cache."""
-        shard, row_group = self._remote_row_group(piece)
+        assert self.remote
+        shard = self.remote(self.shards[piece.shard])
+
+        def decoded(stored: Stored) -> RowGroup:
+            return RowGroup.decode(stored.content, stored.metadata, piece.row_group, piece.num_rows, self.layout)
+
         try:
-            stored = fetch.take(shard, row_group) if fetch else shard.fetch(row_group, Event())
-            return stored.decode(row_group, piece.num_rows, self._layout)
+            return decoded(fetch.result() if fetch else shard.fetch(piece.row_group, Requests()))
         except (pa.ArrowException, UnicodeDecodeError, ShardError):
-            return shard.fetch(row_group, Event(), fresh=True).decode(row_group, piece.num_rows, self._layout)
-
-    def _remote_row_group(self, piece: Piece) -> RowGroupOf:
-        assert self._remote
-        return self._remote(self.shards[piece.shard]), piece.row_group
-
-    def _chunk_batches(self, num_lanes: int) -> int:
-        return max(1, CHUNK_ROWS // (self.plan.rows_per_step * num_lanes))
-
-    def _expect(self, pieces: Iterable[tuple[Piece, bool]], fetch: FetchAhead) -> None:
-        """With each piece whether the next chunk needs it."""
-        if self._remote:
-            keys = [(self._remote_row_group(piece), soon) for piece, soon in pieces]
-            fetch.expect([key for key, soon in keys if soon], [key for key, soon in keys if not soon])
+            return decoded(shard.fetch(piece.row_group, Requests(), fresh=True))
 
 
 def read_epochs(
@@ -191,47 +131,48 @@ def read_epochs(
     A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run, of which ``done`` came
     before, is a multiple of it.
 
-    All epochs are read by one thread, or by ``team`` between its steps, which makes the streams too, and have the same
-    memory: the first batch of an epoch has been read when the last one of the epoch before is done.
+    All epochs are read by one thread, or by ``team`` between its steps, and have the same memory: the first batch of an
+    epoch has been read when the last one of the epoch before is done.
     """
-    between_steps = BetweenSteps(team) if team else None
-    each = between_steps.each if between_steps else one_by_one
-    fetch = FetchAhead()
-
-    def chunks() -> Iterator[tuple[Sequence[Batch], bool]]:
-        """With each chunk whether it ends its epoch."""
-        ring, before = None, done
-        streams = map(make, epochs)
-        following = next(streams, None)
-        while (stream := following) is not None:
-            lanes = stream.plan.of_rank(rank, world_size)
-            ring = ring or stream.ring(len(lanes), NUM_CHUNKS - 1 if team else NUM_CHUNKS)
-            steps_left = stream.plan.num_steps
-            if not steps_left:
-                following = next(streams, None)
-                yield (), True
-            for batches in stream.chunks(lanes, ring, each, fetch, at_once, before):
-                steps_left -= sum(batch.num_steps for batch in batches)
-                if not steps_left and (following := next(streams, None)):
-                    following.expect(following.plan.of_rank(rank, world_size), fetch)
-                yield batches, not steps_left
-            before += stream.plan.num_steps
-
-    def one_epoch() -> Iterator[Sequence[Batch]]:
-        for batches, is_last in ahead:
-            yield batches
-            if is_last:
-                return
-
-    items = between_steps.read(chunks(), fetch.is_ready) if between_steps else read_ahead(chunks(), NUM_CHUNKS)
-    with closing(items) as ahead, closing(fetch):
+    requests, in_use = Requests(), NUM_CHUNKS - 1 if team else NUM_CHUNKS
+    chunks = prefetch(chunks_of(map(make, epochs), rank, world_size, in_use, requests, done), in_use, team)
+    with closing(chunks), closing(requests):
         for _ in epochs:
-            batches = chain.from_iterable(one_epoch())
+            batches = _epoch(chunks, at_once)
             yield batches
             for _ in batches:
                 pass  # that the caller has left
 
 
-def one_by_one(jobs: list[Callable[[], None]]) -> None:
-    for job in jobs:
-        job()
+def _epoch(chunks: Iterator[Chunk], at_once: int) -> Iterator[Batch]:
+    for chunk in chunks:
+        yield from chunk.batches(at_once)
+        if chunk.ends_epoch:
+            return
+
+
+def chunks_of(
+    streams: Iterable[ArrowStream], rank: int, world_size: int, in_use: int, requests: Requests, done: int = 0
+) -> Iterator[Chunk]:
+    """The chunks of one epoch after the other, to be filled; of them ``in_use`` have memory of their own.
+
+    The first has one step, which is all that a run waits for. Where row groups are fetched, a chunk comes when those of
+    later chunks are on their way, one for every lane.
+    """
+    memory: Iterator[Rows] | None = None
+    waiting: deque[tuple[int, Chunk]] = deque()
+    for stream in streams:
+        plan, lanes = stream.plan, stream.plan.of_rank(rank, world_size)
+        num_rows = plan.rows_per_step * len(lanes)
+        most = max(1, CHUNK_ROWS // num_rows)
+        ends = [*range(most if memory else 1, plan.num_steps, most), plan.num_steps]
+        memory = memory or cycle([Rows.zeros(most * num_rows, stream.layout.max_len) for _ in range(in_use)])
+        steps = [last - first for first, last in pairwise([0, *ends])]
+        parts = row_groups(lanes, plan.pieces(rank, world_size, steps), partial(stream.begin, requests=requests))
+        for end, num_steps, of_lanes in zip(ends, steps, parts, strict=True):
+            chunk = Chunk(of_lanes, plan.rows_per_step, num_steps, done, end == plan.num_steps, next(memory))
+            waiting.append((requests.num_begun + (len(lanes) if stream.remote else 0), chunk))
+            while waiting and requests.num_begun >= waiting[0][0]:
+                yield waiting.popleft()[1]
+            done += num_steps
+    yield from (chunk for _, chunk in waiting)

@@ -126,7 +126,7 @@ def _rows_of_shard(
         read = path.reader()
         for number in np.unique(wanted // group_rows).tolist():
             begin, size = number * group_rows, min(group_rows, num_rows - number * group_rows)
-            row_group = RowGroup.decode(read, metadata, number, size, layout)
+            row_group = RowGroup.read(read, metadata, number, size, layout)
             rows = wanted[(wanted >= begin) & (wanted < begin + size)] - begin
             parts.append(row_group.rows(rows.astype(np.int32)))
     except (OSError, pa.ArrowException, ShardError) as error:

@@ -1,0 +1,82 @@
+"""Chunk: the rows of many steps, put together from the row groups of a rank's lanes.
+
+B rows of a rank's step, S steps of a chunk, N = S·B.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+
+from pipeline.dataset.manifest_file import ManifestError
+from pipeline.dataset.unpacking import Places, Rows, empty_rows
+from training.model.batch import Batch
+from training.reading.row_groups import Part
+
+
+class Chunk:
+    """The next ``num_steps`` steps of a rank: in ``memory``, once ``do`` has filled it from the parts of the lanes.
+
+    A step has ``share`` rows of each lane, one lane after the other; a lane that has run out is filled up with empty
+    rows. ``done`` steps of the run come before.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Sequence[Part]], share: int, num_steps: int, done: int, ends_epoch: bool, memory: Rows
+    ):
+        self.num_steps, self.ends_epoch = num_steps, ends_epoch
+        self._done, self._memory = done, memory
+        self._share, self._stride = share, share * len(lanes)
+        self._unfilled = deque(enumerate(lanes))
+        self._errors: dict[int, ManifestError] = {}
+        """By the number of steps before it that are good."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all lanes are filled, or being filled."""
+        return not self._unfilled
+
+    def do(self, may_wait: bool = True) -> None:
+        """Fills lanes that no other thread has begun to fill; threads may call it together.
+
+        Without ``may_wait`` it leaves out the lanes whose row groups are still being fetched.
+        """
+        for _ in range(len(self._unfilled)):
+            try:
+                index, parts = self._unfilled.popleft()
+            except IndexError:  # another thread has taken the last one
+                return
+            if may_wait or not any(row_group.must_wait() for _, row_group in parts):
+                self._fill(index, parts)
+            else:
+                self._unfilled.append((index, parts))
+
+    def _fill(self, index: int, parts: Sequence[Part]) -> None:
+        places = Places(0, self._share, self._stride, offset=index * self._share)
+        num_rows = self.num_steps * self._share
+        try:
+            for piece, row_group in parts:
+                found, order = row_group.get()
+                found.unpack(order[piece.start : piece.stop], places, self._memory)
+                places = places._replace(first=places.first + piece.size)
+        except ManifestError as error:
+            self._errors.setdefault(places.first // self._share, error)
+            return
+        if places.first < num_rows:
+            empty_rows(num_rows - places.first, places, self._memory)
+
+    def batches(self, at_once: int) -> Iterator[Batch]:
+        """The steps, as views of the memory, ``at_once`` to a batch, or fewer: none goes beyond a multiple of it.
+
+        These multiples are counted from the run's first step on. Raises ManifestError in place of the first batch that
+        has rows of a row group that could not be opened.
+        """
+        good = min([self.num_steps, *self._errors])
+        cuts = [0, *range(at_once - self._done % at_once, good, at_once), good] if good else []
+        for first, last in pairwise(cuts):
+            rows = slice(first * self._stride, last * self._stride)
+            center_B, targets_BL, num_contexts_B = (torch.from_numpy(column_N[rows]) for column_N in self._memory)
+            yield Batch(center_B, targets_BL, num_contexts_B, last - first)
+        if self._errors:
+            raise self._errors[good]
