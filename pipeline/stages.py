@@ -4,7 +4,7 @@
 
 The bytes of every shard are a function of the corpus as a bag of token sequences, of the config, and of the versions of
 numpy and pyarrow. Cores, executors, input files, splits, retries and batch sizes change nothing, because every draw
-depends on (seed, epoch, purpose, key of the sequence, how many equal ones came before it, position) alone.
+depends only on (seed, epoch, purpose, key of the sequence, number of equal sequences before it, position).
 """
 
 import json
@@ -48,10 +48,10 @@ log = logging.getLogger(__name__)
 def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output: str | Path | Location) -> Manifest:
     """Writes the dataset OUTPUT from ``corpus`` and returns its manifest.
 
-    A dataset that is there stays valid until the new manifest takes its place, and an error before that leaves nothing
-    behind; what a killed run leaves, the next one removes. Raises InputError for what the user can mend.
+    A dataset that is there stays valid until the new manifest replaces the old one. After an error nothing new is left;
+    the next run removes what a killed run left behind. Raises InputError for what the user can fix.
     """
-    output = Location.of(output).absolute()  # executors need not stand in our folder
+    output = Location.of(output).absolute()  # executors may have another working directory
     with new_generation(output) as generation:
         before = current(output)
         try:
@@ -90,14 +90,14 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
 
 @contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Says how long a stage took, to those who want the details."""
+    """Logs at DEBUG how long the block took."""
     started = time.perf_counter()
     yield
     log.debug("%s took %.1f s", stage, time.perf_counter() - started)
 
 
 def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int]]:
-    """The vocabulary, and how many lines, tokens and so on were seen. Partial counts here, sums in the JVM."""
+    """The vocabulary, and the numbers of lines, tokens and so on. Python counts each partition, the JVM adds up."""
 
     def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals()
@@ -115,9 +115,9 @@ def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int
         .agg(F.sum("count").alias("count"))
         .where(~F.col("is_word") | (F.col("count") >= config.min_count))
     )
-    if config.max_vocab is not None:  # the rest need not come to the driver
+    if config.max_vocab is not None:  # rarer words need not come to the driver
         most_frequent = counted.orderBy("is_word", F.desc("count"), "name")
-        counted = most_frequent.limit(config.max_vocab + 1 + len(Totals().seen))  # one for <unk>, should it be there
+        counted = most_frequent.limit(config.max_vocab + 1 + len(Totals().seen))  # 1: the corpus may hold <unk> itself
     totals = counted.toArrow()
     words = totals.filter(totals["is_word"]).combine_chunks()
     others = totals.filter(pc.invert(totals["is_word"])).to_pydict()
@@ -127,7 +127,7 @@ def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
-    """A corpus from which no example, or no negative, could be drawn is refused before anything is written."""
+    """Raises InputError when no example, or no negative, could be drawn. Nothing is written by then."""
     num_tokens, num_words = int(vocab.counts_V.sum()), len(vocab) - 1
     if num_tokens == 0:
         raise InputError("the corpus holds no tokens; expected text, one sentence a line")
@@ -143,12 +143,12 @@ def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
 
 
 def default_num_shards(vocab: Vocab, tables: Tables) -> int:
-    """From the vocabulary alone: a shard for each 2^20 examples expected, at least 16."""
+    """One shard for every 2^20 expected examples, at least 16. Depends only on the vocabulary and the tables."""
     return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
 
 
 def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
-    """(key bigint, ids binary): every sequence with at least two known words, as int32 ids."""
+    """(key bigint, ids binary): every sequence with two known words or more, as int32 ids."""
     folder = str(generation)
 
     def to_ids(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -164,18 +164,18 @@ def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> Da
 
 @lru_cache(maxsize=1)
 def _word_index(generation: str) -> WordIndex:
-    """Made once a Python worker: a generation's folder has a name of its own."""
+    """Made once in each Python worker; the name of a generation is unique."""
     with from_the_driver(Location.of(generation)) as folder:
         return WordIndex(Vocab.read(folder / VOCAB).words)
 
 
 def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
-    """The one shuffle: partition by key, sort by (key, ids). Hash order is random order, and the same every time."""
+    """The one shuffle: partitions by key, sorts by (key, ids). The key is a hash: a random order, always the same."""
     return sequences.repartition(num_shards, "key").sortWithinPartitions("key", "ids")
 
 
 def write(sequences: DataFrame, config: PipelineConfig, generation: Location) -> None:
-    """Samples and writes every partition as its shards; returns when Spark has committed all of them."""
+    """Samples every partition and writes its shards; returns when Spark has committed all tasks."""
     sequences.sparkSession.dataSource.register(ShardSink)
     writer = sequences.write.format(ShardSink.name()).mode("append")
     writer.options(path=str(generation), config=json.dumps(asdict(config))).save()
@@ -188,7 +188,7 @@ def collect(
     vocab: Vocab,
     seen: dict[str, int],
 ) -> Manifest:
-    """The manifest of a generation, from the results of the tasks that Spark committed."""
+    """The manifest of a generation, from the results of the committed tasks."""
     results = json.loads((generation / RESULTS).read_bytes())
     shards = sorted(
         (ShardInfo(**shard) for result in results for shard in result["shards"]),
@@ -230,7 +230,7 @@ def spelled(versions: dict[str, str]) -> str:
 
 
 def check_shared(manifest: Manifest, output: Location) -> None:
-    """The driver sees what the workers wrote."""
+    """Raises InputError when the driver does not see what the workers wrote."""
     try:
         manifest.check_files(output)
     except ManifestError as error:
@@ -239,10 +239,10 @@ def check_shared(manifest: Manifest, output: Location) -> None:
 
 
 def remove_unlisted(output: Location, manifest: Manifest) -> None:
-    """What attempts that lost or were killed left in the generation; nobody reads it, but it takes room."""
+    """Removes the files that failed or overtaken attempts left in the generation. Nobody reads them; they take room."""
     generation = output / manifest.generation
     listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
-    with suppress(OSError):  # the dataset is whole by now
+    with suppress(OSError):  # the dataset is complete by now
         for entry in generation.files():
             if entry.path not in listed:
                 generation.filesystem.delete_file(entry.path)

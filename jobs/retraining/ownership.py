@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from jobs.retraining.workspace import CURRENT, CYCLES, LOCK, OWN
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import MENDABLE, InputError
-from pipeline.shared.files import Held, locked
+from pipeline.shared.files import AlreadyLocked, locked
 
 ORPHANS_S = 90
 """How long what a killed command has started may take to end."""
@@ -45,7 +45,7 @@ def _lock(folder: Path, stack: ExitStack) -> BinaryIO | None:
     while True:
         try:
             return stack.enter_context(locked(folder / LOCK))
-        except Held:
+        except AlreadyLocked:
             owner = owner_of(folder)
             if owner is None or _is_alive(owner) or time.monotonic() > deadline:
                 raise InputError(_held(folder, owner)) from None

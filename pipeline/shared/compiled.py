@@ -29,7 +29,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from pipeline.shared.code_digest import code_digest
-from pipeline.shared.files import Held, locked
+from pipeline.shared.files import AlreadyLocked, locked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,7 +154,7 @@ class _Cache(NullCache):
                     try:
                         held.enter_context(locked(folder / f".{name}.lock"))
                         break
-                    except Held:
+                    except AlreadyLocked:
                         time.sleep(0.02)
                     except OSError:  # a folder that cannot hold locks
                         break

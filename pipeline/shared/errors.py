@@ -24,8 +24,8 @@ class InputError(ValueError):
         )
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of someone else's says, for a message of ours."""
+def one_line(error: object) -> str:
+    """The message of another library's error, without line breaks."""
     return " ".join(str(error).split())
 
 

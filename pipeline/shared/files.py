@@ -1,7 +1,4 @@
-"""Files of this machine or of a shared folder: locked, written atomically, and on the disk before they have a name.
-
-What keeps a user from writing one (a full disk, a missing right) becomes one line.
-"""
+"""Files on a disk: atomic and durable writes, locks, and an OSError as one line for the user."""
 
 import fcntl
 import os
@@ -11,16 +8,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside ``path``. It gets that name, durably, when the block ends; after an error it is removed.
+    """Yields a temporary file, which is renamed to ``path`` when the block ends; after an error it is removed.
 
-    A reader, and a machine that loses power, finds the old content or the new one, never a part. Each call has a
-    temporary file of its own, so that several processes, even on several machines, may write the same file. Raises
-    OSError.
+    Readers find the old content or the new one, never a part, also after a power cut. Each call has a temporary file of
+    its own, so processes on any number of machines may write the same ``path``. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -35,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def fsync(path: Path) -> None:
-    """Returns when the disk has this file's content, or this folder's list of files. Raises OSError."""
+    """Returns when this file's content, or this folder's list of files, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,27 +41,27 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def os_errors(subject: str, remedy: str, kind: type[InputError] = InputError) -> Iterator[None]:
-    """Raises an OSError of the block as InputError: "SUBJECT (reason); REMEDY".
+    """Raises an OSError of the block as InputError "SUBJECT (REASON); REMEDY".
 
     ``subject`` says what could not be done, as in "--output runs/ptb: cannot be written".
     """
     try:
         yield
     except OSError as error:
-        raise kind(f"{subject} ({error.strerror or error}); {remedy}") from error
+        raise kind(f"{subject} ({one_line(error.strerror or error)}); {remedy}") from error
 
 
-class Held(Exception):
+class AlreadyLocked(Exception):
     """Another process has the lock."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[BinaryIO | None]:
-    """Holds the lock of the file ``path``, which is there as long; yields the file, where that keeps others away.
+    """Holds the lock of the file ``path``, which exists meanwhile; yields the open file, or None without locks.
 
-    It does not on a file system without locks: None. Raises Held, and OSError when the file cannot be made. The
-    operating system holds the lock for the process, and for children that are given the file, and drops it when the
-    last of them ends, however it does.
+    Some file systems have no locks. Raises AlreadyLocked, and OSError when the file cannot be made. Children that
+    inherit the open file hold the lock too; the operating system releases it when the last process ends, however it
+    ends.
     """
     with ExitStack() as stack:
         is_ours = False
@@ -74,10 +70,10 @@ def locked(path: Path) -> Iterator[BinaryIO | None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Held from None
+                raise AlreadyLocked from None
             except OSError:
                 break
-            # A process that just ended may have removed the file between our opening and our locking it.
+            # A process that just ended may have removed the file after we opened it and before we locked it.
             is_ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         stack.callback(path.unlink, missing_ok=True)
         yield file if is_ours else None

@@ -1,4 +1,4 @@
-"""What a preparation will write and how long it will take, told before the long work, from the vocabulary alone."""
+"""How much prepare will write and how long it will take, estimated from the vocabulary before the long work."""
 
 import math
 
@@ -8,30 +8,30 @@ from pipeline.sampling.sample import Tables
 from pipeline.sampling.subsample import CERTAIN
 
 OTHER_BYTES = 20
-"""Of an example beside its ids: its center, mask, label and what the row group shares; 6 to 17 were seen."""
+"""Bytes of an example beside its ids: center, mask, label and a share of the row group; 6 to 17 were measured."""
 
 START_S, TOKEN_S, EPOCH_TOKEN_S = 10.0, 0.73e-6, 0.26e-6
-"""Core-seconds: to start, for a token, and for a token in each further epoch; measured, see docs/scaling.md."""
+"""Core-seconds: to start, per token, and per token of each further epoch. Measured, see docs/scaling.md."""
 
 
 def expected_examples(vocab: Vocab, tables: Tables) -> float:
-    """Tokens of an epoch that subsampling keeps: a few more than examples, since one kept alone gives none."""
+    """Tokens that subsampling keeps in an epoch. A few more than examples: a token that is kept alone gives none."""
     return float((vocab.counts_V * (tables.keep_V / CERTAIN)).sum())
 
 
 def bytes_an_example(vocab_size: int, config: PipelineConfig) -> float:
-    """Of long sequences; short ones, whose centers have fewer contexts than window + 1, take up to a third less."""
+    """An estimate for long sequences. In short ones, centers have fewer contexts: up to a third less."""
     bits = math.ceil(math.log2(vocab_size))
     return (config.window + 1) * (1 + config.negatives) * bits / 8 + OTHER_BYTES
 
 
 def core_seconds(num_tokens: int, epochs: int) -> float:
-    """What preparing takes on one core like those of docs/scaling.md."""
+    """Time of prepare on one core like those of docs/scaling.md."""
     return START_S + num_tokens * (TOKEN_S + EPOCH_TOKEN_S * (epochs - 1))
 
 
 def forecast(vocab: Vocab, tables: Tables, config: PipelineConfig, num_tasks: int) -> str:
-    """One line, with its arithmetic; ``num_tasks`` are those that run at once."""
+    """One line with its arithmetic. ``num_tasks`` is how many tasks run at once."""
     examples, size = expected_examples(vocab, tables), bytes_an_example(len(vocab), config)
     seconds = core_seconds(int(vocab.counts_V.sum()), config.epochs) / num_tasks
     takes = "less than a minute" if seconds < 60 else f"about {seconds / 60:.0f} min"
@@ -43,7 +43,7 @@ def forecast(vocab: Vocab, tables: Tables, config: PipelineConfig, num_tasks: in
 
 
 def rounded(number: float) -> str:
-    """Of 1 and more two digits, 190,000 for 187,344; of less, one."""
+    """Two significant digits of a number from 1 up, as in 190,000 for 187,344; one digit of a smaller number."""
     if number <= 0:
         return "0"
     magnitude = math.floor(math.log10(number))

@@ -1,4 +1,4 @@
-"""Shards: one Parquet file of examples, its row groups full whatever the sizes of the pieces that come."""
+"""Shards: Parquet files of examples in row groups of equal size."""
 
 import hashlib
 from contextlib import AbstractContextManager, ExitStack
@@ -19,7 +19,7 @@ ROW_GROUP_ROWS = 16_384
 
 
 def versions() -> dict[str, str]:
-    """The libraries that decide the bytes."""
+    """The versions of the libraries that the bytes of a shard depend on."""
     return {"numpy": np.__version__, "pyarrow": pa.__version__}
 
 
@@ -49,7 +49,7 @@ class ShardFile:
         self._open_files.__exit__(*error)
 
     def append(self, examples: Examples) -> None:
-        """Takes rows; writes those that fill row groups."""
+        """Adds rows and writes every row group that is full."""
         self.num_rows += examples.center_N.size
         self.num_pairs += int(examples.num_contexts_N.sum())
         columns = examples.center_N, examples.contexts_negatives_NL, examples.num_contexts_N
@@ -62,7 +62,7 @@ class ShardFile:
             if self._num_pending == ROW_GROUP_ROWS:
                 self._pending.append(rows)
                 self._write_row_group()
-            else:  # copied, so as not to hold what the rest is a view of
+            else:  # copied, since a view would keep the whole piece in memory
                 self._pending.append([column.copy() for column in rows])
 
     def finish(self) -> ShardInfo | None:

@@ -1,7 +1,7 @@
 """The Spark sink: a Python data source with an Arrow writer, so Spark's own protocol decides which attempt counts.
 
-The work itself is in task.py, which is imported where it is done: Spark imports this file in processes that only plan or
-commit, where numba and pandas would cost time for nothing.
+The work itself is in task.py, which is imported where the work is done: Spark also imports this file in processes that
+only plan or commit, where numba and pandas would cost time for nothing.
 """
 
 import json

@@ -1,75 +1,44 @@
-"""What of Spark's exceptions the user can mend, in one line; everything else stays the bug that it is."""
+"""Spark's exceptions that the user can fix, in one line each. Everything else is raised as it is."""
 
 import re
-from urllib.parse import unquote
 
 from py4j.protocol import Py4JNetworkError
 
 from pipeline.shared.errors import InputError
 
 _OURS = re.compile(r"^pipeline\.(?:shared\.errors\.Input|dataset\.manifest_file\.Manifest)Error: (.*)$", re.MULTILINE)
-_UNREADABLE = re.compile(
-    r"FAILED_READ_FILE\.?(\S*)\] .*?reading file '?(\S.*?)'?\. *(?:SQLSTATE|Details|Data type|File)"
+_MEMORY = (
+    "if memory is too small: a line of text is held there as a whole; give more with spark-submit --driver-memory 4g, "
+    "on a cluster --executor-memory, or break the longest lines"
 )
+_REMEDIES = (
+    (
+        r"No FileSystem for scheme|Class org\.apache\.hadoop\.fs\.\S+ not found",
+        "add the package of its file system, as in spark-submit --packages org.apache.hadoop:hadoop-aws:... for s3a://",
+    ),
+    (r"FILE_NOT_EXIST", "a worker does not see the file; it must lie on storage that all machines share, and stay"),
+    (r"PATH_NOT_FOUND|FAILED_READ_FILE", "name files that are there, whole, and of one type"),
+    (
+        r"(?:UnknownHost|Connect|NoRouteToHost|SocketTimeout|AccessControl)Exception",
+        "check the address and access",
+    ),
+    (r"OutOfMemoryError", _MEMORY),
+    (r"No space left on device", "make room where Spark keeps temporary files (SPARK_LOCAL_DIRS), and on --output"),
+)
+"""What a line of Spark's text holds, and what to do about it."""
 
 
 def user_error(error: BaseException, given: str) -> InputError | None:
-    """The InputError that ``error`` means, if it is one; ``given`` is how the user named the input.
+    """The InputError that ``error`` stands for; None for a bug. ``given`` is the input as the user named it.
 
-    Spark carries what a Python worker raised as text, so an InputError of ours is found again by its name there.
+    Spark passes on what a Python worker raised as text, so that our own InputError is found by its name in there.
     """
     if isinstance(error, Py4JNetworkError | ConnectionError):
-        return InputError(f"Spark's Java ended before its time. {_MEMORY}")
+        return InputError(f"Spark's Java ended early; {_MEMORY}")
     text = str(error)
     if ours := _OURS.search(text):
         return InputError(ours[1])
-    if unreadable := _UNREADABLE.search(text):
-        return InputError(_of_file(unreadable[1], _plain(unreadable[2])))
-    for sign, message in _SIGNS:
-        if found := re.search(sign, text):
-            return InputError(message.format(given=given, found=(found[1] if found.groups() else found[0]).strip()))
+    for sign, remedy in _REMEDIES:
+        if found := re.search(f".*(?:{sign}).*", text):
+            return InputError(f"--input {given}: {found[0].removeprefix('Caused by').strip(': ')[:500]}; {remedy}")
     return None
-
-
-def _of_file(kind: str, path: str) -> str:
-    if kind == "FILE_NOT_EXIST":
-        return f"--input {path}: a worker does not see it; it must lie on storage that all machines share, and stay"
-    if "COLUMN_DATA_TYPE" in kind:
-        return f"--input {path}: its column has another type than in the other files; prepare it by itself"
-    return f"--input {path}: damaged, or not of this format; it breaks off or cannot be decoded; give a whole copy"
-
-
-def _plain(uri: str) -> str:
-    return unquote(re.sub(r"^file:/+", "/", uri))
-
-
-_MEMORY = (
-    "If its memory is too small: a line is held there as a whole; give more with spark-submit --driver-memory 4g, on a "
-    "cluster --executor-memory, or break the longest lines"
-)
-_SIGNS = (
-    (r"PATH_NOT_FOUND\] Path does not exist: (.*?)\. SQLSTATE", "--input {found}: not found; name what is there"),
-    (
-        r'(?:No FileSystem for scheme "?|UnsupportedFileSystemException: .*?scheme "?)([a-z0-9]+)',
-        "--input {given}: Spark has no file system for {found}://; add its package, as in spark-submit --packages "
-        "org.apache.hadoop:hadoop-aws:... for s3a://",
-    ),
-    (
-        r"ClassNotFoundException: Class (org\.apache\.hadoop\.fs\.\S+) not found",
-        "--input {given}: Spark lacks {found}; add its package with spark-submit --packages",
-    ),
-    (r"UnknownHostException: (\S+)", "--input {given}: no host {found}; check the address"),
-    (
-        r"(?:ConnectException|NoRouteToHostException|SocketTimeoutException)[^\n]*?: ([^\n]*)",
-        "--input {given}: cannot be reached ({found}); check the address and that it answers",
-    ),
-    (r"AccessControlException: ([^\n]*)", "--input {given}: may not be read ({found})"),
-    (
-        r"OutOfMemoryError: (Java heap space|Requested array size[^\n]*|GC overhead[^\n]*)",
-        "{found}. " + _MEMORY,
-    ),
-    (
-        r"(No space left on device)",
-        "{found}: where Spark keeps its temporary files (SPARK_LOCAL_DIRS) or on --output; make room or name another",
-    ),
-)

@@ -22,7 +22,7 @@ from pipeline.text.tokens import stretches
 
 TABLES = "tables.npz"
 SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
-"""Places of rows, 4 bytes each, that a task fills at once, unless one sequence alone needs more."""
+"""Values of contexts_negatives, 4 bytes each, that a task makes at once, unless one sequence alone needs more."""
 
 
 def write_shards(generation: Location, config: PipelineConfig, number: int, pieces: Iterator[Slice]) -> dict[str, Any]:
@@ -55,21 +55,21 @@ def write_shards(generation: Location, config: PipelineConfig, number: int, piec
 
 
 def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
-    """A share ``holdout`` of the sequences, by key alone: the same ones under every seed and vocabulary."""
+    """Whether each sequence is among the share ``holdout``. Depends on the key alone, so not on seed or vocabulary."""
     threshold = round(holdout * 2**32)
     return fold(stream(0, Purpose.HOLDOUT), keys) >> np.uint64(32) < np.uint64(threshold)
 
 
 @lru_cache(maxsize=1)
 def _tables(generation: str) -> Tables:
-    """Read once a Python worker: a generation's folder has a name of its own."""
+    """Read once in each Python worker; the name of a generation is unique."""
     with from_the_driver(Location.of(generation)) as folder:
         return Tables.from_bytes((folder / TABLES).read_bytes())
 
 
 @contextmanager
 def from_the_driver(generation: Location) -> Iterator[Location]:
-    """What the driver wrote into a generation and a worker does not find is the user's to mend."""
+    """Raises InputError when a worker does not find what the driver wrote: the output is not on shared storage."""
     try:
         yield generation
     except FileNotFoundError:
@@ -79,13 +79,15 @@ def from_the_driver(generation: Location) -> Iterator[Location]:
 
 
 def slice_tokens(config: PipelineConfig) -> int:
-    """Tokens to sample at once, so that their rows are SLICE_VALUES at most."""
+    """How many tokens to sample at once, so that their rows have at most SLICE_VALUES values."""
     return min(MAX_SEQUENCE_TOKENS, SLICE_VALUES // config.max_len)
 
 
 def slices(batches: Iterator[pa.RecordBatch], max_tokens: int) -> Iterator[Slice]:
-    """Rows (key, ids) sorted by both, as slices of at most ``max_tokens`` tokens, or of one sequence; equal rows are
-    numbered."""
+    """Rows (key, ids), sorted by both, as slices of at most ``max_tokens`` tokens, or of one sequence.
+
+    Equal rows, which are neighbours, are numbered from 0 (``repeats``), also across batches.
+    """
     last: tuple[int, bytes] | None = None
     last_repeat = 0
     for batch in batches:
@@ -103,7 +105,7 @@ def slices(batches: Iterator[pa.RecordBatch], max_tokens: int) -> Iterator[Slice
 def _equals_the_one_before(
     keys: npt.NDArray[np.int64], sequences: pa.BinaryArray, last: tuple[int, bytes] | None
 ) -> npt.NDArray[np.bool_]:
-    """Bytes are compared only where keys are equal, which is rare."""
+    """Compares ids only where keys are equal, which is rare."""
     equal = np.zeros(keys.size, dtype=bool)
     equal[0] = last == (int(keys[0]), sequences[0].as_py())
     for row in np.flatnonzero(keys[1:] == keys[:-1]) + 1:
@@ -118,14 +120,14 @@ def _cut(keys: U64, sequences: pa.BinaryArray, repeats: npt.NDArray[np.int64], m
 
 
 def to_binary(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.BinaryArray:
-    """Sequences of ids, laid end to end, as one little-endian binary value each: what the shuffle moves."""
+    """Sequences of ids, laid end to end, as a little-endian binary value each, for the shuffle."""
     offsets = np.concatenate([[0], np.cumsum(lengths * 4)]).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(ids, dtype="<i4"))]
     return pa.Array.from_buffers(pa.binary(), lengths.size, buffers)
 
 
 def from_binary(sequences: pa.BinaryArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The ids, laid end to end without a copy, and the lengths; undoes ``to_binary``."""
+    """The ids, laid end to end without a copy, and the lengths: the inverse of ``to_binary``."""
     _, offsets_buffer, data = sequences.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[sequences.offset : sequences.offset + len(sequences) + 1]
     tokens = offsets.astype(np.int64) // 4

@@ -1,11 +1,11 @@
 """The demo corpus: 300,000 tokens of readable nonsense with known groups of related words.
 
-On a machine with no corpus and no network the whole job can still run, and unlike a real corpus this one can be
-scored: the words of one group of ``GROUPS`` fill the same places in the same sentences, so after training the nearest
-neighbour of such a word should be a word of its group. Otherwise it is like real text: function words on top, counts
-that fall about as 1 / rank (Zipf's law), and a tail of names and numbers seen once.
+It needs neither a corpus nor a network, and unlike a real corpus it can be scored: the words of each group in
+``GROUPS`` occur in the same places of the same sentences, so after training the nearest neighbour of such a word should
+be a word of its group. Otherwise it is like real text: function words are the most frequent, counts fall about as
+1 / rank (Zipf's law), and there is a tail of names and numbers that occur once.
 
-What it says is in ``demo_words.txt``, a small context-free grammar. Sentence i is a pure function of (seed, i) in
+The text follows from ``demo_words.txt``, a small context-free grammar. Sentence i is a pure function of (seed, i) in
 integer arithmetic, so the text is the same bytes on every machine.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 from pipeline.shared.randomness import Purpose, fold, stream
 
 NUM_SENTENCES = 20_000
-_MAX_CHOICES = 64  # in one sentence; the longest take 30
+_MAX_CHOICES = 64  # random draws of one sentence; the longest take 30
 
-# The planted groups, by name: 58 of 4 to 7 words. A word stands in one group, and nowhere else in the corpus.
+# 58 planted groups of 4 to 7 words. A word of a group occurs in its places only, and in no other group.
 GROUPS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {
@@ -110,10 +110,10 @@ _Rules = dict[str, list[str]]  # name of a rule or group -> its alternatives, th
 
 
 def demo_lines(seed: int = 0) -> Iterator[str]:
-    """Yield the same text every time: 20,000 sentences, about 300,000 tokens, a line each, without line ends.
+    """Yields 20,000 sentences of about 300,000 tokens, one a line, without line ends; the same text every time.
 
-    Lower case, one space between tokens, no punctuation, 5 to 35 tokens a line, and every thousandth line a single
-    word. Line i depends on (seed, i) alone; another seed is another text. All of it takes about a second.
+    Lower case, one space between tokens, no punctuation, 5 to 35 tokens a line; every thousandth line is a single word.
+    Line i depends only on (seed, i). The whole text takes about a second.
     """
     subjects = _subjects()
     for index in range(NUM_SENTENCES):
@@ -124,7 +124,7 @@ def demo_lines(seed: int = 0) -> Iterator[str]:
 
 
 def _expand(text: str, rules: _Rules, bits: Iterator[int]) -> str:
-    """``text`` with its slots filled, each taking the next of ``bits``. A group's slots get different words."""
+    """``text`` with its slots filled; each slot takes the next of ``bits``. Slots of one group get different words."""
     taken = set()
 
     def fill(slot: re.Match[str]) -> str:
@@ -141,22 +141,22 @@ def _expand(text: str, rules: _Rules, bits: Iterator[int]) -> str:
 
 
 def _choose(bits: Iterator[int], n: int) -> int:
-    """One of 0..n-1; i has the weight 1 / (i + 3), in integers."""
+    """A random index below ``n``; i has the weight 1 / (i + 3), in integer arithmetic."""
     bounds = _bounds(n)
     return bisect_right(bounds, (next(bits) >> 32) * bounds[-1] >> 32)
 
 
 @cache
 def _bounds(n: int) -> list[int]:
-    """The weights, added up: i owns the integers from ``_bounds(n)[i - 1]`` to below ``_bounds(n)[i]``."""
+    """Cumulative weights: i is drawn by the integers from ``_bounds(n)[i - 1]`` to below ``_bounds(n)[i]``."""
     return list(accumulate((1 << 20) // (i + 3) for i in range(n)))
 
 
 @cache
 def _subjects() -> list[_Rules]:
-    """The grammar of each subject, the commonest first: ``demo_words.txt``, whose head says how to read it.
+    """The grammar of each subject, the most frequent first, from ``demo_words.txt``, which explains its format.
 
-    They share all rules except ``clause``, which is the subject's own.
+    Subjects share all rules except ``clause``.
     """
     rules: _Rules = {name: list(words) for name, words in GROUPS.items()}
     clauses: _Rules = {}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 from pipeline.text.corpus import Corpus, text, write_copy
 
 PTB_FILE = "ptb.train.txt"
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corpus:
     """Penn Treebank: ``given`` (a file, a folder with ptb.train.txt, or any text), else ``cache``, else a download.
 
-    A cached or downloaded copy is believed only when its SHA-256 is the published text's.
+    A cached or downloaded copy must have the SHA-256 of the published text. Raises InputError.
     """
     if given is not None:
-        with suppress(OSError):  # text() says what is wrong with the path
+        with suppress(OSError):  # text() raises the InputError
             if (given / PTB_FILE).is_file():
                 return text(given / PTB_FILE)
         return text(given)
@@ -44,7 +44,7 @@ def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corp
 
 
 def _download(urls: Iterable[str]) -> bytes:
-    """PTB's training text from the first public copy that answers with the right bytes."""
+    """PTB's training text, from the first public copy that has the right SHA-256."""
     failures = []
     for url in urls:
         log.info("downloading %s", url)
@@ -54,7 +54,7 @@ def _download(urls: Iterable[str]) -> bytes:
             if url.endswith(".zip"):
                 content = _from_zip(content)
         except (OSError, HTTPException, zipfile.BadZipFile, zlib.error, KeyError) as error:
-            failures.append(f"{url}: {' '.join(str(getattr(error, 'reason', error)).split())}")
+            failures.append(f"{url}: {one_line(getattr(error, 'reason', error))}")
             continue
         if _sha256(content) == PTB_SHA256:
             return content

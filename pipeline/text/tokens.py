@@ -1,8 +1,8 @@
-"""The one tokeniser. Counting and sampling both call it, so that they cannot disagree.
+"""The tokeniser. Counting and sampling call the same one, so that they cannot disagree.
 
 ``whitespace`` splits on Unicode white space, exactly as Python's ``str.split()``. ``words`` keeps runs of Unicode
-letters, marks, numbers and underscores, with apostrophes inside them ("don't"; U+2019 counts as one and becomes "'");
-all else separates. Lower-casing, if asked for, is Unicode's, one code point at a time. An array is a sequence as it is.
+letters, marks, numbers and underscores, with apostrophes inside them ("don't"; U+2019 becomes "'"); everything else
+separates words. Lower-casing is Unicode's, one code point at a time. An array is a sequence and is not tokenised.
 """
 
 import re
@@ -18,12 +18,12 @@ from pipeline.dataset.vocab import UNKNOWN
 from pipeline.pipeline_config import PipelineConfig
 
 CHUNK_BYTES = 2 << 20
-"""Text that is split at once: what it takes in between stays in the processor's cache, and off the worker's memory."""
+"""Text that is split at once: intermediate arrays stay in the processor's cache, and the worker's memory is small."""
 
 CHUNK_TOKENS = CHUNK_BYTES // 4
 
 MAX_WORD_BYTES = 4096
-"""A longer token is no word but a slip (a file without white space, say) and becomes <unk>, in its place."""
+"""A longer token is probably an error, such as a file without white space; it becomes <unk>."""
 
 
 _NO_WORD = r"[^\p{L}\p{M}\p{N}_']+"
@@ -32,7 +32,7 @@ _ASCII_SPACE = re.compile(rb"[\t-\r\x1c-\x20]")
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Sequences end to end: ``words`` (sum of ``lengths``) and ``lengths``, each >= 1; and what was met on the way."""
+    """Sequences end to end: ``words`` (sum of ``lengths``) and ``lengths``, each >= 1; and counts for the manifest."""
 
     words: pa.StringArray
     lengths: npt.NDArray[np.int64]
@@ -41,15 +41,15 @@ class Tokenized:
     """Rows without a value, and null or empty elements of arrays."""
     num_invalid_utf8: int = 0
     num_too_short: int = 0
-    """Sequences with fewer than two tokens, blank lines among them: counted as words, but of no use as examples."""
+    """Sequences with fewer than two tokens, including blank lines. Their words are counted, but give no example."""
     num_long_tokens: int = 0
 
 
 def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
-    """The sequences of lines (string or binary) or of token lists (list of strings), cut as ``config`` says.
+    """The sequences of lines (string or binary) or of token lists (list of strings), cut at max_sentence_length.
 
-    Comes in chunks of a few MB, however many or long the lines are. Bytes that are not UTF-8 are decoded with U+FFFD
-    in their place, and their lines counted; nulls are skipped and counted.
+    Yields chunks of a few MB, however many or long the lines are. Bytes that are not UTF-8 become U+FFFD, and their
+    lines are counted; nulls are skipped and counted.
     """
     values = column.drop_null()
     num_nulls = len(column) - len(values)
@@ -58,7 +58,7 @@ def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
     if pa.types.is_list(values.type):
         yield from _from_lists(values, config)
     else:
-        yield from _from_lines(values.cast(pa.binary()), config)  # no copy; a string may be no UTF-8
+        yield from _from_lines(values.cast(pa.binary()), config)  # no copy; a string may be invalid UTF-8
 
 
 def _from_lines(lines: pa.BinaryArray, config: PipelineConfig) -> Iterator[Tokenized]:
@@ -91,7 +91,7 @@ def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
 
 
 def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenized]:
-    """A line of any length, cut at white space; what does not fill a sequence yet goes on with the next stretch."""
+    """A line of any length, split a stretch at a time. Tokens that do not fill a sequence move to the next stretch."""
     carry = _no_words()
     num_invalid, num_tokens, start = 0, 0, 0
     while start < len(line):
@@ -103,14 +103,14 @@ def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenize
         num_invalid |= invalid
         num_tokens += len(words)
         words = pa.concat_arrays([carry, words])
-        whole = len(words) - (len(words) % config.max_sentence_length if stop < len(line) else 0)
+        complete = len(words) - (len(words) % config.max_sentence_length if stop < len(line) else 0)
         yield Tokenized(
-            words=words[:whole],
-            lengths=_cut(np.array([whole]), config.max_sentence_length) if whole else np.zeros(0, np.int64),
-            num_too_short=int(whole % config.max_sentence_length == 1),
+            words=words[:complete],
+            lengths=_cut(np.array([complete]), config.max_sentence_length) if complete else np.zeros(0, np.int64),
+            num_too_short=int(complete % config.max_sentence_length == 1),
             num_long_tokens=num_long,
         )
-        carry, start = words[whole:], stop
+        carry, start = words[complete:], stop
     yield Tokenized(
         _no_words(),
         np.zeros(0, np.int64),
@@ -125,11 +125,11 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
     raw_lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     if config.lowercase:
         words = pc.utf8_lower(words)
-    there = pc.fill_null(pc.greater(pc.binary_length(words), 0), False).to_numpy(zero_copy_only=False)
-    num_nulls = int(there.size - there.sum())
+    is_word = pc.fill_null(pc.greater(pc.binary_length(words), 0), False).to_numpy(zero_copy_only=False)
+    num_nulls = int(is_word.size - is_word.sum())
     if num_nulls:
-        raw_lengths = num_set(there, raw_lengths)
-        words = words.filter(pa.array(there))
+        raw_lengths = num_set(is_word, raw_lengths)
+        words = words.filter(pa.array(is_word))
     words, num_long = _without_long(words)
     lengths = _cut(raw_lengths, config.max_sentence_length)
     yield Tokenized(
@@ -146,18 +146,18 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
 
 
 def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
-    """Text of UTF-8 lines without a copy, as is usual; else line by line, with the number of lines mended."""
+    """The text of the lines, and how many of them were invalid UTF-8. Copies nothing where all are valid."""
     try:
         return lines.cast(pa.string()), 0
     except pa.ArrowInvalid:
         raw = lines.to_pylist()
         text = [line.decode("utf-8", errors="replace") for line in raw]
-        num_invalid = sum(line != mended.encode() for line, mended in zip(raw, text, strict=True))
+        num_invalid = sum(line != decoded.encode() for line, decoded in zip(raw, text, strict=True))
         return pa.array(text, pa.string()), num_invalid
 
 
 def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
-    """Words end to end, and how many of them each line has (0 for a blank one)."""
+    """Words end to end, and the number of words of each line (0 for a blank line)."""
     if config.lowercase:
         text = pc.utf8_lower(text)
     if config.tokenizer == "words":
@@ -169,7 +169,7 @@ def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray
     if config.tokenizer == "words":
         words = pc.utf8_trim(words, "'")
     empty = pc.equal(pc.binary_length(words), 0).to_numpy(zero_copy_only=False)
-    if empty.any():  # Arrow splits "" into one empty word, and nothing may be left of a word of apostrophes
+    if empty.any():  # Arrow splits "" into one empty word; a word of apostrophes alone is empty now
         lengths = lengths - num_set(empty, lengths)
         words = words.filter(pa.array(~empty))
     return words, lengths
@@ -182,7 +182,7 @@ def _without_long(words: pa.StringArray) -> tuple[pa.StringArray, int]:
 
 
 def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
-    """Lengths of the pieces: each ``max_length`` but the last of a line. A blank line stays one piece of 0."""
+    """Lengths of the pieces: ``max_length``, but for the last piece of a line. A blank line is one piece of 0."""
     if lengths.size == 0 or lengths.max() <= max_length:
         return lengths
     num_pieces = np.maximum(1, -(-lengths // max_length))
@@ -193,16 +193,16 @@ def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int6
 
 
 def num_set(flags: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many flags, one a token, are set in each of the sequences that lie end to end; int64, as ``lengths``."""
+    """The number of flags (one per token) that are set in each sequence; sequences lie end to end. int64."""
     running = np.concatenate([[0], np.cumsum(flags)])
     ends = np.cumsum(lengths)
     return np.asarray(running[ends] - running[ends - lengths])
 
 
 def stretches(lengths: npt.NDArray[np.int64], max_tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences that lie end to end, cut between them: which sequences, and which tokens, of each stretch.
+    """Stretches of whole sequences that lie end to end: (slice of the sequences, slice of the tokens).
 
-    A stretch has ``max_tokens`` tokens at most, or one sequence.
+    A stretch has at most ``max_tokens`` tokens, or one sequence.
     """
     ends = np.cumsum(lengths)
     row, token = 0, 0

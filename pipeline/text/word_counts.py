@@ -1,11 +1,11 @@
-"""What counting finds, added up within a task before Spark adds up the tasks."""
+"""Counts of words, lines and so on within a task. Spark adds up the tasks."""
 
 import pyarrow as pa
 
 from pipeline.text.tokens import Tokenized
 
 MAX_PARTIAL_COUNTS = 1 << 19
-"""Distinct words a counting task holds before it hands its counts on."""
+"""Distinct words that a counting task holds before it passes its counts on."""
 
 SEEN = {
     "lines": "num_lines",
@@ -14,11 +14,11 @@ SEEN = {
     "too_short": "num_too_short",
     "long_tokens": "num_long_tokens",
 }
-"""Counts of the manifest, and what they are sums of."""
+"""Counts of the manifest, and the attribute of Tokenized that each one sums."""
 
 
 class Totals:
-    """The counts of a task so far: words as (values, counts) arrays, and what else was ``seen``."""
+    """The counts of a task so far: of words, as (values, counts) arrays, and in ``seen`` of everything else."""
 
     def __init__(self) -> None:
         self.seen = dict.fromkeys([*SEEN, "sequences", "tokens"], 0)
@@ -36,7 +36,7 @@ class Totals:
             self._merge()
 
     def batch(self) -> pa.RecordBatch:
-        """(is_word, name, count) of all of it."""
+        """All counts, as rows (is_word, name, count)."""
         self._merge()
         words = self._words[0]
         is_word = pa.array([True] * len(words) + [False] * len(self.seen))

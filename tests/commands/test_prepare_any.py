@@ -256,7 +256,7 @@ def test_a_damaged_parquet_file_is_named(job: Command, tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
     job(*flags).assert_refused("--input", str(tmp_path / "b.parquet"), "Parquet")
     (tmp_path / "b.parquet").write_bytes(whole[:4] + bytes(len(whole) // 2 - 4) + whole[len(whole) // 2 :])
-    job(*flags).assert_refused("--input", str(tmp_path / "b.parquet"), "damaged")
+    job(*flags).assert_refused("--input", str(tmp_path / "b.parquet"), "FAILED_READ_FILE")
     assert not (tmp_path / "out").exists()
 
 
@@ -272,9 +272,10 @@ def test_files_of_different_types_are_named(job: Command, tmp_path: Path) -> Non
     ("uri", "words"),
     [
         ("s3a://bucket/x", "s3a://bucket/x --packages"),
-        ("hdfs://127.0.0.1:9/x", "hdfs://127.0.0.1:9/x reached"),
+        ("hdfs://127.0.0.1:9/x", "hdfs://127.0.0.1:9/x ConnectException refused check the address"),
+        ("hdfs://no-such-host:9/x", "hdfs://no-such-host:9/x UnknownHostException check the address"),
         ("nowhere://x/y", "nowhere"),
-        ("FILE:///nonexistent/path", "/nonexistent/path not found"),
+        ("FILE:///nonexistent/path", "/nonexistent/path PATH_NOT_FOUND"),
     ],
 )
 def test_an_input_uri_that_spark_cannot_read_is_one_line(job: Command, tmp_path: Path, uri: str, words: str) -> None:

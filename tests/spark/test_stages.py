@@ -493,12 +493,10 @@ def test_an_attempt_that_finds_the_disk_full_is_one_line_and_leaves_no_half_file
 
 
 def test_a_task_left_over_does_not_make_a_removed_generation_again(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FileNotFoundError),
-        ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, CONFIG) as file,
-    ):
+    with ShardFile(Location.of(tmp_path) / "gen-0123456789ab", "train", 0, 0, CONFIG) as file:
         file.append(Examples(np.ones(1, np.int32), np.ones((1, 16), np.int32), np.ones(1, np.int16), 0))
-        file.finish()
+        with pytest.raises(FileNotFoundError):
+            file.finish()
     assert list(tmp_path.iterdir()) == []
 
 
