@@ -27,6 +27,9 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str, *examples: str):
+        installed = Path(sys.argv[0]).name
+        if installed.startswith("shardvec-") and not prog.startswith(installed):
+            prog = installed  # so that help and error lines name the command as the user gave it
         epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
         super().__init__(prog, description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
 

@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_packages_with_all_their_files_and_nothing_else(sour
 def test_every_command_says_how_it_is_used(installed: Installed, script: str) -> None:
     ended = installed(script, "--help")
     assert (ended.code, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("usage: ")
+    assert ended.stdout.startswith(f"usage: {script} ")
 
 
 def test_the_demo_is_prepared_and_trained_and_looked_at_away_from_the_tree(installed: Installed) -> None:
@@ -119,6 +119,7 @@ def test_the_demo_is_prepared_and_trained_and_looked_at_away_from_the_tree(insta
 
 
 def test_bad_input_is_one_line_and_names_the_command(installed: Installed) -> None:
-    installed("shardvec-prepare", "--window", "5").assert_refused("--input")
+    installed("shardvec-prepare", "--window", "5").assert_refused("--input", "shardvec-prepare --help lists")
+    installed("shardvec-retrain", "run").assert_refused("--config", "shardvec-retrain run --help lists")
     installed("shardvec-train", "--data", "nowhere").assert_refused("nowhere")
     installed("shardvec-neighbors", "nowhere", "chip").assert_refused("nowhere")
