@@ -118,7 +118,10 @@ class TrainConfig:
     tensorboard: bool = setting(
         default=True,
         group=FILES,
-        help="write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)",
+        help="figures and words for TensorBoard, into tensorboard/ of the run's folder",
+        flag={
+            "help": "write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)"
+        },
     )
 
     dim: int = setting(default=100, ge=1, le=1 << 14, group=MODEL, help="length of a vector, in numbers")

@@ -12,8 +12,10 @@ from pyspark.sql import SparkSession
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import DEMO, Workspace, card
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
 from pipeline.text.corpus import Corpus, corpus, demo
+from training.train_config import TrainConfig
 from training.vectors.questions import read_analogies, read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +98,7 @@ def check_grown(state: State, config: RetrainConfig, workspace: Workspace, curre
 
 def check_dim(config: RetrainConfig, current: Path | None) -> None:
     """Raises InputError where vectors would be of another length than the published ones."""
-    found = config.train.get("dim", 100)
+    found = config.train.get("dim", fields_of(TrainConfig)["dim"].default)
     if current is not None and found != (published := card(current)["dim"]):
         raise InputError(
             f"train.dim: found {found}, expected the {published} of version {current.name}, onto which new vectors are "
@@ -126,8 +128,7 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
     """torchrun, with what the file says of training; it begins with the published vectors where there are any."""
     settings = dict(config.train)
     if current is not None and (warm := config.warm_start).enabled:
-        own = {name: value for name, value in asdict(warm).items() if name != "enabled" and value}
-        settings |= {**own, "init_from": str(current)}
+        settings |= {**warm.changes, "init_from": str(current)}
     command = ["torchrun", *config.torchrun, str(ROOT / "training" / "train.py")]
     return [*command, "--data", str(dataset), "--output", str(run), *_flags(settings), "--resume", "auto"]
 

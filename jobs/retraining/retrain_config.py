@@ -32,11 +32,11 @@ OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs", "
 
 YAML_TAG = "tag:yaml.org,2002:"
 _MISREAD = {
-    "int": (re.compile(r"[-+]?0[0-7_]+|.*:.*"), "an octal number, or one of base 60"),
-    "float": (re.compile(r".*:.*"), "a number of base 60"),
+    "int": (re.compile(r"[-+]?0[0-7_]+|.*:.*"), "a number to base 8 or 60"),
+    "float": (re.compile(r".*:.*"), "a number to base 60"),
     "timestamp": (re.compile(r".*"), "a date"),
 }
-"""What text of these tags of YAML 1.1 is refused, and what YAML takes it for."""
+"""Text of which of YAML 1.1's tags is refused, and what YAML reads it as."""
 
 
 @settings(section="corpus")
@@ -165,10 +165,10 @@ def check_yaml(root: Any) -> None:
             continue
         seen.add(id(node))
         if node.id == "scalar":
-            misread, taken_for = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
+            misread, read_as = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
             if misread and misread.fullmatch(node.value):
                 raise InputError(
-                    f"line {node.start_mark.line + 1}: found {node.value}, which YAML takes for {taken_for}, expected "
+                    f"line {node.start_mark.line + 1}: found {node.value}, which YAML reads as {read_as}, expected "
                     f"a plain decimal number, or text in quotes"
                 )
         elif node.id == "sequence":

@@ -145,7 +145,11 @@ def _types(field: FieldInfo) -> list[Any]:
     """The types that a field may have, without what Annotated adds to them."""
     hint = field.annotation
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return [get_args(each)[0] if get_origin(each) is Annotated else each for each in hints]
+    return [_bare(each) for each in hints]
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 _FIRST = {"unexpected_keyword_argument": 0, "missing": 1}
@@ -186,15 +190,14 @@ def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
         return limits(field, is_flag) + null
     if get_origin(kinds[0]) is tuple:
         if len(problem["loc"]) == 1:
-            example = f", such as [{', '.join(found.split())}]" if isinstance(found, str) else ""
-            return f"a list{example}"
-        kinds = [str if str in get_args(kinds[0]) else Path]
+            return f"a list, such as {found.split()}" if isinstance(found, str) else "a list"
+        kinds = [_bare(get_args(kinds[0])[0])]
     quotes = ", in quotes" if kinds[0] is str and found is not None and not isinstance(found, str | list | dict) else ""
-    return " or ".join(_SPELLED[kind] for kind in kinds) + quotes
+    return " or ".join(_SPELLED.get(kind, str(kind)) for kind in kinds) + quotes
 
 
 def limits(field: FieldInfo, is_flag: bool = True) -> str:
-    """The values that a field may have, for people; empty where its type alone says it."""
+    """The values that a field may have, for people."""
     kind = _types(field)[0]
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
@@ -205,7 +208,7 @@ def limits(field: FieldInfo, is_flag: bool = True) -> str:
     if above is not None:
         return f"a number above {above:,}, {most:g} at most"
     if least is None:
-        return ""
+        return _SPELLED.get(kind, "a list" if get_origin(kind) is tuple else "settings")
     if most is None:
         return f"{least:,} or more"
     return f"a number in [{least}, {most}]" if kind is float and is_flag else f"{least:,} to {most:,}"

@@ -21,6 +21,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from jobs.retraining.gates import Gates
+from jobs.retraining.retrain_config import CorpusSettings, RegistrySettings, RetrainConfig, WarmStart
+from pipeline.shared.settings import fields_of
+from tools.settings_page import page
+
 
 @cache
 def tracked() -> frozenset[str]:
@@ -75,6 +80,38 @@ def test_every_block_prints_the_lines_below_it(page: str, num_blocks: int) -> No
             exec(compile(block, page, "exec"), names)
         shown = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
         assert printed.getvalue().splitlines() == shown, block
+
+
+# Settings
+
+
+def test_the_page_of_settings_is_that_of_the_fields() -> None:
+    assert text_of("docs/settings.md").splitlines() == "\n".join(page()).splitlines(), "see tools/settings_page.py"
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its own heading."""
+    below = text_of(page).partition(f"## {heading}\n")[2]
+    lines = re.findall(r"^\|(.*)\|$", below.partition("\n## ")[0], re.MULTILINE)
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines[2:]]
+
+
+def test_the_table_of_gates_has_their_defaults() -> None:
+    told: dict[str, str] = {}
+    for names, defaults, *_ in rows_of("docs/retraining.md", "Gates")[:7]:
+        told |= dict(zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True))
+    words = {"()": "none", "None": "null"}
+    found = {name: words.get(str(field.default), str(field.default)) for name, field in fields_of(Gates).items()}
+    assert told == {**found, "analogies": "none"}
+
+
+def test_the_table_of_sections_has_their_settings() -> None:
+    rows = rows_of("docs/retraining.md", "The config")
+    named = [name for names, *_ in rows for name in re.findall(r"`(\w+)`", names)]
+    assert sorted(named) == sorted(fields_of(RetrainConfig))
+    texts = dict(row[:2] for row in rows)
+    for section, kind in (("corpus", CorpusSettings), ("warm_start", WarmStart), ("registry", RegistrySettings)):
+        assert set(re.findall(r"`(\w+)", texts[f"`{section}`"])) >= fields_of(kind).keys()
 
 
 # Links

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from jobs.retraining.retrain_config import config_of, read_config
+from jobs.retraining.retrain_config import RetrainConfig, config_of, read_config
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.errors import InputError
 
@@ -74,6 +74,24 @@ def test_a_number_that_yaml_takes_for_text_is_one() -> None:
         (with_(gates={"frequent_words": 10.5}), ["gates.frequent_words", "10.5", "a whole number"]),
         (with_(gates={"analogies": 3}), ["gates.analogies", "found 3", "a path or null"]),
         (with_(registry={"if_unreachable": "wait"}), ["registry", "wait", "publish_locally"]),
+        (with_(registry={"tracking_uri": ["a"]}), ["registry.tracking_uri", "['a']", "text or null"]),
+        (
+            with_(spark_submit="--master yarn"),
+            ["spark_submit", "'--master yarn'", "a list, such as ['--master', 'yarn']"],
+        ),
+        (with_(torchrun="--nnodes 2"), ["torchrun", "'--nnodes 2'", "a list, such as ['--nnodes', '2']"]),
+        (with_(torchrun=["--nnodes", 2]), ["torchrun", "found 2", "text, in quotes"]),
+        (with_(spark_submit=None), ["spark_submit", "found None", "a list"]),
+        (with_(corpus=None), ["corpus", "no input", "demo: true"]),
+        (with_(name=None), ["name", "found None", "text"]),
+        (with_(keep=None), ["keep", "found None", "a whole number"]),
+        (with_(prepare={1: 2}), ["prepare", "{1: 2}", "settings"]),
+        (with_(train=[{"lr": 1}]), ["train", "[{'lr': 1}]", "settings"]),
+        (with_(train={"lr": {"from": 1}}), ["train.lr", "{'from': 1}", "a number"]),
+        (with_(train={"nproc": 0}), ["train.nproc", "found 0", "1 or more"]),
+        (with_(train={"global_batch": 5}), ["train", "--global-batch", "found 5", "such as 16"]),
+        (with_(warm_start={"epochs": -1}), ["warm_start.epochs", "found -1", "1 to 100,000"]),
+        (with_(train={"epochs": 2}, warm_start={"freeze_epochs": 3}), ["warm_start", "--freeze-epochs", "--epochs 2"]),
     ],
 )
 def test_what_is_wrong_is_named(given: object, words: list[str]) -> None:
@@ -93,6 +111,68 @@ def test_a_file_that_is_no_config_is_refused(content: bytes | None, words: list[
         read_config(file)
     assert [word for word in ["--config", "c.yaml", *words] if word not in str(refusal.value)] == [], refusal.value
     assert len(str(refusal.value).splitlines()) == 1
+
+
+YAML = "name: words\nworkspace: w\ncorpus: {input: texts}\n"
+
+
+def read(tmp_path: Path, more: str, least: str = YAML) -> RetrainConfig:
+    file = tmp_path / "c.yaml"
+    file.write_text(least + more)
+    return read_config(file)
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("keep: 3\nkeep: 4\n", "line 5: found keep again, expected it once; line 4 has it too"),
+        ("name: other\n", "line 4: found name again, expected it once; line 1 has it too"),
+        ("train:\n  lr: 1\n  dim: 2\n  'lr': 3\n", "line 7: found lr again, expected it once; line 5 has it too"),
+        ("train: {lr: 1, lr: 2}\n", "line 4: found lr again, expected it once; line 4 has it too"),
+        ("gates: {pairs: [{a: 1, a: 2}]}\n", "line 4: found a again, expected it once; line 4 has it too"),
+        ("gates: &g {<<: {a: 1}, a: 2, a: 3}\n", "line 4: found a again, expected it once; line 4 has it too"),
+        ("1: 2\n", "line 4: found the key 1, expected a setting's name, which is text"),
+        ("prepare:\n  on: 2\n", "line 5: found the key on, expected a setting's name, which is text"),
+        ("? [a, b]\n: 1\n", "line 4: found the key a sequence, expected a setting's name, which is text"),
+        ("keep: 012\n", "line 4: found 012, which YAML reads as a number to base 8 or 60, expected a plain decimal "),
+        ("train: {dim: 1:30}\n", "line 4: found 1:30, which YAML reads as a number to base 8 or 60, expected "),
+        ("train: {lr: 1:30.5}\n", "line 4: found 1:30.5, which YAML reads as a number to base 60, expected "),
+        ("spark_submit: [2026-01-31]\n", "line 4: found 2026-01-31, which YAML reads as a date, expected "),
+        ("registry: {tracking_uri: yes}\n", "registry.tracking_uri: found True, expected text or null, in quotes"),
+        ("keep: 08\n", "keep: found '08', expected a whole number"),
+        ("spark_submit: --master yarn\n", "spark_submit: found '--master yarn', expected a list, such as ["),
+        ("train: &t\n  lr: *t\n", "train.lr: found {'lr': {...}}, expected a number"),
+        ("train: !!python/object:os.system x\n", "is no YAML (could not determine a constructor"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused_at_any_depth(tmp_path: Path, more: str, line: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        read(tmp_path, more)
+    assert str(refusal.value).startswith(f"--config {tmp_path / 'c.yaml'}: {line}"), refusal.value
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_what_yaml_reads_as_it_looks_is_taken(tmp_path: Path) -> None:
+    config = read(
+        tmp_path, "prepare: {sample: 1e-3, lowercase: yes}\ntrain: {lr: '1e-2', dim: 1_000}\nspark_submit: ['012']\n"
+    )
+    assert (config.prepare.sample, config.prepare.lowercase, config.train) == (1e-3, True, {"lr": 1e-2, "dim": 1000})
+    assert config.spark_submit == ("012",)
+
+
+def test_a_merged_key_gives_way_to_the_mappings_own(tmp_path: Path) -> None:
+    config = read(tmp_path, "warm_start: &usual {epochs: 2, lr: 0.1}\ntrain: {<<: *usual, epochs: 3}\n")
+    assert config.train == {"epochs": 3, "lr": 0.1}
+    assert config.warm_start.epochs == 2
+
+
+def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
+    assert read(tmp_path, "prepare:\ntrain:\nwarm_start:\ngates:\nregistry:\n") == config_of(LEAST)
+
+
+def test_an_empty_file_says_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no name and no workspace and no corpus, expected name, workspace and"):
+        read(tmp_path, "", least="")
 
 
 def test_gates_and_registry_do_not_make_another_cycle_and_numbers_do() -> None:
