@@ -81,7 +81,8 @@ def test_the_plain_loops_loss_of_a_row_is_the_reference_kernels(dataset: Path) -
     center_B1, targets_BL, mask_BL, label_BL = examples[:200]
     center, context = (nn.Embedding(manifest.vocab_size, 7) for _ in range(2))
     tables = (center.weight, context.weight)
-    ours_B = reference.row_losses(center_B1.squeeze(1), targets_BL, label_BL.sum(1), *tables, manifest.config.negatives)
+    batch = (center_B1.squeeze(1), targets_BL, label_BL.sum(1))
+    ours_B = reference.row_losses(batch, tables, manifest.config.negatives)
     plain_B = plain_loop.row_losses(center, context, center_B1, targets_BL, mask_BL, label_BL)
     torch.testing.assert_close(plain_B, ours_B)
 

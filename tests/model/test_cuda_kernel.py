@@ -92,8 +92,8 @@ def assert_losses_and_gradients_equal(batch: Batch, tables: Tables, negatives: i
     batch, found = to_device(batch, tables)
     for table in (*expected, *found):
         table.requires_grad_()
-    expected_losses = reference.row_losses(*clean_batch, *expected, negatives)
-    losses = cuda.row_losses(*batch, *found, negatives)
+    expected_losses = reference.row_losses(clean_batch, expected, negatives)
+    losses = cuda.row_losses(batch, found, negatives)
     torch.autograd.backward((expected_losses, losses), (weight_B, weight_B.to(DEVICE)))
     assert_equal(losses.detach(), expected_losses.detach())
     for found_VD, expected_VD in zip(found, expected, strict=True):
@@ -111,7 +111,7 @@ def test_losses_and_gradients_equal_the_references(shape: tuple[int, int, int, i
 def test_large_scores_neither_overflow_nor_make_nan() -> None:
     batch, tables = example(5, 2, 2, 3, scale=100.0)
     there, tables_there = to_device(batch, tables)
-    assert cuda.row_losses(*there, *tables_there, 2).max() > 1e3
+    assert cuda.row_losses(there, tables_there, 2).max() > 1e3
     assert_losses_and_gradients_equal(batch, tables, negatives=2)
 
 
@@ -132,12 +132,12 @@ def test_update_equals_the_references(
     batch, found = to_device(batch, tables)
     sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
     sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
-    expected_losses = reference.update(*clean_batch, *expected, shape[2], 0.1, expected_sums if adagrad else ())
+    expected_losses = reference.update(clean_batch, expected, shape[2], 0.1, expected_sums if adagrad else ())
     lr = torch.tensor(0.1, device=DEVICE) if adagrad else 0.1
     # The interpreter's programs run in turn, as the reference's rows do; a GPU's only when they are called in turn.
     num_calls = 1 if INTERPRETED else len(expected_losses)
     calls = zip(batch[0].chunk(num_calls), batch[1].chunk(num_calls), batch[2].chunk(num_calls), strict=True)
-    losses = [cuda.update(*rows, *found, shape[2], lr, sums if adagrad else ()) for rows in calls]
+    losses = [cuda.update(rows, found, shape[2], lr, sums if adagrad else ()) for rows in calls]
     assert_equal(torch.cat(losses), expected_losses)
     for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
         assert_equal(found_VD[:POISON], expected_VD[:POISON])
@@ -154,10 +154,10 @@ def test_frozen_rows_stay_and_the_others_go_where_the_references_go(adagrad: boo
     frozen_V = torch.arange(WORDS) % 3 == 1
     sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
     sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
-    reference.update(*clean_batch, *expected, 5, 0.1, expected_sums if adagrad else (), frozen_V=frozen_V)
+    reference.update(clean_batch, expected, 5, 0.1, expected_sums if adagrad else (), frozen_V=frozen_V)
     for row in range(6):  # in turn, on a GPU too
         rows = batch[0][row : row + 1], batch[1][row : row + 1], batch[2][row : row + 1]
-        cuda.update(*rows, *found, 5, 0.1, sums if adagrad else (), frozen_V.to(DEVICE))
+        cuda.update(rows, found, 5, 0.1, sums if adagrad else (), frozen_V.to(DEVICE))
     for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
         assert_equal(found_VD[:POISON], expected_VD[:POISON])
         assert torch.equal(found_VD[:POISON].cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])

@@ -22,7 +22,6 @@ from training.reading.epochs import stream_of
 from training.train_config import IN_PLACE, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_pages")
-pytestmark = pytest.mark.usefixtures("no_pages")
 OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
 
 
@@ -56,17 +55,17 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
     for _ in range(world_size):
         model = SkipGram(manifest.vocab_size, config.dim, config.seed, in_place=True)
         tables = (model.center.weight.detach(), model.context.weight.detach())
-        ranks.append(kernel.InPlace(*tables, manifest.config.negatives, adagrad))
+        ranks.append(kernel.InPlace(tables, manifest.config.negatives, adagrad))
 
     def average() -> None:
         for rank in ranks:
-            rank.push()
+            rank.write_back()
         for same in zip(*([*rank.tables, *rank.accumulators] for rank in ranks), strict=True):
             mean = torch.stack(same).mean(0)
             for table in same:
                 table.copy_(mean)
         for rank in ranks:
-            rank.pull()
+            rank.reload()
 
     rows = [sum(shard.rows for shard in manifest.select(epoch % 2)) for epoch in range(config.epochs)]
     rates = []
@@ -79,7 +78,7 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
             rates.append(config.lr if adagrad else linear_decay(config.lr, seen, sum(rows)))
             for rank in range(world_size):
                 factor = 1 if adagrad else world_size
-                ranks[rank].update(*batches[rank][step].tensors(), rates[-1] * factor)
+                ranks[rank].update(batches[rank][step].tensors(), rates[-1] * factor)
             if (step + 1) % config.sync_every == 0 or step == len(batches[0]) - 1:
                 average()
     return rates, list(ranks[0].tables), list(ranks[0].accumulators)

@@ -18,7 +18,7 @@ from torch import Tensor
 from training.model.kernels import cpu, reference
 from training.model.kernels.columns import by_columns, by_rows, is_finite, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
-from training.model.kernels.threads import Team, meet
+from training.model.kernels.threads import Team, barrier
 
 WORDS = 40
 DIMS = (1, 3, 16, 50, 100, 300)
@@ -37,7 +37,7 @@ def losses_and_gradients(
     kernel: Callable[..., Tensor], rows: Rows, tables: tuple[Tensor, Tensor], negatives: int, weights_B: Tensor
 ) -> list[Tensor]:
     leaves = [table.clone().requires_grad_() for table in tables]
-    losses_B = kernel(*rows, *leaves, negatives)
+    losses_B = kernel(rows, (leaves[0], leaves[1]), negatives)
     losses_B.backward(weights_B)  # type: ignore[no-untyped-call]
     gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
     assert len(gradients) == 2
@@ -106,7 +106,7 @@ def test_any_optimizer_of_torch_takes_the_gradients(kind: type[torch.optim.Optim
         optimizer = kind(tables, lr=0.01)  # type: ignore[call-arg]
         for step in range(5):
             optimizer.zero_grad()
-            kernel(*random_rows(64, WORDS, seed=step), tables[0], tables[1], 2).sum().backward()  # type: ignore[no-untyped-call]
+            kernel(random_rows(64, WORDS, seed=step), (tables[0], tables[1]), 2).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         trained.append(torch.stack(tables).detach())
     torch.testing.assert_close(*trained, rtol=0, atol=1e-5)
@@ -121,12 +121,12 @@ def trained_in_place(
 ) -> tuple[Tensor, ...]:
     """Losses, tables and sums of squares after cpu.InPlace has seen the rows."""
     tables = (tables[0].clone(), tables[1].clone())
-    trainer = cpu.InPlace(*tables, negatives=2, adagrad=adagrad)
+    trainer = cpu.InPlace(tables, negatives=2, adagrad=adagrad)
     for sums_V in trainer.accumulators:
         sums_V.fill_(sums)
-    trainer.pull()
-    losses = [trainer.update(*rows, lr) for _ in range(times)]
-    trainer.push()
+    trainer.reload()
+    losses = [trainer.update(rows, lr) for _ in range(times)]
+    trainer.write_back()
     return (*losses, *tables, *trainer.accumulators)
 
 
@@ -135,7 +135,7 @@ def by_reference(
 ) -> tuple[Tensor, ...]:
     tables = (tables[0].clone(), tables[1].clone())
     accumulators = (torch.full((WORDS,), sums), torch.full((WORDS,), sums)) if adagrad else ()
-    losses_B = reference.update(*rows, *tables, 2, lr, accumulators, rows_at_once)
+    losses_B = reference.update(rows, tables, 2, lr, accumulators, rows_at_once)
     return (losses_B, *tables, *accumulators)
 
 
@@ -214,15 +214,15 @@ def test_in_place_continues_with_what_was_changed_in_the_tables(threads: Threads
     threads(2)
     rows, tables = random_rows(100, WORDS), random_tables(WORDS, 70)
     other = random_tables(WORDS, 70, seed=1)
-    trainer = cpu.InPlace(*tables, negatives=2, adagrad=adagrad)
-    trainer.update(*rows, 0.05)
+    trainer = cpu.InPlace(tables, negatives=2, adagrad=adagrad)
+    trainer.update(rows, 0.05)
     for table, its in zip(tables, other, strict=True):
         table.copy_(its)
     for sums_V in trainer.accumulators:
         sums_V.fill_(3.0)
-    trainer.pull()
-    losses_B = trainer.update(*rows, 0.05)
-    trainer.push()
+    trainer.reload()
+    losses_B = trainer.update(rows, 0.05)
+    trainer.write_back()
     expected = trained_in_place(rows, other, 0.05, adagrad, sums=3.0)
     for ours, theirs in zip((losses_B, *tables, *trainer.accumulators), expected, strict=True):
         assert torch.equal(ours, theirs)
@@ -240,10 +240,10 @@ def test_in_place_empty_rows_cost_and_move_nothing(adagrad: bool) -> None:
 @RULES
 @pytest.mark.parametrize("lr", [1e30, 3e38])
 def test_in_place_a_rate_beyond_reason_is_seen_in_the_tables(adagrad: bool, lr: float) -> None:
-    trainer = cpu.InPlace(*random_tables(WORDS, 33), negatives=2, adagrad=adagrad)
+    trainer = cpu.InPlace(random_tables(WORDS, 33), negatives=2, adagrad=adagrad)
     assert trainer.is_finite()
     for seed in range(3):
-        trainer.update(*random_rows(200, WORDS, seed=seed), lr)
+        trainer.update(random_rows(200, WORDS, seed=seed), lr)
     assert not trainer.is_finite()
 
 
@@ -257,17 +257,17 @@ def test_in_place_frozen_rows_and_sums_stay_and_the_others_go_where_the_referenc
     expected = tuple(table.clone() for table in tables)
     expected_sums = (torch.ones(WORDS), torch.ones(WORDS)) if adagrad else ()
     expected_losses = reference.update(
-        *rows, expected[0], expected[1], 2, 0.05, expected_sums, cpu.ROWS_AT_ONCE, frozen_V
+        rows, (expected[0], expected[1]), 2, 0.05, expected_sums, cpu.ROWS_AT_ONCE, frozen_V
     )
     threads(num_threads)
     found = tuple(table.clone() for table in tables)
-    trainer = cpu.InPlace(found[0], found[1], negatives=2, adagrad=adagrad)
+    trainer = cpu.InPlace((found[0], found[1]), negatives=2, adagrad=adagrad)
     for sums_V in trainer.accumulators:
         sums_V.fill_(1.0)
-    trainer.pull()
+    trainer.reload()
     trainer.frozen_V = frozen_V
-    torch.testing.assert_close(trainer.update(*rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
-    trainer.push()
+    torch.testing.assert_close(trainer.update(rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
+    trainer.write_back()
     start = (*tables, torch.ones(WORDS), torch.ones(WORDS))
     for ours, theirs, before in zip((*found, *trainer.accumulators), (*expected, *expected_sums), start, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -275,8 +275,8 @@ def test_in_place_frozen_rows_and_sums_stay_and_the_others_go_where_the_referenc
         assert torch.equal(theirs[frozen_V], before[frozen_V])
         assert not torch.equal(ours[~frozen_V], before[~frozen_V])
     trainer.frozen_V = None
-    trainer.update(*rows, 0.05)
-    trainer.push()
+    trainer.update(rows, 0.05)
+    trainer.write_back()
     assert not torch.equal(found[1][frozen_V], tables[1][frozen_V])
 
 
@@ -324,18 +324,18 @@ def test_the_inverse_root_is_right_to_5e_6() -> None:
 
 @numba.njit(nogil=True)
 def pass_on(counters: np.ndarray, notes: np.ndarray, member: int, size: int, rounds: int) -> int:
-    """Members write numbers, meet, and check what all wrote; returns how many were stale."""
+    """Members write numbers, wait at the barrier, and check what all wrote; returns how many were stale."""
     stale = 0
     for turn in range(rounds):
         notes[turn & 1, member * 16] = turn + member
-        meet(counters, member, size)
+        barrier(counters, member, size)
         for other in range(size):
             stale += notes[turn & 1, other * 16] != turn + other
     return stale
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_members_that_met_see_what_the_others_wrote(size: int) -> None:
+def test_after_a_barrier_members_see_what_the_others_wrote(size: int) -> None:
     """More of them than there are cores, too; they must end."""
     team, stale = Team(size), np.full(size, -1)
     counters, notes = team.counters(), np.zeros((2, size * 16), dtype=np.int64)
@@ -352,16 +352,16 @@ def test_members_that_met_see_what_the_others_wrote(size: int) -> None:
 
 INTERRUPTED = """
 import numpy as np
-from training.model.kernels.threads import Team, meet
+from training.model.kernels.threads import Team, barrier
 
 team = Team(2)
 counters = team.counters()
-meet(np.zeros_like(counters), 0, 1)  # compiled before anybody waits
+barrier(np.zeros_like(counters), 0, 1)  # compiled before anybody waits
 
 def work(member):
     if member == 0:
         raise KeyboardInterrupt
-    meet(counters, member, 2)
+    barrier(counters, member, 2)
 
 try:
     team.run(work)

@@ -16,7 +16,6 @@ from training.model.kernels import reference
 from training.model.kernels.lazy_adam import LazyAdam
 from training.model.skip_gram import SkipGram
 from training.model.steps import TouchedRows
-from training.train_config import TrainConfig
 
 WORDS, NEGATIVES, LR = 50, 2, 0.01
 
@@ -49,7 +48,7 @@ def by_torch(steps: list[Rows], tables: Tables, lr: float = LR) -> tuple[list[fl
     losses = []
     for rows in steps:
         optimizer.zero_grad()
-        losses_B = reference.row_losses(*rows, leaves[0], leaves[1], NEGATIVES)
+        losses_B = reference.row_losses(rows, (leaves[0], leaves[1]), NEGATIVES)
         losses_B.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(losses_B.mean().item())
@@ -63,7 +62,7 @@ def with_epsilon_in_the_root(steps: list[Rows], tables: Tables, lr: float = LR) 
     leaves = [table.double().requires_grad_() for table in tables]
     means, squares, epsilons = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(3))
     for step, rows in enumerate(steps, 1):
-        losses_B = reference.row_losses(*rows, leaves[0], leaves[1], NEGATIVES)
+        losses_B = reference.row_losses(rows, (leaves[0], leaves[1]), NEGATIVES)
         gradients = torch.autograd.grad(losses_B.sum(), leaves)
         root = (1 - 0.999**step) ** 0.5
         for leaf, mean, square, epsilon, gradient in zip(leaves, means, squares, epsilons, gradients, strict=True):
@@ -76,17 +75,19 @@ def with_epsilon_in_the_root(steps: list[Rows], tables: Tables, lr: float = LR) 
     return [leaf.detach().float() for leaf in leaves]
 
 
-def lazily(steps: list[Rows], tables: Tables, at_once: int = 1, lr: float = LR, pushed: int = -1) -> tuple[Tensor, ...]:
-    """The losses of all rows, and tables; with a push after step ``pushed``."""
+def lazily(
+    steps: list[Rows], tables: Tables, at_once: int = 1, lr: float = LR, write_after: int = -1
+) -> tuple[Tensor, ...]:
+    """The losses of all rows, and tables; with ``write_back`` after step ``write_after``."""
     tables = (tables[0].clone(), tables[1].clone())
-    adam = LazyAdam(*tables, NEGATIVES, lr, len(steps))
+    adam = LazyAdam(tables, NEGATIVES, lr, len(steps))
     losses = []
     for first in range(0, len(steps), at_once):
         some = steps[first : first + at_once]
-        losses.append(adam.steps(*joined(some), len(some)))
-        if first == pushed:
-            adam.push()
-    adam.push()
+        losses.append(adam.steps(joined(some), len(some)))
+        if first == write_after:
+            adam.write_back()
+    adam.write_back()
     return (torch.cat(losses), *tables)
 
 
@@ -143,19 +144,19 @@ def test_many_steps_in_one_call_give_the_bits_of_one_by_one(threads: Threads, at
     assert_equal_bits(lazily(steps, tables, at_once), lazily(steps, tables))
 
 
-def test_a_push_changes_nothing_that_comes_later() -> None:
+def test_writing_back_changes_nothing_that_comes_later() -> None:
     steps, tables = steps_with_rare_words(60), random_tables(WORDS, 20)
-    assert_equal_bits(lazily(steps, tables, pushed=40), lazily(steps, tables))
+    assert_equal_bits(lazily(steps, tables, write_after=40), lazily(steps, tables))
 
 
-def test_a_push_writes_the_tables_as_they_are() -> None:
+def test_writing_back_writes_the_tables_as_they_are() -> None:
     steps, tables = steps_with_rare_words(60), random_tables(WORDS, 20)
     pushed = (tables[0].clone(), tables[1].clone())
-    adam = LazyAdam(*pushed, NEGATIVES, LR, 60)
+    adam = LazyAdam(pushed, NEGATIVES, LR, 60)
     for index, rows in enumerate(steps):
-        adam.steps(*rows)
+        adam.steps(rows)
         if index in (0, 30):
-            adam.push()
+            adam.write_back()
             for ours, theirs in zip(pushed, by_torch(steps[: index + 1], tables)[1], strict=True):
                 assert (ours - theirs).abs().mean() < 1e-6
 
@@ -201,30 +202,30 @@ def test_frozen_rows_stay_and_move_later_as_if_they_had_never_had_a_gradient(at_
     leaves = [table.clone().requires_grad_() for table in tables]
     optimizer = torch.optim.Adam(leaves, lr=LR)
     ours = (tables[0].clone(), tables[1].clone())
-    adam = LazyAdam(*ours, NEGATIVES, LR, 60)
+    adam = LazyAdam(ours, NEGATIVES, LR, 60)
     adam.freeze(words_K.numpy())
     for first in range(0, 60, at_once):
         if first == 30:
-            adam.push()
+            adam.write_back()
             for found, leaf, start_VD in zip(ours, leaves, tables, strict=True):
                 assert torch.equal(found[words_K], start_VD[words_K])
                 assert (found - leaf.detach()).abs().mean() < 1e-6
             again = (tables[0].clone(), tables[1].clone())
-            state = {name: tensor.clone() for name, tensor in adam.state().items()}
-            adam = LazyAdam(*again, NEGATIVES, LR, 60)
-            adam.load(state)
+            state = {name: tensor.clone() for name, tensor in adam.state_dict().items()}
+            adam = LazyAdam(again, NEGATIVES, LR, 60)
+            adam.load_state_dict(state)
             ours = again
-            adam.thaw()
+            adam.unfreeze()
         for rows in steps[first : first + at_once]:
             optimizer.zero_grad()
-            reference.row_losses(*rows, leaves[0], leaves[1], NEGATIVES).sum().backward()  # type: ignore[no-untyped-call]
+            reference.row_losses(rows, (leaves[0], leaves[1]), NEGATIVES).sum().backward()  # type: ignore[no-untyped-call]
             for leaf in leaves:
                 if first < 30 and leaf.grad is not None:
                     leaf.grad[words_K] = 0
             optimizer.step()
         some = steps[first : first + at_once]
-        adam.steps(*joined(some), len(some))
-    adam.push()
+        adam.steps(joined(some), len(some))
+    adam.write_back()
     for found, leaf, start_VD in zip(ours, leaves, tables, strict=True):
         assert (found - leaf.detach()).abs().mean() < 1e-5
         assert (found - start_VD)[words_K].abs().max() > LR
@@ -254,7 +255,6 @@ def test_ranks_that_exchange_slopes_have_the_bits_of_one_process(threads: Thread
     threads(1)
     lanes, per_lane, num_steps = 4, 6, 40
     steps, tables = steps_with_rare_words(num_steps, num_rows=lanes * per_lane), random_tables(WORDS, 40)
-    config = TrainConfig(lanes=lanes, global_batch=lanes * per_lane, lr=LR, dim=40)
     barrier, table = threading.Barrier(world_size), dict[int, Tensor]()
     models = [SkipGram(WORDS, 40) for _ in range(world_size)]
     losses = torch.zeros(world_size, num_steps)
@@ -262,7 +262,8 @@ def test_ranks_that_exchange_slopes_have_the_bits_of_one_process(threads: Thread
     def be(rank: int) -> None:
         for weights, start_VD in zip(models[rank].parameters(), tables, strict=True):
             weights.data.copy_(start_VD)
-        step = TouchedRows(models[rank], NEGATIVES, config, num_steps, Meeting(rank, world_size, 0, 1, barrier, table))
+        adam = LazyAdam(models[rank].tables, NEGATIVES, LR, num_steps)
+        step = TouchedRows(adam, lanes, per_lane, Meeting(rank, world_size, 0, 1, barrier, table))
         for index, rows in enumerate(steps):
             own = [column.view(lanes, per_lane, *column.shape[1:])[rank::world_size].flatten(0, 1) for column in rows]
             losses[rank, index] = step(Batch(own[0], own[1], own[2]), LR).sum()

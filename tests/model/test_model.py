@@ -67,7 +67,7 @@ def test_label_and_mask_follow_from_the_number_of_contexts() -> None:
 def test_row_losses_equal_the_oracle() -> None:
     center, targets, num_contexts = example_rows()
     model = SkipGram(9, 4)
-    found = row_losses(center, targets, num_contexts, model.center.weight, model.context.weight, 2)
+    found = row_losses((center, targets, num_contexts), model.tables, 2)
     scores = model(center[:, None], targets).squeeze(1)
     expected = [oracles.row_loss(row, int(n), 2) for row, n in zip(scores.tolist(), num_contexts, strict=True)]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
@@ -76,7 +76,7 @@ def test_row_losses_equal_the_oracle() -> None:
 def test_a_zeroed_context_table_costs_ln_2() -> None:
     center, targets, num_contexts = example_rows()
     model = SkipGram(9, 4)
-    losses = row_losses(center, targets, num_contexts, model.center.weight, torch.zeros(9, 4), 2)
+    losses = row_losses((center, targets, num_contexts), (model.center.weight, torch.zeros(9, 4)), 2)
     assert losses.tolist() == pytest.approx([math.log(2) if n else 0.0 for n in num_contexts.tolist()], abs=1e-7)
 
 
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     def losses(center_VD: torch.Tensor, context_VD: torch.Tensor) -> torch.Tensor:
         zero = torch.ones(9, 1, dtype=torch.float64)
         zero[0] = 0  # row 0 is padding: constant
-        return row_losses(center, targets, num_contexts, center_VD * zero, context_VD * zero, 2)
+        return row_losses((center, targets, num_contexts), (center_VD * zero, context_VD * zero), 2)
 
     assert torch.autograd.gradcheck(losses, tables)
 

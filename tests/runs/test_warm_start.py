@@ -152,7 +152,7 @@ def test_a_run_on_the_same_text_begins_at_the_loss_the_old_one_ended_with(
     batches = copies(stream_of(config, manifest, 0).batches(0, 1))
     rows = [torch.cat(columns) for columns in zip(*(batch.tensors() for batch in batches), strict=True)]
     old_tables = torch.from_numpy(before.center_VD), torch.from_numpy(before.context_VD)
-    losses_B = reference.row_losses(rows[0], rows[1], rows[2], *old_tables, manifest.config.negatives)
+    losses_B = reference.row_losses((rows[0], rows[1], rows[2]), old_tables, manifest.config.negatives)
     expected = losses_B[rows[2] > 0].double().mean().item()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["loss"] == pytest.approx(expected, abs=1e-6)

@@ -72,12 +72,11 @@ def test_losses_are_the_oracles_over_what_both_know(seed: int, monkeypatch: pyte
 def test_where_all_words_are_known_the_loss_is_that_of_training() -> None:
     found, tables = examples(200, 30), random_model(30, 8, 1)
     result = losses(found, tables, tables)
+    batch = found.center_B, found.contexts_negatives_BL, found.num_contexts_B
+    center_B, targets_BL, num_contexts_B, *both = map(torch.from_numpy, (*batch, tables.center_VD, tables.context_VD))
     loss_B = row_losses(
-        torch.from_numpy(found.center_B),
-        torch.from_numpy(found.contexts_negatives_BL),
-        torch.from_numpy(found.num_contexts_B),
-        torch.from_numpy(tables.center_VD),
-        torch.from_numpy(tables.context_VD),
+        (center_B, targets_BL, num_contexts_B),
+        (both[0], both[1]),
         negatives=2,
     )[torch.from_numpy(found.num_contexts_B) > 0]
     assert result

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BatchTensors = tuple[Tensor, Tensor, Tensor]
+"""``center_B``, ``contexts_negatives_BL`` and ``num_contexts_B`` of a Batch, as kernels take them."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows of a step: int32 ``center_B`` and ``contexts_negatives_BL``, ``num_contexts_B`` (0: empty)."""
+    """A rank's rows: int32 ``center_B`` and ``contexts_negatives_BL``; ``num_contexts_B``, 0 for an empty row."""
 
     center_B: Tensor
     contexts_negatives_BL: Tensor
     num_contexts_B: Tensor
     num_steps: int = 1
-    """Steps whose rows these are, end to end."""
+    """The batch holds the rows of this many steps, end to end, the same number for each."""
 
     @classmethod
     def empty(cls, num_rows: int, max_len: int) -> "Batch":
@@ -23,10 +26,9 @@ class Batch:
         return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy there; one from pinned memory need not be done when this returns."""
+        """A copy on the device. Copies from pinned memory may still be under way when this returns."""
         center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
         return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What kernels take, in their order."""
+    def tensors(self) -> BatchTensors:
         return self.center_B, self.contexts_negatives_BL, self.num_contexts_B

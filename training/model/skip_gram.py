@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+from training.model.batch import BatchTensors
+
+TableTensors = tuple[Tensor, Tensor]
+"""``center_VD`` and ``context_VD``."""
+
+Kernel = Callable[[BatchTensors, TableTensors, int], Tensor]
 """The ``row_losses`` of a module of training/model/kernels."""
 
 
@@ -20,15 +25,15 @@ def skip_gram(center_B1: Tensor, targets_BL: Tensor, center_VD: Tensor, context_
     """
     v_B1D = F.embedding(center_B1, center_VD, padding_idx=0)
     u_BLD = F.embedding(targets_BL, context_VD, padding_idx=0)
-    # u·v and not v·u: the gradient of u comes out contiguous, which saves a third of a step on a CPU.
+    # u·v rather than v·u, so that the gradient of u is contiguous: that saves a third of a step on a CPU.
     return torch.bmm(u_BLD, v_B1D.transpose(1, 2)).transpose(1, 2)
 
 
 class SigmoidBCELoss(nn.Module):
     """Binary cross-entropy with logits, masked, as the *mean over all L places* of a row (d2l 15.4.2.2).
 
-    Padding is masked after the logarithm: it adds 0, not log 0.5. To make it the mean over the real places, multiply
-    by L / mask.sum(1).clamp(min=1), as ``reference.row_losses`` does.
+    Padding is masked after the logarithm, so that it adds 0 and not log 0.5. For the mean over the real places,
+    multiply by L / mask.sum(1).clamp(min=1), as ``reference.row_losses`` does.
     """
 
     def forward(self, inputs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,8 +47,9 @@ class SkipGram(nn.Module):
     """The two tables of vectors, ``center`` (v) and ``context`` (u), each (V, D) float32; row 0 stays zero."""
 
     def __init__(self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False):
-        """Tables that are the same on every device for a seed: Xavier-uniform, as in the book. For training in place as
-        in word2vec.c: centers uniform in ±0.5/D, contexts 0.
+        """A seed gives the same tables on every device: Xavier-uniform, as in the book.
+
+        For training in place they begin as in word2vec.c, with centers uniform in ±0.5/D and contexts 0.
         """
         super().__init__()
         self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
@@ -58,13 +64,17 @@ class SkipGram(nn.Module):
                     nn.init.xavier_uniform_(table.weight, generator=generator)
                 table.weight[0] = 0
 
+    @property
+    def tables(self) -> TableTensors:
+        return self.center.weight, self.context.weight
+
     def forward(self, center_B1: Tensor, targets_BL: Tensor) -> Tensor:
         """Scores, shape (B, 1, L)."""
-        return skip_gram(center_B1, targets_BL, self.center.weight, self.context.weight)
+        return skip_gram(center_B1, targets_BL, *self.tables)
 
 
 class RowLosses(nn.Module):
-    """A SkipGram and the kernel that trains it, as one module: what DistributedDataParallel wraps."""
+    """A SkipGram and the kernel that trains it, as one module that DistributedDataParallel can wrap."""
 
     def __init__(self, model: SkipGram, kernel: Kernel, negatives: int):
         super().__init__()
@@ -72,5 +82,4 @@ class RowLosses(nn.Module):
 
     def forward(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> Tensor:
         """The loss of each row, shape (B,): its mean over the real places; 0 for an empty row."""
-        tables = (self.model.center.weight, self.model.context.weight)
-        return self.kernel(center_B, contexts_negatives_BL, num_contexts_B, *tables, self.negatives)
+        return self.kernel((center_B, contexts_negatives_BL, num_contexts_B), self.model.tables, self.negatives)

@@ -1,6 +1,6 @@
-"""What a step does, in each of the ways to stay in step; ``make_step`` chooses.
+"""A training step, in each of the ways to keep ranks in sync; ``make_step`` chooses.
 
-B rows of a rank's batch.
+B rows of a rank's batch, W ranks.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from training.distributed import World
@@ -78,17 +79,20 @@ class Step(Protocol):
 
 def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
     """The step of ``config`` over ``model``, for a run of ``num_steps``."""
-    kernel = kernel_of(config, model.center.weight.device)
+    name = config.kernel_on(model.center.weight.device.type)
+    kernel = kernel_of(name)
     if config.in_place:
-        return InPlace(kernel, model, negatives, config, world)
-    if kernel is cpu and config.optimizer == "adam":
-        return TouchedRows(model, negatives, config, num_steps, world)
-    return Gradients(kernel, model, negatives, config, world)
+        adagrad = config.optimizer == "rowwise_adagrad"
+        return InPlace(model, kernel.InPlace(model.tables, negatives, adagrad), config.sync_every, world.world_size)
+    if name == "cpu" and config.optimizer == "adam":
+        adam = LazyAdam(model.tables, negatives, config.lr, num_steps)
+        return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, world)
+    optimizer = make_optimizer(config.optimizer, config.lr, model)
+    return Gradients(model, RowLosses(model, kernel.row_losses, negatives), optimizer, world.world_size, name == "cuda")
 
 
-def kernel_of(config: TrainConfig, device: torch.device) -> ModuleType:
-    """The module of training/model/kernels that ``config`` asks for; Triton is imported where it is needed alone."""
-    name = config.kernel_on(device.type)
+def kernel_of(name: str) -> ModuleType:
+    """The module of training/model/kernels with this name. Triton is imported only for ``cuda``."""
     if name == "cuda":
         from training.model.kernels import cuda
 
@@ -102,21 +106,23 @@ class Gradients:
     max_steps, in_sync, world_size_invariant = 1, True, False
     team: Team | None = None
 
-    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
-        self._model, self._world_size = model, world.world_size
-        self._row_losses: nn.Module = RowLosses(model, kernel.row_losses, negatives)
-        if world.world_size > 1:
-            self._row_losses = DistributedDataParallel(self._row_losses, gradient_as_bucket_view=True)
-        self._is_first = world.world_size > 1
-        self._optimizer = make_optimizer(config, model)
+    def __init__(
+        self, model: SkipGram, row_losses: RowLosses, optimizer: Optimizer, world_size: int, captures: bool = False
+    ):
+        """``captures``: a single process captures its whole step as a CUDA graph."""
+        self._model, self._optimizer, self._world_size = model, optimizer, world_size
+        self._row_losses: nn.Module = row_losses
+        if world_size > 1:
+            self._row_losses = DistributedDataParallel(row_losses, gradient_as_bucket_view=True)
+        self._is_first = world_size > 1
         # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
-        self._graphs = kernel.__name__.endswith(".cuda") and self._world_size == 1
+        self._captures = captures and world_size == 1
         self._graphed: Graphed | None = None
         self._hooks: list[RemovableHandle] = []
         self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        if not self._graphs:
+        if not self._captures:
             return self._step(*batch.tensors())
         if self._graphed is None:
             self._graphed = Graphed(self._step, batch.tensors(), [*self._model.parameters()], self._optimizer)
@@ -124,8 +130,8 @@ class Gradients:
 
     def _step(self, *batch: Tensor) -> Tensor:
         if self._is_first:
-            # After its first backward DDP cuts gradients into other messages, and three ranks or more then add them up
-            # in another order. An empty one comes first, so that a run that goes on adds up as one that never stopped.
+            # After its first backward DDP cuts gradients into other messages, so that three ranks or more sum them in
+            # another order. An empty backward comes first, so that a resumed run sums as one that never stopped.
             self._is_first = False
             self._row_losses(*map(torch.zeros_like, batch)).sum().backward()
         self._optimizer.zero_grad()
@@ -136,7 +142,7 @@ class Gradients:
         return losses_B.detach()
 
     def freeze(self, words_K: Tensor) -> None:
-        """Without gradients none of the optimizers moves a row: what they remember of it stays 0."""
+        """Zeroes the rows' gradients: no optimizer then moves a row, and what it remembers of the row stays 0."""
         words_K = words_K.to(self._model.center.weight.device)
         for table in self._model.parameters():
             hook = table.register_hook(lambda gradient_VD: gradient_VD.index_fill(0, words_K, 0))  # type: ignore[no-untyped-call]
@@ -174,27 +180,25 @@ class Gradients:
 
 
 class TouchedRows:
-    """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank where tables have 5 MB.
+    """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank for tables of 5 MB.
 
-    Every rank then takes the gradients of the whole global batch, lane by lane as one process alone would, so that the
-    tables are equal on all, and those of one process with as many threads, to the bit.
+    Every rank then takes the gradients of the whole global batch, lane by lane as a single process would. So all ranks
+    have the same tables, which are bit for bit those of a single process with as many threads.
     """
 
     in_sync = world_size_invariant = True
 
-    def __init__(self, model: SkipGram, negatives: int, config: TrainConfig, num_steps: int, world: World):
-        self._world = world
-        self._adam = LazyAdam(model.center.weight, model.context.weight, negatives, config.lr, num_steps)
-        self.team: Team | None = self._adam.team
+    def __init__(self, adam: LazyAdam, lanes: int, rows_per_lane: int, world: World):
+        self._adam, self._world = adam, world
+        self.team: Team | None = adam.team
         self.max_steps = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
-        per_lane = config.global_batch // config.lanes
-        lanes = [divmod(lane, world.world_size)[::-1] for lane in range(config.lanes)]
-        self._ranges = np.array([(rank, place * per_lane, (place + 1) * per_lane) for rank, place in lanes])
+        places = [divmod(lane, world.world_size) for lane in range(lanes)]
+        self._ranges = np.array([(rank, n * rows_per_lane, (n + 1) * rows_per_lane) for n, rank in places])
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         if self._world.world_size == 1:
-            return self._adam.steps(*batch.tensors(), batch.num_steps)
-        mine, losses_B = self._adam.slopes(*batch.tensors())
+            return self._adam.steps(batch.tensors(), batch.num_steps)
+        mine, losses_B = self._adam.slopes(batch.tensors())
         self._adam.apply(self._world.gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
         return losses_B
 
@@ -202,42 +206,41 @@ class TouchedRows:
         self._adam.freeze(words_K.numpy())
 
     def unfreeze(self) -> None:
-        self._adam.thaw()
+        self._adam.unfreeze()
 
     def sync(self) -> None:
         """Does nothing: the ranks never differ."""
 
     def write_back(self) -> None:
-        self._adam.push()
+        self._adam.write_back()
 
     def is_finite(self) -> bool:
-        """Left to the losses: a row is brought up to date in the step in which some rank takes its scores."""
+        """Leaves it to the losses: a row is brought up to date in the step in which some rank takes its scores."""
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._adam.state()
+        return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._adam.load(state)
+        self._adam.load_state_dict(state)
 
 
 class InPlace:
-    """Every rank trains its own tables in place; they are averaged every ``sync_every`` steps."""
+    """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD)."""
 
     max_steps, world_size_invariant = 1, False
 
-    def __init__(self, kernel: ModuleType, model: SkipGram, negatives: int, config: TrainConfig, world: World):
-        self._model, self._world_size, self._every = model, world.world_size, config.sync_every
-        adagrad = config.optimizer == "rowwise_adagrad"
-        self._tables = kernel.InPlace(model.center.weight, model.context.weight, negatives, adagrad)
-        self.team: Team | None = self._tables.team
-        # An average of W copies goes as far as one of them, on a W-th of the examples.
-        self._factor = 1 if adagrad else world.world_size
+    def __init__(self, model: SkipGram, tables: Any, sync_every: int, world_size: int):
+        """``tables``: some kernel's ``InPlace`` over the tables of ``model``."""
+        self._model, self._tables, self._every, self._world_size = model, tables, sync_every, world_size
+        self.team: Team | None = tables.team
+        # SGD: an average of W copies goes as far as one of them, on a W-th of the examples.
+        self._factor = 1 if tables.accumulators else world_size
         self._since = 0
         self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        losses_B: Tensor = self._tables.update(*batch.tensors(), lr * self._factor)
+        losses_B: Tensor = self._tables.update(batch.tensors(), lr * self._factor)
         self._since += 1
         if self._since == self._every:
             self._average()
@@ -256,7 +259,7 @@ class InPlace:
             self._average()
 
     def write_back(self) -> None:
-        self._tables.push()
+        self._tables.write_back()
 
     def is_finite(self) -> bool:
         return bool(self._tables.is_finite())
@@ -266,7 +269,7 @@ class InPlace:
         return self._world_size == 1 or self._since == 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        self._tables.push()
+        self._tables.write_back()
         return self._copies.of({**tables_of(self._model), **self._sums(), "since": torch.tensor(self._since)})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -274,7 +277,7 @@ class InPlace:
         for name, sums_V in self._sums().items():
             sums_V.copy_(state[name])
         self._since = int(state["since"])
-        self._tables.pull()
+        self._tables.reload()
 
     def _sums(self) -> dict[str, Tensor]:
         """Adagrad's; none for SGD."""
@@ -283,33 +286,33 @@ class InPlace:
     def _average(self) -> None:
         self._since = 0
         if self._world_size > 1:
-            self._tables.push()
+            self._tables.write_back()
             own = [table.detach() for table in (*self._model.parameters(), *self._tables.accumulators)]
             averages = [nn.Parameter(table) for table in own]
             average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
             for table, average in zip(own, averages, strict=True):
-                mean = average.detach()  # it has been given other storage, and kernels hold on to theirs
-                if self._tables.frozen_V is not None:  # three thirds need not be a whole
+                mean = average.detach()  # in memory of its own, while kernels hold on to theirs: hence the copy below
+                if self._tables.frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
                     mean[self._tables.frozen_V] = table[self._tables.frozen_V]
                 table.copy_(mean)
-            self._tables.pull()
+            self._tables.reload()
 
 
-def make_optimizer(config: TrainConfig, model: SkipGram) -> torch.optim.Optimizer:
-    """The optimizer of ``config`` over both tables, dense, in torch's fused form."""
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
+    """torch's optimizer over both tables, dense, in its fused form."""
+    kinds: dict[str, Callable[..., Optimizer]] = {
         "adam": torch.optim.Adam,
         "sgd": torch.optim.SGD,
         "adagrad": torch.optim.Adagrad,
     }
-    options: dict[str, Any] = {"lr": config.lr, "fused": True}
-    if config.optimizer == "adam" and model.center.weight.is_cuda:
+    options: dict[str, Any] = {"lr": lr, "fused": True}
+    if name == "adam" and model.center.weight.is_cuda:
         options["capturable"] = True
-    return kinds[config.optimizer](model.parameters(), **options)
+    return kinds[name](model.parameters(), **options)
 
 
 class Copies:
-    """Copies of tensors, on the CPU, in memory that is used again: fresh memory takes longer than the copying."""
+    """Copies of tensors on the CPU, in memory that is used again: new memory takes longer than the copying."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}

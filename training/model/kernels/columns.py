@@ -1,17 +1,17 @@
-"""Rows of tables in machine code: threads share the columns, never a cache line that one of them writes.
+"""Rows of tables in machine code: threads share the columns, and no cache line is written by two of them.
 
 B rows of a batch, L = max_len targets a row, J targets of several rows end to end, D dimensions, V words, T threads,
 C columns of a thread.
 
-Threads that take different *rows* all write the vectors of frequent words, and the cache lines go to and fro: two
-threads were slower than one. So each thread has *columns* of its own in every row; the threads' shares of a score are
-added up when they meet, and the result is the same for every number of threads but for rounding, and always the same
-for one number. Processors fetch the next cache lines unasked, so the columns of two threads must lie far apart: a
-table is kept as T tables of C columns.
+Threads that split the *rows* would all write the vectors of frequent words, and those cache lines would bounce between
+the cores: two threads were slower than one. So each thread has *columns* of its own in every row. The threads add up
+their shares of a score at a barrier, and the result is the same for every number of threads except for rounding, and
+always the same for one number. Processors prefetch the next cache lines, so the columns of two threads must lie far
+apart: a table is kept as T tables of C columns.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pipeline.shared.compiled import inner_fast
-from training.model.kernels.threads import Counters, Team, meet, num_cores, team_of
+from training.model.batch import BatchTensors
+from training.model.kernels.threads import Counters, Team, barrier, num_cores, team_of
 from training.model.kernels.vector import CHUNK, dot_1, dot_4, move_1, move_4, power_of_two, scatter_1, scatter_4
 
 Ids = npt.NDArray[np.int32]
@@ -30,16 +31,58 @@ PAGE = 4096
 _F0, _F1 = np.float32(0), np.float32(1)
 
 
+class Rows(NamedTuple):
+    """A batch for compiled code: int32 ``center_B`` and ``targets_BL``, integers ``num_contexts_B``; K negatives.
+
+    The first n·(1 + K) targets of a row with n contexts are real: the contexts, then the negatives.
+    """
+
+    center_B: Ids
+    targets_BL: Ids
+    num_contexts_B: Counts
+    negatives: int
+
+    @classmethod
+    def of(cls, batch: BatchTensors, negatives: int) -> "Rows":
+        center_B, targets_BL, num_contexts_B = (tensor.contiguous().numpy() for tensor in batch)
+        return cls(center_B, targets_BL, num_contexts_B, negatives)
+
+
+class Columns(NamedTuple):
+    """One thread's columns of both tables, (V, C) each or wider, and how many chunks of the C are not padding."""
+
+    center_VC: Floats
+    context_VC: Floats
+    chunks: int
+
+
+class Scratch(NamedTuple):
+    """Buffers of a step, for J targets in each of T threads, and the state of the threads' barrier."""
+
+    counters: Counters
+    shares_T2J: Floats
+    """Each thread's share of the sums that ``add_up`` makes, in odd and in even turns."""
+    slopes_TJ: Floats
+    """Scores, then their slopes."""
+    signs_TJ: Floats
+    losses_TJ: Floats
+
+    @classmethod
+    def of(cls, team: Team, num_targets: int) -> "Scratch":
+        shares_T2J, *others = (on_large_pages(team.size, *more, num_targets + CHUNK) for more in ((2,), (), (), ()))
+        return cls(team.counters(), shares_T2J.numpy(), *(each.numpy() for each in others))
+
+
 # ---- Tables by columns
 
 
 def team_for(dim: int) -> Team:
-    """torch's number of threads, as far as there are cores, and 32 columns for each."""
+    """A team of torch's number of threads, or fewer: at most one a core, and at least 32 columns for each."""
     return team_of(max(1, min(torch.get_num_threads(), num_cores(), dim // 32)))
 
 
 def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:
-    """A copy, (T, V, C), filled up with zero columns, which stay zero."""
+    """A copy, (T, V, C), padded with zero columns, which stay zero."""
     num_words, dim = table_VD.shape
     width = -(-dim // (num_threads * CHUNK)) * CHUNK
     table_TVC = on_large_pages(num_threads, num_words, width)
@@ -58,7 +101,7 @@ def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
 
 
 def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that begin with a page of memory, as direct writing needs it."""
+    """Zeros that begin at a page of memory, as direct I/O needs it."""
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = np.zeros(num_bytes + PAGE, dtype=np.uint8)
     skipped = -memory.ctypes.data % PAGE
@@ -66,7 +109,7 @@ def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def on_large_pages(*shape: int) -> Tensor:
-    """Zeros that begin with a cache line. numpy, unlike torch, asks Linux for 2 MB pages where an array is large.
+    """Zeros that begin at a cache line. numpy, unlike torch, asks Linux for 2 MB pages when an array is large.
 
     With pages of 4 kB most accesses to a large table would miss the TLB, too.
     """
@@ -78,39 +121,29 @@ def on_large_pages(*shape: int) -> Tensor:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number of the tensor is NaN or infinite; in one pass, without the mask that ``isfinite`` fills."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # NaN is passed on
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # aminmax propagates NaN
 
 
 @inner_fast
 def num_chunks(member: int, width: int, dim: int) -> int:
-    """Chunks of a thread's columns that hold something."""
+    """How many chunks of a thread's columns are not padding."""
     return (max(0, min(width, dim - member * width)) + CHUNK - 1) // CHUNK
 
 
-# ---- The step's pieces, for rows ``first`` to ``last`` of a batch, and the columns of thread ``member``
+# ---- The parts of a step, for rows ``first`` to ``last`` of a batch
 
 
 @inner_fast
-def scores_of(
-    first: int,
-    last: int,
-    center_B: Ids,
-    targets_BL: Ids,
-    num_contexts_B: Counts,
-    negatives: int,
-    center_VC: Floats,
-    context_VC: Floats,
-    chunks: int,
-    scores_J: Floats,
-) -> int:
-    """The columns' share in the scores v·u; returns how many there are."""
+def scores_of(rows: Rows, first: int, last: int, columns: Columns, scores_J: Floats) -> int:
+    """Writes the columns' share of the scores v·u; returns how many scores there are."""
+    center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
     at = 0
     for row in range(first, last):
-        targets_L = targets_BL[row]
-        num_targets = num_contexts_B[row] * (1 + negatives)
+        targets_L = rows.targets_BL[row]
+        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
         grouped = num_targets & ~3
-        v = center_B[row] * width
+        v = rows.center_B[row] * width
         for j in range(0, grouped, 4):
             u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
             a, b, c, d = dot_4(context_VC, u, center_VC, v, chunks)
@@ -124,27 +157,17 @@ def scores_of(
 
 @inner_fast
 def spread(
-    first: int,
-    last: int,
-    center_B: Ids,
-    targets_BL: Ids,
-    num_contexts_B: Counts,
-    negatives: int,
-    center_VC: Floats,
-    context_VC: Floats,
-    chunks: int,
-    slopes_J: Floats,
-    steps_J: Floats,
-    totals_BC: Floats,
+    rows: Rows, first: int, last: int, columns: Columns, slopes_J: Floats, steps_J: Floats, totals_BC: Floats
 ) -> None:
     """In place, for each target in turn: the row's total += slope·u, then u += step·v."""
+    center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
     at = 0
     for row in range(first, last):
-        targets_L = targets_BL[row]
-        num_targets = num_contexts_B[row] * (1 + negatives)
+        targets_L = rows.targets_BL[row]
+        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
         grouped = num_targets & ~3
-        v, total = center_B[row] * width, (row - first) * width
+        v, total = rows.center_B[row] * width, (row - first) * width
         for j in range(0, grouped, 4):
             u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
             k = at + j
@@ -158,27 +181,16 @@ def spread(
 
 
 @inner_fast
-def add_gradients(
-    first: int,
-    last: int,
-    center_B: Ids,
-    targets_BL: Ids,
-    num_contexts_B: Counts,
-    negatives: int,
-    center_VC: Floats,
-    context_VC: Floats,
-    chunks: int,
-    slopes_J: Floats,
-    shift: int,
-) -> None:
-    """The gradients, ``shift`` floats behind the vectors: the center's += slope·u, the target's += slope·v."""
+def add_gradients(rows: Rows, first: int, last: int, columns: Columns, slopes_J: Floats, shift: int) -> None:
+    """Adds to the gradients, ``shift`` floats behind the vectors: slope·u to the center's, slope·v to the target's."""
+    center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
     at = 0
     for row in range(first, last):
-        targets_L = targets_BL[row]
-        num_targets = num_contexts_B[row] * (1 + negatives)
+        targets_L = rows.targets_BL[row]
+        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
         grouped = num_targets & ~3
-        v = center_B[row] * width
+        v = rows.center_B[row] * width
         for j in range(0, grouped, 4):
             u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
             to = (u[0] + shift, u[1] + shift, u[2] + shift, u[3] + shift)
@@ -193,11 +205,11 @@ def add_gradients(
 
 @inner_fast
 def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
-    """Turns scores into their losses' slopes, sigmoid(score) - label; ``signs_J`` is 1 for label 1 and -1 for label 0.
+    """Replaces scores by the slopes of their losses, sigmoid(score) - label. Signs are 1 for label 1, -1 for label 0.
 
-    A score z = sign·v·u costs log(1 + exp(-z)). Exponential and logarithm are polynomials, since calls would keep the
-    loop from using vectors: exp(x) = 2^k·exp(r), |r| <= ln(2)/2, to the 6th power; log(1 + e) = 2·atanh(e / (2 + e)),
-    to the 13th. Both are right to 5e-7 or better.
+    The loss of a score is log(1 + exp(-z)) with z = sign·v·u. Exponential and logarithm are polynomials, since calls
+    would keep the loop from being vectorised: exp(x) = 2^k·exp(r) with |r| <= ln(2)/2, to the 6th power; and
+    log(1 + e) = 2·atanh(e / (2 + e)), to the 13th. The error of both is at most 5e-7.
     """
     for j in range(count):
         sign = signs_J[j]
@@ -229,12 +241,12 @@ def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: F
 
 
 @inner_fast
-def signs_of(first: int, last: int, num_contexts_B: Counts, negatives: int, signs_J: Floats) -> None:
-    """1 for the contexts and -1 for the negatives of rows ``first`` to ``last``."""
+def signs_of(rows: Rows, first: int, last: int, signs_J: Floats) -> None:
+    """Writes 1 for the contexts and -1 for the negatives of the rows."""
     at = 0
     for row in range(first, last):
-        contexts = at + num_contexts_B[row]
-        end = at + num_contexts_B[row] * (1 + negatives)
+        contexts = at + rows.num_contexts_B[row]
+        end = at + rows.num_contexts_B[row] * (1 + rows.negatives)
         for j in range(at, contexts):
             signs_J[j] = _F1
         for j in range(contexts, end):
@@ -243,13 +255,11 @@ def signs_of(first: int, last: int, num_contexts_B: Counts, negatives: int, sign
 
 
 @inner_fast
-def mean_losses(
-    first: int, last: int, num_contexts_B: Counts, negatives: int, losses_J: Floats, losses_B: Floats
-) -> None:
-    """Every row's mean loss over its targets; those of empty rows stay as they are."""
+def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: Floats) -> None:
+    """Writes every row's mean loss over its targets; skips empty rows."""
     at = 0
     for row in range(first, last):
-        num_targets = num_contexts_B[row] * (1 + negatives)
+        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
         if num_targets:
             total = _F0
             for j in range(at, at + num_targets):
@@ -259,14 +269,14 @@ def mean_losses(
 
 
 @inner_fast
-def add_up(counters: Counters, member: int, shares: Floats, turn: int, count: int, total_J: Floats) -> int:
-    """``total_J`` becomes the sum of the threads' ``shares[thread, turn & 1]``; returns the next turn.
+def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats) -> int:
+    """Writes to ``total_J`` the sum of the threads' ``shares_T2J[thread, turn & 1]``; returns the next turn.
 
-    Shares of odd and even turns lie apart, for a thread may be one turn ahead of another that still reads.
+    The shares of odd and even turns are separate, because a thread may be one turn ahead of another that still reads.
     """
-    size = shares.shape[0]
+    shares, size = scratch.shares_T2J, scratch.shares_T2J.shape[0]
     if size > 1:
-        meet(counters, member, size)
+        barrier(scratch.counters, member, size)
     for j in range(count):
         total_J[j] = shares[0, turn & 1, j]
     for other in range(1, size):

@@ -25,8 +25,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from training.model.batch import BatchTensors
 from training.model.kernels import reference
 from training.model.kernels.reference import ADAGRAD_EPSILON
+from training.model.skip_gram import TableTensors
 
 BLOCK_ELEMENTS = 4096
 """Floats of a gathered block, targets x dimensions: 32 targets of 65 to 128 dimensions. With window 5 and 5 negatives a
@@ -44,44 +46,32 @@ jit: Callable[[Callable[..., Any]], Any] = triton.jit  # Triton brings no types;
 EPSILON = tl.constexpr(ADAGRAD_EPSILON)
 
 
-def row_losses(
-    center_B: Tensor,
-    contexts_negatives_BL: Tensor,
-    num_contexts_B: Tensor,
-    center_VD: Tensor,
-    context_VD: Tensor,
-    negatives: int,
-) -> Tensor:
+def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Tensor:
     """The losses of ``reference.row_losses``, shape (B,); their gradients by both tables are dense.
 
-    Two kernels and one filling with zeros: scores, losses and slopes forwards, the scatter backwards.
+    Forwards one kernel computes scores, losses and slopes; backwards zeros are filled in and one kernel scatters.
     """
-    batch = center_B, contexts_negatives_BL, num_contexts_B
-    losses_B: Tensor = _RowLosses.apply(*batch, center_VD, context_VD, negatives)  # type: ignore[no-untyped-call]
+    losses_B: Tensor = _RowLosses.apply(*batch, *tables, negatives)  # type: ignore[no-untyped-call]
     return losses_B
 
 
 def update(
-    center_B: Tensor,
-    contexts_negatives_BL: Tensor,
-    num_contexts_B: Tensor,
-    center_VD: Tensor,
-    context_VD: Tensor,
+    batch: BatchTensors,
+    tables: TableTensors,
     negatives: int,
     lr: float | Tensor,
     accumulators: tuple[Tensor, ...] = (),
     frozen_V: Tensor | None = None,
 ) -> Tensor:
-    """Trains both tables in place as ``reference.update`` does; returns the losses on the way, shape (B,).
+    """Trains both tables in place as ``reference.update`` does; returns the losses along the way, shape (B,).
 
-    ``ROWS_AT_ONCE`` rows are trained at the same time, each at the tables as it finds them, as word2vec.c's threads do:
-    only a row's own steps are in the reference's order. ``lr`` may be a float32 tensor of no dimensions on the tables'
-    device, which a captured step reads anew at every replay.
+    ``ROWS_AT_ONCE`` rows train at the same time, each on the tables as it finds them, like the threads of word2vec.c:
+    only the steps within a row are in the reference's order. ``lr`` may be a float32 tensor of no dimensions on the
+    tables' device, which a captured step reads again at every replay.
     """
-    tables = center_VD, context_VD
-    batch = center_B, contexts_negatives_BL, num_contexts_B
     _check(*batch, *tables)
-    num_rows, max_len = contexts_negatives_BL.shape
+    center_VD, num_contexts_B = tables[0], batch[2]
+    num_rows, max_len = batch[1].shape
     if not isinstance(lr, Tensor):
         lr = torch.full((), lr, dtype=torch.float32, device=center_VD.device)
     slopes_BL = torch.empty((num_rows, max_len), device=center_VD.device)
@@ -107,10 +97,9 @@ def update(
 class InPlace(reference.InPlace):
     """The tables under ``update``."""
 
-    def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
+    def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
-        batch = center_B, contexts_negatives_BL, num_contexts_B
-        return update(*batch, *self.tables, self._negatives, lr, self.accumulators, self.frozen_V)
+        return update(batch, self.tables, self._negatives, lr, self.accumulators, self.frozen_V)
 
 
 class _RowLosses(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The step in plain torch: the truth that the other kernels are held against.
+"""The step in plain torch: the definition that the other kernels are tested against.
 
 B rows of a batch, L = max_len targets a row, T of them real, D dimensions, V words, K negatives for each context.
 """
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.model.skip_gram import SigmoidBCELoss, skip_gram
+from training.model.batch import BatchTensors
+from training.model.skip_gram import SigmoidBCELoss, TableTensors, skip_gram
 
 
 def label_and_mask(num_contexts_B: Tensor, max_len: int, negatives: int) -> tuple[Tensor, Tensor]:
@@ -17,18 +18,12 @@ def label_and_mask(num_contexts_B: Tensor, max_len: int, negatives: int) -> tupl
     return place_L < n_B1, place_L < n_B1 * (1 + negatives)
 
 
-def row_losses(
-    center_B: Tensor,
-    contexts_negatives_BL: Tensor,
-    num_contexts_B: Tensor,
-    center_VD: Tensor,
-    context_VD: Tensor,
-    negatives: int,
-) -> Tensor:
+def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Tensor:
     """loss_i = sum_j mask·BCE(v·u_j, label) / max(1, sum_j mask), shape (B,) (Mikolov et al. 2013, Eq. 4; d2l 15.4)."""
+    center_B, contexts_negatives_BL, num_contexts_B = batch
     max_len = contexts_negatives_BL.shape[1]
     label_BL, mask_BL = label_and_mask(num_contexts_B, max_len, negatives)
-    scores_BL = skip_gram(center_B[:, None], contexts_negatives_BL, center_VD, context_VD).squeeze(1)
+    scores_BL = skip_gram(center_B[:, None], contexts_negatives_BL, *tables).squeeze(1)
     loss_B: Tensor = SigmoidBCELoss()(scores_BL, label_BL, mask_BL)
     return loss_B * (max_len / mask_BL.sum(1).clamp(min=1))
 
@@ -37,27 +32,26 @@ ADAGRAD_EPSILON = 1e-10  # torch.optim.Adagrad's
 
 
 def update(
-    center_B: Tensor,
-    contexts_negatives_BL: Tensor,
-    num_contexts_B: Tensor,
-    center_VD: Tensor,
-    context_VD: Tensor,
+    batch: BatchTensors,
+    tables: TableTensors,
     negatives: int,
     lr: float,
     accumulators: tuple[Tensor, ...] = (),
     rows_at_once: int = 1,
     frozen_V: Tensor | None = None,
 ) -> Tensor:
-    """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` on the way.
+    """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` along the way.
 
     A row's step is ``lr`` times the gradient of the *sum* of its losses, taken at the tables as the row before left
-    them, contexts first, the center once (word2vec.c's ``neu1e``). SGD without ``accumulators`` (center (V,), context
-    (V,)); with them row-wise Adagrad (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): a table's row steps by
-    lr / sqrt(accumulator) after the mean square of the gradient was added, which is done for every target in turn.
+    them: the contexts move first, then the center, once (word2vec.c's ``neu1e``). It is SGD without ``accumulators``.
+    With them, center (V,) and context (V,), it is row-wise Adagrad (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): a
+    row of a table steps by lr / sqrt(accumulator), to which the gradient's mean square was added just before, for every
+    target in turn.
 
     ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
-    move after all of their contexts. Rows of words in ``frozen_V`` (bool) stay as they are, accumulators and all.
+    move after all of their contexts. For words in ``frozen_V`` (bool) neither rows nor accumulators change.
     """
+    (center_B, contexts_negatives_BL, num_contexts_B), (center_VD, context_VD) = batch, tables
     if frozen_V is None:
         frozen_V = torch.zeros(len(center_VD), dtype=torch.bool, device=center_VD.device)
     losses_B = torch.zeros(len(center_B), device=center_VD.device)
@@ -102,21 +96,20 @@ class InPlace:
     team = None
     frozen_V: Tensor | None = None
 
-    def __init__(self, center_VD: Tensor, context_VD: Tensor, negatives: int, adagrad: bool = False):
-        self.tables = (center_VD.detach(), context_VD.detach())
+    def __init__(self, tables: TableTensors, negatives: int, adagrad: bool = False):
+        self.tables = (tables[0].detach(), tables[1].detach())
         self.accumulators = tuple(table_VD.new_zeros(len(table_VD)) for table_VD in self.tables) if adagrad else ()
         self._negatives = negatives
 
-    def update(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor, lr: float) -> Tensor:
+    def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
-        batch = center_B, contexts_negatives_BL, num_contexts_B
-        return update(*batch, *self.tables, self._negatives, lr, self.accumulators, frozen_V=self.frozen_V)
+        return update(batch, self.tables, self._negatives, lr, self.accumulators, frozen_V=self.frozen_V)
 
-    def push(self) -> None:
-        """It works on the tables themselves."""
+    def write_back(self) -> None:
+        """Does nothing: it trains the tables themselves."""
 
-    def pull(self) -> None:
-        """It works on the tables themselves."""
+    def reload(self) -> None:
+        """Does nothing: it trains the tables themselves."""
 
     def is_finite(self) -> bool:
         return all(bool(torch.isfinite(table_VD).all()) for table_VD in self.tables)

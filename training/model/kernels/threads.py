@@ -1,4 +1,4 @@
-"""Threads that run compiled code side by side, and meet inside it."""
+"""Threads that run compiled code side by side, and a barrier for them inside that code."""
 
 import os
 from collections.abc import Callable
@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.compiled import inner
-from training.model.kernels.vector import observe, publish, sleep_us
+from training.model.kernels.vector import load_acquire, sleep_us, store_release
 
 Counters = npt.NDArray[np.int64]
 
 _APART = 16  # int64s between two counters: processors fetch cache lines, of 64 bytes, in pairs
-_PATIENCE = 3_000_000  # looks, some 5 ms: who sleeps sooner is not woken in time, and then makes the others sleep
+_SPINS = 3_000_000  # some 5 ms: a thread that sleeps earlier wakes up too late, and then makes the others sleep
 
 
 class Team:
-    """``size`` threads, the caller's among them. ``run(work)`` calls ``work(member)`` in each and waits for all.
+    """``size`` threads, including the caller's. ``run(work)`` calls ``work(member)`` in each and waits for all.
 
-    ``afterwards`` is work for once, done by the next ``run`` when its own is done: reading ahead, where threads have
-    all cores. A thread of its own would take one away in the middle of a step, and all others would wait for it.
+    ``afterwards`` is work for the next ``run`` alone, which does it after its own: prefetching, when the team has all
+    cores. A separate thread would take a core away in the middle of a step, and all members would wait for it.
     """
 
     def __init__(self, size: int):
@@ -44,43 +44,43 @@ class Team:
             both(0)
             for other in others:
                 other.result()
-        except BaseException:  # Ctrl-C, for one: the others would wait for this thread, and the process for them
+        except BaseException:  # Ctrl-C, for one: the others would wait for this thread, and the process for the others
             self.failed = True
             for counters in self._given:
                 counters[self.size * _APART] = 1
             raise
 
     def counters(self) -> Counters:
-        """What ``meet`` counts with; of one ``run`` at a time, and of none after one that failed."""
+        """The state of a ``barrier``: for one ``run`` at a time, and for none after a run that failed."""
         self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
         return self._given[-1]
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def team_of(size: int) -> Team:
-    """The process's one team of this size."""
+    """The one team of this size in this process."""
     return Team(size)
 
 
 @inner
-def meet(counters: Counters, member: int, size: int) -> None:
-    """Returns when all members have called it as often, and sees what they wrote before. Allocates and raises nothing.
+def barrier(counters: Counters, member: int, size: int) -> None:
+    """Returns when all members have called it equally often, and sees what they wrote before. Never raises.
 
-    Members look at each other's counters without pause, since they arrive within microseconds. Longer than some
-    milliseconds they sleep, for then something else has the core that one of them should have.
+    Members spin on each other's counters, since they arrive within microseconds. After some milliseconds they sleep,
+    because another process must then be using the core of the member that is late.
     """
-    turn = observe(counters, member * _APART) + 1
-    publish(counters, member * _APART, turn)
+    turn = load_acquire(counters, member * _APART) + 1
+    store_release(counters, member * _APART, turn)
     for other in range(size):
-        looks = 0
-        while observe(counters, other * _APART) < turn:
-            looks += 1
-            if looks > _PATIENCE:
-                if observe(counters, size * _APART):
-                    return  # somebody will never come
+        spins = 0
+        while load_acquire(counters, other * _APART) < turn:
+            spins += 1
+            if spins > _SPINS:
+                if load_acquire(counters, size * _APART):
+                    return  # some member failed and will never come
                 sleep_us(np.uint32(20))

@@ -1,8 +1,8 @@
-"""What numba cannot say in Python: 16 floats at a time, four rows at a time, and a barrier between threads.
+"""What numba cannot express in Python: 16 floats at a time, four rows at a time, and atomic loads and stores.
 
-Arrays are given with element offsets, and unchecked. ``num_chunks`` counts chunks of 16 columns. A loop in Python over
-the columns is as right and half as fast: its sums leave the registers, and each row loads the center anew. On machines
-with narrower vectors LLVM splits the chunks.
+Arrays come with element offsets, which nothing checks. ``num_chunks`` counts chunks of 16 columns. A Python loop over
+the columns gives the same results at half the speed: its sums do not stay in registers, and every row loads the center
+again. On processors with narrower vectors LLVM splits the chunks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ CHUNK = 16
 """Columns of a chunk: one cache line of float32, and one AVX-512 register."""
 
 TOGETHER = 4
-"""Rows that ``dot_4`` and its like take at once; enough sums to hide the latency of an addition."""
+"""Rows that ``dot_4`` and its like take at once: enough sums to hide the latency of an addition."""
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, CHUNK)
@@ -70,7 +70,7 @@ def _scatter(num_rows: int, in_place: bool) -> Any:
     ) -> tuple[Any, Codegen]:
         """For each offset in turn: total[total_offset] += slope·rows[offset], then rows[moved] += step·other[offset].
 
-        ``in_place``: ``moved`` are the offsets, so the next equal one finds the row changed.
+        ``in_place``: ``moved`` equals ``offsets``, so that a repeated offset reads the row that was just changed.
         """
         signature = types.void(rows, offsets, moved, other, offset, total, total_offset, slopes, steps, num_chunks)
 
@@ -107,7 +107,7 @@ move_1, move_4 = _scatter(1, in_place=True), _scatter(TOGETHER, in_place=True)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
-    """2 to a whole float32 power from -126 to 127, by its bits."""
+    """2 to an integral float32 power from -126 to 127, made from its bits."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
         biased = builder.add(builder.fptosi(values[0], _INT32), ir.Constant(_INT32, 127))
@@ -118,7 +118,7 @@ def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def first_guess(typing: Any, number: Any) -> tuple[Any, Codegen]:
-    """1 / sqrt(number) to 3.5 %, for a positive float32: halves its exponent (the constant is Lomont's, 2003)."""
+    """1 / sqrt(number) to 3.5 % for a positive float32, by halving its exponent (the constant is Lomont's, 2003)."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
         halved = builder.lshr(builder.bitcast(values[0], _INT32), ir.Constant(_INT32, 1))
@@ -129,7 +129,7 @@ def first_guess(typing: Any, number: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing: Any, rows: Any, offset: Any, num_chunks: Any) -> tuple[Any, Codegen]:
-    """Asks for ``num_chunks`` cache lines from ``rows[offset]`` on, to be written soon."""
+    """Prefetches ``num_chunks`` cache lines from ``rows[offset]`` on, to be written soon."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
         (row,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
@@ -145,8 +145,8 @@ def prefetch(typing: Any, rows: Any, offset: Any, num_chunks: Any) -> tuple[Any,
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def publish(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
-    """``counters[index] = value``, after all that this thread wrote before."""
+def store_release(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
+    """``counters[index] = value``, after everything that this thread wrote before (release order)."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
         (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
@@ -157,8 +157,8 @@ def publish(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Co
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def observe(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
-    """``counters[index]`` as it is now; what its writer wrote before it can be read after."""
+def load_acquire(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
+    """``counters[index]``; what its writer wrote before it can be read afterwards (acquire order)."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
         (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
