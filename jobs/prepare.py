@@ -32,9 +32,8 @@ def main() -> None:
     if arguments.lowercase is None:
         arguments.lowercase = arguments.tokenizer == "words"
     config = config_from(arguments)
-    run_prepare(
-        corpus(arguments.input, arguments.format, arguments.column), config, arguments.output, arguments.overwrite
-    )
+    column = vars(arguments).get("column")  # absent unless it was given
+    run_prepare(corpus(arguments.input, arguments.format, column), config, arguments.output, arguments.overwrite)
 
 
 if __name__ == "__main__":
