@@ -272,11 +272,13 @@ def part_rates(name: str, output: Path, path: Path) -> list[str]:
         return sum(found.center_N.size for found in examples)
 
     def writing() -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            with ShardFile(Location.of(folder), "train", 0, 0, config) as shard:
-                for found in examples:
-                    shard.append(found)
-                shard.finish()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ShardFile(Location.of(folder), "train", 0, 0, config) as shard,
+        ):
+            for found in examples:
+                shard.append(found)
+            shard.finish()
         return shard.num_rows
 
     rates = [f"{best_rate(part) / 1e6:.2f}" for part in (counting, encoding, sampling, writing)]

@@ -16,7 +16,6 @@ from functools import cache
 
 from jobs.retraining.children import StepError
 from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
-from jobs.retraining.ownership import owned
 from jobs.retraining.retrain_config import RetrainConfig, read_config
 from jobs.retraining.status import status
 from jobs.retraining.workspace import RECORDS, Workspace
@@ -68,7 +67,7 @@ def main() -> None:
         print(status(config, workspace))
         return
     try:
-        with owned(workspace.folder) as lock:
+        with workspace.lock() as lock:
             if arguments.command == "rollback":
                 rollback(config, workspace, arguments.to)
                 return

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import write_tiny_dataset
 
 import jobs.retraining.cycle_steps
-import jobs.retraining.registration
+import jobs.retraining.registry
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 
@@ -134,7 +134,7 @@ class FileRegistry:
 
 def install(tools: Tools, patch: Callable[[object, str, object], None]) -> None:
     patch(jobs.retraining.cycle_steps, "call", tools.call)
-    patch(jobs.retraining.registration, "Registry", FileRegistry)
+    patch(jobs.retraining.registry, "Registry", FileRegistry)
 
 
 class Project:

@@ -1,6 +1,28 @@
-"""``python -m training.export runs/ptb``: word vectors in files for other programs."""
+"""Word vectors in files for other programs.
 
-from training.vectors.export_formats import main
+python -m training.export runs/ptb --format word2vec --output ptb.txt          for gensim and others: a word a line
+python -m training.export runs/ptb --format word2vec-binary --output ptb.bin   the same, a third of the size
+python -m training.export runs/ptb --format projector --output ptb.tsv         and ptb.metadata.tsv, for TensorBoard
+"""
+
+from pipeline.shared.cli import Parser, command, path
+from training.vectors.export_formats import FORMATS, export
+from training.vectors.word_vectors import SOURCES
+
+
+def main() -> None:
+    example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
+    parser = Parser("python -m training.export", "Word vectors in files for other programs.", example)
+    parser.add_argument("run", type=path, help=SOURCES)
+    parser.add_argument(
+        "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
+    )
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="outside of the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
+    with command():
+        arguments = parser.parse_args()
+        print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))
+
 
 if __name__ == "__main__":
     main()

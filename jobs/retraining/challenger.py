@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.numpy import save
 
 from jobs.retraining.workspace import Cycle, remove, write_json
-from training.align import align
+from training.vectors.alignment import align
 from training.vectors.heldout import Heldout
 from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
 from training.vectors.word_vectors import Tables

@@ -1,4 +1,4 @@
-"""Commands that a step runs: shown, logged with all they print, and ended when we are."""
+"""Commands that a step runs: shown, logged with their output, and ended when this process ends."""
 
 import ctypes
 import os
@@ -13,20 +13,20 @@ from pathlib import Path
 from pipeline.shared.errors import InputError
 
 GRACE_S = 60
-"""How long a command may take to end when it is asked to: a trainer saves a checkpoint first."""
+"""How long a command may take to end after SIGTERM: a trainer saves a checkpoint first."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 class StepError(Exception):
-    """What failed by nothing that the user is known to be able to mend, and may go well the next time."""
+    """A step failed, and may succeed when it is tried again."""
 
 
 def call(arguments: list[str], log: Path, lock: int | None) -> None:
-    """Runs a command to its end; what it prints goes to the screen and to ``log``, after its argument list.
+    """Runs a command to its end. Its argument list and its output go to the screen and to ``log``.
 
-    It holds ``lock`` too, and gets SIGTERM when we end, even by SIGKILL (on Linux). Raises InputError with the
-    command's own line where it failed by what the user can mend, else StepError.
+    The command inherits ``lock``, and gets SIGTERM when this process ends, even by SIGKILL (on Linux). Raises
+    InputError with the command's own error line after exit code 2, which says that the user can fix it; else StepError.
     """
     line = shlex.join(arguments)
     print(f"$ {line}", flush=True)
@@ -34,15 +34,16 @@ def call(arguments: list[str], log: Path, lock: int | None) -> None:
         file.write(f"$ {line}    # {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
         file.flush()
         code, said = _run(arguments, file.fileno(), lock)
-    if code != 0 and said:
+    if code == 2 and said:
         raise InputError(f"{arguments[0]}: {said}")
     if code != 0:
-        raise StepError(f"{arguments[0]} ended with {code}; what it printed is in {log}")
+        reason = f" ({said})" if said else ""
+        raise StepError(f"{arguments[0]} ended with {code}{reason}; what it printed is in {log}")
 
 
 def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
-    """The exit code, and the last line that says what the user can mend."""
-    ours = str(Path(sys.executable).parent)  # where spark-submit and torchrun of this environment are
+    """The exit code, and the last error line of the output."""
+    ours = str(Path(sys.executable).parent)  # the folder of this environment's spark-submit and torchrun
     environment = {**os.environ, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S - 5))  # torchrun's own is half of that
     try:
@@ -69,7 +70,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
     except BaseException:
         child.terminate()
         try:
-            os.write(log, child.communicate(timeout=GRACE_S)[0])  # read on, or it would wait for us to
+            os.write(log, child.communicate(timeout=GRACE_S)[0])  # a full pipe would block the child
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -78,7 +79,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
 
 
 def _die_with(parent: int, libc: ctypes.CDLL) -> None:
-    """Asks the kernel for SIGTERM when ``parent`` ends, which may have happened by now."""
+    """Asks the kernel for SIGTERM when ``parent`` ends. The parent may have ended already."""
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)

@@ -25,7 +25,7 @@ from jobs.retraining.cycle_plan import (
     state_of,
     train_command,
 )
-from jobs.retraining.registration import CHALLENGER, CHAMPION, reach_registry, register, registry_of
+from jobs.retraining.registry import CHALLENGER, CHAMPION, reach_registry, register, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, card, remove
 from pipeline.dataset.manifest_file import Manifest

@@ -1,40 +1,44 @@
-"""The registry: what MLflow keeps of every cycle, and which model version is the champion.
+"""The registry: MLflow's record of every cycle, and of which model version is the champion.
 
-A cycle is one MLflow run and one version of the registered model, found again by their tags; so every call may be
-repeated, after a crash at any point, and changes nothing that is done.
+A cycle is one MLflow run and one version of the registered model, which are found by their tags. So every call is
+idempotent, and may be repeated after a crash at any point.
 """
 
 import hashlib
 import re
-import shutil
 import sqlite3
+import tempfile
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
+from jobs.retraining.children import StepError
 from jobs.retraining.mlflow_run import LOGGED, log_cycle, log_decision
-from pipeline.shared.errors import InputError
-from training.vectors.mlflow_uri import BUGS, SQLITE, answered, calling, reason, shown, sqlite_file
+from jobs.retraining.retrain_config import RetrainConfig
+from jobs.retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
+from pipeline.shared.errors import InputError, tell
+from training.vectors.mlflow_uri import SQLITE, answered, calling, reason, shown, sqlite_file
 
-AGAIN = "mend that and give the command again"
+CHAMPION, CHALLENGER = "champion", "challenger"
+AGAIN = "fix that and run the command again"
 RUN_ID, VECTORS, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.checked"
 FOLDER = "vectors"
-"""Where a run's artifacts have the files of its version."""
+"""The folder of a version's files among a run's artifacts."""
 HASHED_AT_ONCE = 1 << 20
 BUSY_S = 5.0
 """How long another process may hold an SQLite registry."""
 
 
 def sqlite_uri(file: Path) -> str:
-    """The tracking URI of an SQLite file, whatever its path."""
+    """The tracking URI of an SQLite file. The path may contain any characters."""
     return SQLITE + str(file.absolute()).replace("%", "%25").replace("?", "%3F")
 
 
 class Registry:
     """The experiment and the registered model ``name`` at ``tracking_uri``: a tracking server, or sqlite:///FILE.
 
-    ``artifacts`` is where the files of an SQLite registry lie; left out, a folder beside it. A server has its own.
-    Whatever the user can mend is an InputError: a server that does not answer, credentials, a disk that is full.
+    ``artifacts`` is the folder for the files of an SQLite registry, by default one beside it; a server has its own.
+    Methods raise InputError for all that fails: a server that does not answer, credentials, a full disk.
     """
 
     def __init__(self, tracking_uri: str, name: str, artifacts: Path | None = None):
@@ -54,17 +58,16 @@ class Registry:
         def write() -> None:
             self._client().set_experiment_tag(self._experiment(), CHECKED, "yes")
 
-        remedy = "start it, or set registry.if_unreachable: publish_locally"
-        with self._calling(remedy, bugs=()):  # what calls our questions nonsense is no tracking server
+        with self._calling("start it, or set registry.if_unreachable: publish_locally"):
             if self._file:
-                write()  # the first time MLflow makes its tables, which is slow on slow disks
+                write()  # the first time MLflow creates its tables, which takes long on slow disks
             else:
                 answered(write)
 
     def record(self, run_id: str, cycle: Path, vectors: Path) -> str:
-        """The model version of the cycle in folder ``cycle``, with the files of folder ``vectors``; made once.
+        """The model version of the cycle in folder ``cycle``, with the files of folder ``vectors``. Idempotent.
 
-        A cycle that was trained or turned anew has other vectors, and becomes another run and another version.
+        A cycle that was trained or aligned again has other vectors, and becomes another run and another version.
         """
         if not vectors.is_dir():
             raise InputError(f"{vectors}: found nothing, expected the vectors of cycle {run_id}; run that cycle again")
@@ -73,7 +76,7 @@ class Registry:
             client = self._client()
             version = self._version(run_id, digest)
             run = self._run(run_id, digest)
-            if version is None or LOGGED not in run.data.tags:  # somebody may have deleted the version, or the run
+            if version is None or LOGGED not in run.data.tags:  # new, or somebody has deleted the version or the run
                 log_cycle(client, run, cycle)
                 client.log_artifacts(run.info.run_id, str(vectors), FOLDER)
                 client.set_terminated(run.info.run_id)
@@ -88,63 +91,57 @@ class Registry:
             return str(version.version)
 
     def set_alias(self, alias: str, version: str) -> None:
-        """``alias`` points at ``version``, in one move."""
+        """Points ``alias`` to ``version``, atomically."""
         with self._calling(AGAIN):
             self._client().set_registered_model_alias(self._name, alias, version)
 
     def remove_alias(self, alias: str) -> None:
-        """``alias`` points at nothing; it need not be there."""
+        """Removes ``alias``. Idempotent."""
         with self._calling(AGAIN):
             if alias in self._aliases():
                 self._client().delete_registered_model_alias(self._name, alias)
 
     def alias(self, alias: str) -> str | None:
-        """The run id of the cycle that ``alias`` points at; None where somebody has deleted alias, version or model."""
+        """The run id of the cycle that ``alias`` points to; None if the alias, its version or the model is missing."""
         with self._calling(AGAIN):
             version = self._aliases().get(alias)
             found = version and _or_none(self._client().get_model_version, self._name, str(version))
             return found.tags.get(RUN_ID) if found else None
 
     def fetch(self, run_id: str, target: Path) -> None:
-        """Makes folder ``target``, of the vectors of cycle ``run_id``: whole, or not at all."""
-        with self._calling("mend that, or roll back to another version"):
+        """Downloads the vectors of cycle ``run_id`` to the folder ``target``, atomically."""
+        with self._calling("fix that, or roll back to another version"):
             import mlflow
 
             version = self._version(run_id)
             if version is None:
                 raise InputError(f"{self._where}: found no version of cycle {run_id} in {self._name}; it was deleted")
             source = self._client().get_model_version_download_uri(self._name, str(version.version))
-            beside = target.with_name(f".{target.name}.fetched")
-            shutil.rmtree(beside, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-            found = Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(beside), tracking_uri=self._uri)
-            )
-            whole = digest_of(found) == version.tags[VECTORS]
-            if whole:
-                found.replace(target)
-            shutil.rmtree(beside, ignore_errors=True)
-            if not whole:
-                raise InputError(
-                    f"{self._where}: the artifacts of version {version.version} are not those that were recorded; "
-                    f"roll back to another version"
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+                found = Path(
+                    mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self._uri)
                 )
+                if digest_of(found) != version.tags[VECTORS]:
+                    raise InputError(
+                        f"{self._where}: the artifacts of version {version.version} are not those that were recorded; "
+                        f"roll back to another version"
+                    )
+                found.replace(target)
 
-    def _calling(self, remedy: str, bugs: tuple[str, ...] = BUGS) -> AbstractContextManager[None]:
+    def _calling(self, remedy: str) -> AbstractContextManager[None]:
         if self._file:
             self._check_database(self._file)
-        return calling(self._where, remedy, bugs)
+        return calling(self._where, remedy)
 
     def _check_database(self, file: Path) -> None:
-        """MLflow would try again for an hour where the file cannot be written."""
+        """Raises InputError when the file cannot be written: MLflow would try again for an hour."""
         try:
             with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise InputError(
-                f"{self._where}: cannot be written ({reason(error)}); mend that, or name another"
-            ) from None
+            raise InputError(f"{self._where}: cannot be written ({reason(error)}); fix that, or name another") from None
 
     def _client(self) -> Any:
         import mlflow
@@ -152,9 +149,8 @@ class Registry:
         return mlflow.MlflowClient(self._uri, self._uri)
 
     def _experiment(self) -> str:
-        """The id of the experiment, made unless it is there. Raises InputError when it cannot be used."""
-        client = self._client()
-        place = self._artifacts
+        """The id of the experiment, which is made unless it exists. Raises InputError when it cannot be used."""
+        client, place = self._client(), self._artifacts
         found = client.get_experiment_by_name(self._name)
         if found is None:
             return str(client.create_experiment(self._name, artifact_location=place))
@@ -171,7 +167,7 @@ class Registry:
         return str(found.experiment_id)
 
     def _run(self, run_id: str, digest: str) -> Any:
-        """The MLflow run of these vectors, made unless it is there."""
+        """The MLflow run of these vectors, which is made unless it exists."""
         client, experiment = self._client(), self._experiment()
         wanted = f"tags.`{RUN_ID}` = '{run_id}' and tags.`{VECTORS}` = '{digest}'"
         if found := client.search_runs([experiment], wanted, max_results=1):
@@ -179,7 +175,7 @@ class Registry:
         return client.create_run(experiment, run_name=run_id, tags={RUN_ID: run_id, VECTORS: digest})
 
     def _version(self, run_id: str, digest: str | None = None) -> Any:
-        """The newest version of a cycle, with these vectors if they are named; None when there is none."""
+        """The newest version of a cycle, with these vectors if ``digest`` is given; None when there is none."""
         found = self._client().search_model_versions(f"name = '{self._name}' and tags.`{RUN_ID}` = '{run_id}'")
         matching = [version for version in found if digest in (None, version.tags.get(VECTORS))]
         return max(matching, key=lambda version: int(version.version), default=None)
@@ -214,3 +210,53 @@ def _or_none(get: Any, *names: str) -> Any:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
+    """The registry that the config names; by default an SQLite file in the workspace. Nothing is called yet."""
+    uri = config.registry.tracking_uri
+    if uri is None:
+        return Registry(sqlite_uri(workspace.folder / REGISTRY_DB), config.name, workspace.folder / ARTIFACTS)
+    return Registry(uri, config.name)
+
+
+def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
+    """Raises InputError when the registry cannot be reached, unless the config allows that."""
+    try:
+        registry_of(config, workspace).check()
+    except InputError as error:
+        if config.registry.if_unreachable == "fail":
+            raise
+        _warn(error)
+
+
+def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: str) -> None:
+    """Records a cycle and points ``alias`` to its version. First records what could not be recorded earlier.
+
+    Idempotent. Raises StepError when the registry cannot be reached, unless the config allows that: it could be reached
+    when the cycle began, so a retry may succeed.
+    """
+    registry = registry_of(config, workspace)
+    try:
+        for version, other in workspace.publications().items() if alias == CHAMPION else ():
+            if other != cycle and other.read("registry") is None and workspace.version(version).exists():
+                _record(registry, workspace, other)
+        number = _record(registry, workspace, cycle)
+        registry.set_alias(alias, number)
+        if alias == CHAMPION:
+            registry.remove_alias(CHALLENGER)
+    except InputError as error:
+        if config.registry.if_unreachable == "fail":
+            raise StepError(error) from None
+        _warn(error)
+
+
+def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
+    vectors = workspace.version_of(cycle.run_id) or cycle.challenger
+    number = registry.record(cycle.run_id, cycle.folder, vectors)
+    cycle.write("registry", {"version": number})
+    return number
+
+
+def _warn(error: InputError) -> None:
+    tell(f"warning: {error}; going on in the workspace alone")

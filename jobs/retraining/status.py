@@ -1,14 +1,13 @@
-"""What a workspace holds, for people, in a few lines."""
+"""A summary of a workspace for people, in a few lines."""
 
-from jobs.retraining.ownership import owner_of
-from jobs.retraining.registration import CHAMPION, registry_of
+from jobs.retraining.registry import CHAMPION, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import RECORDS, REGISTRY_DB, Workspace, card
 from pipeline.shared.errors import InputError
 
 
 def status(config: RetrainConfig, workspace: Workspace) -> str:
-    """What is published, what was before, the newest cycle, the registry, and who is at work; changes nothing."""
+    """The published version, earlier ones, the newest cycle, the registry, and who has the lock. Changes nothing."""
     folder = workspace.folder
     if not folder.is_dir():
         return f"{folder}: nothing yet; `run` makes the first version"
@@ -36,8 +35,8 @@ def status(config: RetrainConfig, workspace: Workspace) -> str:
         if decision:
             lines.append(f"  judged {decision['decided']}: {decision['reason']}")
     lines.append(_registry_line(config, workspace))
-    if owner := owner_of(folder):
-        lines.append(f"at work: process {owner['pid']} on {owner['host']}")
+    if holder := workspace.lock_holder():
+        lines.append(f"at work: process {holder['pid']} on {holder['host']}")
     return "\n".join(lines)
 
 

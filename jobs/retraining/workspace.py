@@ -1,38 +1,46 @@
-"""A workspace: the folder of all that cycles make, and the link `current` to the published vectors.
+"""A workspace: the folder with everything that cycles make, and the link `current` to the published vectors.
 
 WORKSPACE/
   .lock                    one command at a time
   cycle.json               the run id of the newest cycle
-  cycles/RUN_ID/           plan.json prepare.json train.json decision.json publish.json: a record a finished step
+  cycles/RUN_ID/           plan.json prepare.json train.json decision.json publish.json: one record per finished step
       prepare.log train.log
-      dataset/ run/ challenger/      of the newest cycle alone
-  published/000001/        a version: never changed once it is there
+      dataset/ run/ challenger/      of the newest cycle only
+  published/000001/        a version; immutable
   current -> published/000001
-  mlflow.db artifacts/     the registry, unless that is elsewhere
+  mlflow.db artifacts/     the registry, unless the config names another
 """
 
 import json
 import os
 import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import atomic_write, fsync
+from pipeline.shared.files import AlreadyLocked, atomic_write, fsync, locked, os_errors
 from training.vectors.run_files import SUMMARY
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
-"""The steps of a cycle, in order, and the record that each leaves when it is finished."""
+"""The steps of a cycle, in order, and the record that each one writes last."""
 
 CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
 OWN = (CYCLES, PUBLISHED, CURRENT, POINTER, LOCK, f"{REGISTRY_DB}*", ARTIFACTS, DEMO, ".*")
 
+ORPHANS_S = 90
+"""How long the children of a killed command may take to end."""
+
 
 @dataclass(frozen=True, order=True)
 class Cycle:
-    """One corpus with one config, on its way to be published."""
+    """One corpus with one config: its folder and its records."""
 
     folder: Path
 
@@ -41,7 +49,7 @@ class Cycle:
         return self.folder.name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record of that name, such as ``decision``; None where its step is not finished."""
+        """The record of that name, such as ``decision``; None when its step is not finished."""
         return read_json(self.folder / f"{name}.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
@@ -66,20 +74,73 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths and records; knows nothing of what steps do."""
+    """Paths, records and versions."""
 
     folder: Path
+
+    @contextmanager
+    def lock(self) -> Iterator[int | None]:
+        """Locks other commands out. Yields the lock's file descriptor, for children to inherit; None without locks.
+
+        The children of a killed command end with it, but not at once, so this waits for them. Raises InputError when
+        another command is running, and for any OSError of the block.
+        """
+        check_output(self.folder, OWN, "workspace", "workspace:")
+        with (
+            os_errors(
+                f"{self.folder}: cannot be used", "make room or check its permissions, and run the command again"
+            ),
+            ExitStack() as stack,
+        ):
+            (self.folder / CYCLES).mkdir(parents=True, exist_ok=True)
+            deadline = time.monotonic() + ORPHANS_S
+            while True:
+                try:
+                    file = stack.enter_context(locked(self.folder / LOCK))
+                    break
+                except AlreadyLocked:
+                    self._check_orphaned(deadline)
+                    time.sleep(0.2)
+            if file:
+                file.truncate(0)
+                file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+                file.flush()
+            for leftover in self.folder.glob(f".{CURRENT}.*"):
+                leftover.unlink(missing_ok=True)
+            yield file.fileno() if file else None
+
+    def lock_holder(self) -> dict[str, Any] | None:
+        """The pid and host of the command that took the lock; it may have ended since."""
+        try:
+            return json.loads((self.folder / LOCK).read_bytes())  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            return None
+
+    def _check_orphaned(self, deadline: float) -> None:
+        """Raises InputError unless the lock is held by the children of a dead command, before the deadline."""
+        holder = self.lock_holder()
+        if holder is None:
+            who = "another command"
+        elif _may_be_alive(holder):
+            who = f"process {holder['pid']} on {holder['host']}"
+        elif time.monotonic() < deadline:
+            return
+        else:
+            who = f"children of process {holder['pid']}, which is dead,"
+        raise InputError(
+            f"{self.folder}: found {who} at work there, expected one at a time; wait for its end, or stop it"
+        )
 
     def cycle(self, run_id: str) -> Cycle:
         return Cycle(self.folder / CYCLES / run_id)
 
     def newest(self) -> Cycle | None:
-        """The cycle that was planned last."""
+        """The cycle that was planned last; None before the first."""
         record = read_json(self.folder / POINTER)
         return self.cycle(record["run_id"]) if record else None
 
     def begin(self, cycle: Cycle) -> None:
-        """Makes ``cycle`` the newest, and frees the disk of what others needed, and of what they never published."""
+        """Makes ``cycle`` the newest. Removes the datasets and runs of others, and unpublished versions."""
         write_json(self.folder / POINTER, {"run_id": cycle.run_id})
         for other in self.cycles():
             if other != cycle:
@@ -93,13 +154,13 @@ class Workspace:
                 remove(version)
 
     def current(self) -> Path | None:
-        """The folder of the published version; None before the first. Raises InputError where it is damaged."""
+        """The folder of the published version; None before the first. Raises InputError when it is damaged."""
         link = self.folder / CURRENT
         if not os.path.lexists(link):
             if self.versions():
                 newest = self.versions()[-1]
                 raise InputError(
-                    f"{link}: missing, but there are published versions; name the one that readers are to have: "
+                    f"{link}: missing, but there are published versions; name the one that readers should get: "
                     f"rollback --to {newest.name}"
                 )
             return None
@@ -116,7 +177,7 @@ class Workspace:
         return [Cycle(folder) for folder in sorted((self.folder / CYCLES).glob("[!.]*"))]
 
     def publications(self) -> dict[str, Cycle]:
-        """Every version that was ever published, oldest first, whether its files are still here, and whose it is."""
+        """The cycle of every version that was ever published, oldest first; the version's files may be gone."""
         records = [(cycle, cycle.read("publish")) for cycle in self.cycles()]
         return dict(sorted((record["version"], cycle) for cycle, record in records if record))
 
@@ -124,16 +185,16 @@ class Workspace:
         return self.folder / PUBLISHED / name
 
     def versions(self) -> list[Path]:
-        """The published versions that are here, oldest first."""
+        """The versions whose files are here, oldest first."""
         folder = self.folder / PUBLISHED
         return sorted(found for found in folder.glob("[0-9]*") if (found / SUMMARY).is_file())
 
     def version_of(self, run_id: str) -> Path | None:
-        """The version that a cycle has published."""
+        """The version that a cycle has made; None when there is none."""
         return next((found for found in self.versions() if card(found)["run_id"] == run_id), None)
 
     def add(self, cycle: Cycle) -> Path:
-        """The challenger of ``cycle`` as a version, which nobody reads yet; done twice, it is the same."""
+        """Makes a version of the challenger of ``cycle``, which nobody reads yet. Idempotent."""
         if found := self.version_of(cycle.run_id):
             return found
         numbers = map(int, [*(found.name for found in self.versions()), *self.publications()])
@@ -146,26 +207,39 @@ class Workspace:
         return version
 
     def point_to(self, version: Path) -> None:
-        """Lets `current` name ``version``, in one step: a reader finds the old one or the new one."""
-        beside = self.folder / f".{CURRENT}.{os.getpid()}"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(Path(PUBLISHED, version.name))
-        beside.replace(self.folder / CURRENT)
+        """Points `current` to ``version``, atomically: readers find the old version or the new one."""
+        temporary = self.folder / f".{CURRENT}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path(PUBLISHED, version.name))
+        temporary.replace(self.folder / CURRENT)
         fsync(self.folder)
 
     def prune(self, keep: int) -> None:
-        """Removes old versions: all but the newest ``keep``, the current one, and the one it took the place of."""
+        """Removes old versions: all but the newest ``keep``, the current one, and the one that it replaced."""
         current = self.current()
-        stays = {found.name for found in self.versions()[-keep:]}
+        kept = {found.name for found in self.versions()[-keep:]}
         if current:
-            stays |= {current.name, card(current)["supersedes"]}
+            kept |= {current.name, card(current)["supersedes"]}
         for version in (*self.versions(), *(self.folder / PUBLISHED).glob(".*")):
-            if version.name not in stays:
+            if version.name not in kept:
                 remove(version)
 
 
+def _may_be_alive(holder: dict[str, Any]) -> bool:
+    """Whether the process may still run. This is not known of another machine's processes."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def card(version: Path) -> dict[str, Any]:
-    """What a published version says of itself. Raises InputError for one that is damaged."""
+    """The summary of a published version. Raises InputError when it is damaged."""
     try:
         return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
     except ValueError as error:
@@ -173,7 +247,7 @@ def card(version: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; None where there is none. Raises InputError for one that is damaged."""
+    """A record; None when there is none. Raises InputError when it is damaged."""
     try:
         return json.loads(path.read_bytes())  # type: ignore[no-any-return]
     except FileNotFoundError:
@@ -189,7 +263,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder so that nobody finds half of it: under another name first."""
+    """Renames a folder and then removes it, so that nobody finds a part of it."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name.lstrip('.')}")
         if doomed != folder:

@@ -47,6 +47,8 @@ def os_errors(subject: str, remedy: str, kind: type[InputError] = InputError) ->
     """
     try:
         yield
+    except BrokenPipeError:  # of stdout, whose reader has left
+        raise
     except OSError as error:
         raise kind(f"{subject} ({one_line(error.strerror or error)}); {remedy}") from error
 

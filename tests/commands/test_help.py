@@ -16,10 +16,8 @@ from tiny import write_run, write_tiny_dataset
 from jobs import prepare, prepare_demo, prepare_ptb, retrain
 from pipeline import manifest
 from pipeline.shared.cli import HELP_COLUMNS, Parser, uri
-from training import neighbors, train
+from training import evaluate, export, neighbors, train
 from training.runs import report_page as report
-from training.vectors import evaluation as evaluate
-from training.vectors import export_formats as export
 
 Main = Callable[[], None]
 

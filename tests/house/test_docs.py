@@ -309,7 +309,7 @@ def wrong_in(words: list[str]) -> Iterator[str]:
         ("python jobs/retrain.py run --to 1", ["--to"]),
         (".venv/bin/python -m training.neighbors runs/ptb chip --top 3", ["--top"]),
         ("python -m training.neighbours runs/ptb", ["No module named 'training.neighbours'"]),
-        ("python -m training.align", ["training.align is no command"]),
+        ("python -m training.distributed", ["training.distributed is no command"]),
         ("prepare.py --min-counts 5", ["--min-counts"]),
         ("python benchmarks/pipeline.py --corpora ptb", ["--corpora"]),
         ("make test-all test-short INPUT=x", ["test-short"]),

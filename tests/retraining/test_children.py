@@ -34,9 +34,18 @@ def test_what_a_command_prints_is_shown_and_kept_after_its_argument_list(
     assert "out 1\nerr 1\n" in capfd.readouterr().out
 
 
-def test_what_the_user_can_mend_is_said_in_the_commands_own_words(tmp_path: Path) -> None:
-    code = "import sys; print('error: --lr: found 9', file=sys.stderr); print('a report of torchrun'); sys.exit(1)"
-    with pytest.raises(InputError, match=r"^\S*python\S*: --lr: found 9$"):
+@pytest.mark.parametrize(
+    ("exit_code", "kind", "message"),
+    [
+        (2, InputError, r"^\S*python\S*: --lr: found 9$"),
+        (1, StepError, r"^\S*python\S* ended with 1 \(--lr: found 9\); what it printed is in .*log$"),
+    ],
+)
+def test_an_error_is_said_in_the_commands_own_words_and_its_exit_code_tells_who_can_fix_it(
+    exit_code: int, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    code = f"import sys; print('error: --lr: found 9', file=sys.stderr); print('more'); sys.exit({exit_code})"
+    with pytest.raises(kind, match=message):
         call(python(code), tmp_path / "log", None)
 
 

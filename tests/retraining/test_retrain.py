@@ -21,7 +21,6 @@ from conftest import Command, Ended, run_here
 from retrain_tools import Point, Project, flags, killed
 
 from jobs import retrain
-from jobs.retraining.ownership import owned
 from jobs.retraining.workspace import RECORDS, Workspace
 from training.vectors.word_vectors import Tables, Vectors
 
@@ -507,7 +506,7 @@ STEPS, WORKSPACE, CYCLE = (
     "jobs.retraining.workspace:Workspace",
     "jobs.retraining.workspace:Cycle",
 )
-REGISTRATION, REGISTRY = "jobs.retraining.registration", "retrain_tools:FileRegistry"
+REGISTRATION, REGISTRY = "jobs.retraining.registry", "retrain_tools:FileRegistry"
 POINTS: list[Point] = [
     (STEPS, "state_of", "after"),
     (WORKSPACE, "begin", "before"),
@@ -589,7 +588,7 @@ def test_what_is_finished_is_not_done_again_after_a_kill(
 
 
 def test_a_live_run_keeps_others_out_and_is_named(project: Here) -> None:
-    with owned(project.workspace):
+    with Workspace(project.workspace).lock():
         ended = subprocess.run(
             [sys.executable, retrain.__file__, "run", "--config", "c.yaml"], capture_output=True, text=True, timeout=120
         )
@@ -603,8 +602,8 @@ def test_what_a_dead_run_has_started_is_waited_for(project: Here) -> None:
     """Its children hold the lock as long as they live; here for two seconds."""
     project.workspace.mkdir()
     code = (
-        "import os, subprocess, sys; from pathlib import Path; from jobs.retraining.ownership import owned\n"
-        "with owned(Path('w')) as lock:\n"
+        "import os, subprocess, sys; from pathlib import Path; from jobs.retraining.workspace import Workspace\n"
+        "with Workspace(Path('w')).lock() as lock:\n"
         "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2)'], pass_fds=[lock])\n"
         "    os.kill(os.getpid(), 9)\n"
     )

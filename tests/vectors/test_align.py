@@ -1,4 +1,4 @@
-"""Laws of training.align."""
+"""Laws of training.vectors.alignment."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from scipy.stats import ortho_group
 from tiny import random_model
 
 from pipeline.shared.errors import InputError
-from training.align import align, drift
+from training.vectors.alignment import align, drift
 from training.vectors.word_vectors import Tables
 
 

@@ -11,7 +11,8 @@ from conftest import Command, data_file
 from gensim.models import KeyedVectors
 from tiny import write_run
 
-from training.vectors import evaluation as evaluate
+from training import evaluate
+from training.vectors import evaluation
 from training.vectors.evaluation import analogies, word_pairs
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
@@ -74,7 +75,7 @@ def assert_pairs_agree(vectors: Vectors, file: Path, restrict_vocab: int) -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_analogies_are_gensims(tmp_path: Path, seed: int, restrict_vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With words in two spellings, unknown ones, questions that repeat a word, and a section of unknown words."""
-    monkeypatch.setattr(evaluate, "BLOCK_SCORES", 1000)
+    monkeypatch.setattr(evaluation, "BLOCK_SCORES", 1000)
     vectors, rng = mixed_case(seed), np.random.default_rng(seed)
     lines = [" ".join(rng.choice([*vectors.words[1:], "unknown"], 4)) for _ in range(4000)]
     content = [": one", *lines[:1000], ": two words", *lines[1000:], ": none", "a b c d"]
@@ -152,7 +153,7 @@ def test_a_word_and_itself_are_one_rank_whatever_the_word(tmp_path: Path) -> Non
     lines += [f"w{number} w{number + 1} {number % 5}" for number in range(200, 399)]
     (tmp_path / "pairs").write_text("\n".join(lines))
     rows = np.arange(1, 401)
-    assert set(evaluate.cosines(vectors.center_VD, np.stack([rows, rows], axis=1))) == {1.0}
+    assert set(evaluation.cosines(vectors.center_VD, np.stack([rows, rows], axis=1))) == {1.0}
     assert word_pairs(vectors, tmp_path / "pairs").pairs == 399
 
 

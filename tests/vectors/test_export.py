@@ -13,7 +13,8 @@ from conftest import Command
 from gensim.models import KeyedVectors
 from tiny import ODD_WORDS, odd_table, write_run
 
-from training.vectors import export_formats as export
+from training import export
+from training.vectors import export_formats
 from training.vectors.word_vectors import Vectors
 
 WORDS = ["<unk>", *ODD_WORDS]
@@ -46,7 +47,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 def test_gensim_reads_the_same_words_and_bits(
     call: Command, run: Path, tmp_path: Path, form: str, chunk_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(export_formats, "CHUNK_VALUES", chunk_values)
     ended = call(export.main, run, "--format", form, "--output", tmp_path / "vectors")
     assert (ended.code, ended.stderr) == (0, "")
     assert ended.stdout == f"12 words, 50 dimensions: {tmp_path / 'vectors'}\n"
@@ -76,7 +77,7 @@ def test_text_has_no_more_digits_than_it_takes(call: Command, tmp_path: Path) ->
 def test_the_projectors_files_have_a_line_a_word_each(
     call: Command, run: Path, tmp_path: Path, chunk_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(export_formats, "CHUNK_VALUES", chunk_values)
     output, metadata = tmp_path / "new" / "folder" / "ptb.tsv", tmp_path / "new" / "folder" / "ptb.metadata.tsv"
     ended = call(export.main, run, "--format", "projector", "--output", output)
     assert ended.stdout == f"12 words, 50 dimensions: {output} and {metadata}\n"
@@ -142,15 +143,15 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
     flags = [run, "--format", form, "--output", tmp_path / "out" / "vectors.tsv"]
     assert call(export.main, *flags).code == 0
     before = listing(tmp_path / "out")
-    monkeypatch.setattr(export, "CHUNK_VALUES", 120)
+    monkeypatch.setattr(export_formats, "CHUNK_VALUES", 120)
     write_run(tmp_path / "other", WORDS, -table(len(WORDS), 50))
-    chunks = export.chunks
+    chunks = export_formats.chunks
 
     def full(rows_VD: npt.NDArray[np.float32]) -> Iterator[slice]:
         yield next(iter(chunks(rows_VD)))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "chunks", full)
+    monkeypatch.setattr(export_formats, "chunks", full)
     call(export.main, tmp_path / "other", *flags[1:], "--overwrite").assert_refused("vectors.tsv", "No space left")
     assert listing(tmp_path / "out") == before
 

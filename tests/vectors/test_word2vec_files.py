@@ -14,10 +14,8 @@ from gensim.models import KeyedVectors
 from tiny import ODD_WORDS, odd_table, write_run
 
 from pipeline.shared.errors import InputError
-from training import neighbors
+from training import evaluate, export, neighbors
 from training.vectors import Vectors, word2vec_files
-from training.vectors import evaluation as evaluate
-from training.vectors import export_formats as export
 
 WORDS = [*ODD_WORDS, "<unk>"]
 FORMS = ["text", "text with blanks at the ends", "text with CRLF", "binary", "binary with line ends"]

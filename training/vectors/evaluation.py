@@ -1,27 +1,23 @@
-"""How good vectors are: on pairs of words that people have scored, and on analogies.
+"""How good vectors are: on pairs of words with people's scores, and on analogies.
 
-python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt
+Results equal those of gensim's evaluate_word_pairs and evaluate_word_analogies: case does not count, among words that
+differ only in case the most frequent one is used, and words beyond ``restrict_vocab`` are unknown.
 
-Figures are those of gensim's evaluate_word_pairs and evaluate_word_analogies: upper and lower case are the same, the
-most frequent of words that differ in nothing else stands for them, and rare words (--restrict-vocab) count as unknown.
-
-Q questions or pairs, B questions of a block, W words that are looked at (<unk> is row 0 and never found), D dimensions.
+Q questions or pairs, B questions of a block, W words that are searched (row 0, <unk>, is never found), D dimensions.
 """
 
-import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
 from training.vectors.compare import unit
 from training.vectors.questions import read_analogies, read_pairs
-from training.vectors.word_vectors import SOURCES, Vectors
+from training.vectors.word_vectors import Vectors
 
 RESTRICT_VOCAB = 300_000
 """As in gensim."""
@@ -173,50 +169,3 @@ def is_fourth_found(
             scores_W[[case for row in rows for case in other_cases.get(row, ())]] = -np.inf
         answers_Q[begin : begin + block_size] = scores_BW.argmax(axis=1)
     return np.asarray(spelling_W[answers_Q] == questions_Q4[:, 3])
-
-
-def main() -> None:
-    parser = Parser(
-        "python -m training.evaluate",
-        "How good vectors are, on scored pairs and on analogies; as JSON.",
-        "python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt",
-    )
-    parser.add_argument("run", type=path, help=SOURCES)
-    parser.add_argument(
-        "--pairs",
-        type=path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="two words and a score a line",
-    )
-    parser.add_argument("--analogies", type=path, metavar="FILE", help="four words a line, in sections (': name')")
-    parser.add_argument(
-        "--restrict-vocab",
-        type=int,
-        default=RESTRICT_VOCAB,
-        metavar="N",
-        help="look at the N most frequent words only, as gensim does; word2vec.c's scripts take 30000",
-    )
-    with command():
-        arguments = parser.parse_args()
-        if not arguments.pairs and not arguments.analogies:
-            raise InputError("found neither --pairs nor --analogies, expected files to evaluate on; name one")
-        if arguments.restrict_vocab < 1:
-            raise InputError.flag("restrict_vocab", arguments.restrict_vocab, "1 or more")
-        vectors, restrict_vocab = Vectors.load(arguments.run), arguments.restrict_vocab
-        report = {
-            "restrict_vocab": restrict_vocab,
-            "pairs": [
-                {"file": str(file), **asdict(word_pairs(vectors, file, restrict_vocab))} for file in arguments.pairs
-            ],
-            "analogies": None,
-        }
-        if file := arguments.analogies:
-            report["analogies"] = {"file": str(file), **asdict(analogies(vectors, file, restrict_vocab))}
-        print(json.dumps(report, indent=1, allow_nan=False))
-
-
-if __name__ == "__main__":
-    main()

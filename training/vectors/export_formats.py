@@ -1,10 +1,6 @@
-"""Word vectors in files for other programs.
+"""Word vectors in the formats of word2vec.c, gensim and TensorBoard's projector.
 
-python -m training.export runs/ptb --format word2vec --output ptb.txt          for gensim and its like: a word a line
-python -m training.export runs/ptb --format word2vec-binary --output ptb.bin   the same, a third of the size
-python -m training.export runs/ptb --format projector --output ptb.tsv         and ptb.metadata.tsv, for TensorBoard
-
-The center vectors, without <unk>, the most frequent word first. D dimensions, B words of a chunk.
+Files hold the center vectors without <unk>, the most frequent word first. D dimensions, B words of a chunk.
 """
 
 import re
@@ -17,11 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import atomic_write
+from pipeline.shared.files import atomic_write, os_errors
 from training.vectors.run_files import VECTORS, VOCAB
-from training.vectors.word_vectors import SOURCES, Vectors
+from training.vectors.word_vectors import Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")
 CHUNK_VALUES = 1 << 20
@@ -43,7 +38,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     vectors = Vectors.load(run)
     words, num_changed = without_space(vectors.words[1:])
     center_VD = vectors.center_VD[1:]
-    try:
+    with os_errors(f"--output {output}: cannot be written", "choose another file"):
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as vectors_file:
             if form == "projector":
@@ -55,8 +50,6 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
             if metadata:
                 with atomic_write(metadata) as metadata_file:
                     write_metadata(metadata_file, words, vectors.counts_V)
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}); choose another file") from None
     changed = f", {num_changed:,} of them with _ for white space" if num_changed else ""
     files = f"{output} and {metadata}" if metadata else str(output)
     return f"{len(words):,} words{changed}, {center_VD.shape[1]} dimensions: {files}"
@@ -69,7 +62,7 @@ def check_free(file: Path, run: Path, overwrite: bool) -> None:
         raise InputError(
             f"{where}: readers would unpack {file.suffix}, expected the name of a plain file; choose another"
         )
-    try:
+    with os_errors(f"{where}: cannot be used", "choose another file"):
         existing = next(place for place in (file, *file.absolute().parents) if place.exists())
         if existing == file and not file.is_file():
             raise InputError(f"{where}: is no file, expected one, new or to be replaced; name another")
@@ -79,8 +72,6 @@ def check_free(file: Path, run: Path, overwrite: bool) -> None:
             raise InputError(f"{where}: is what is to be read; name another file")
         if run.resolve() in file.resolve().parents:
             raise InputError(f"{where}: lies in the run's folder, which holds its own files only; name one elsewhere")
-    except OSError as error:
-        raise InputError(f"{where}: cannot be used ({error.strerror}); choose another file") from None
     if existing == file and not overwrite:
         raise InputError(f"{where}: is there already; add --overwrite or name another file")
 
@@ -152,21 +143,3 @@ def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
                 f"own {VECTORS} and {VOCAB}"
             )
     return pa.array(plain, pa.string()), sum(map(str.__ne__, plain, words))
-
-
-def main() -> None:
-    example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
-    parser = Parser("python -m training.export", "Word vectors in files for other programs.", example)
-    parser.add_argument("run", type=path, help=SOURCES)
-    parser.add_argument(
-        "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
-    )
-    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="outside of the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
-    with command():
-        arguments = parser.parse_args()
-        print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))
-
-
-if __name__ == "__main__":
-    main()

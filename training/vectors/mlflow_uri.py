@@ -1,6 +1,6 @@
 """MLflow as this project calls it, and the vectors that are registered there: models:/NAME@ALIAS, models:/NAME/VERSION.
 
-MLflow is imported inside ``calling`` alone: that takes seconds, and training never needs it.
+MLflow is imported in ``calling`` only: that takes seconds, and training never needs it.
 """
 
 import logging
@@ -10,21 +10,21 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pipeline.shared.errors import MENDABLE, InputError
+from pipeline.shared.errors import InputError, one_line
 
 MODELS, SQLITE = "models:/", "sqlite:///"
-LOGGERS = ("mlflow", "alembic", "urllib3.connectionpool")
-"""What they log, MLflow also raises."""
 
 DEADLINE_S = 10.0
-"""How long a tracking server may take for its first answer, names that are looked up and all."""
+"""How long a tracking server may take for its first answer, including the DNS lookup."""
 
-BOUNDS = {
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -32,16 +32,8 @@ BOUNDS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's settings while it is called, where the user has not set them: by itself it tries again for minutes."""
-
-AT_FIRST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
-"""Of a first answer, whatever the user has set: both tries end before the deadline."""
-
-ONE_AT_A_TIME = threading.RLock()
-"""The environment and the loggers are the whole process's."""
-
-BUGS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
-"""Answers that say that we have asked for nonsense."""
+"""MLflow's variables of the environment, set before its first call unless the user has set them. MLflow's own defaults
+retry for minutes."""
 
 INSTALL = "run make setup-retrain, or pip install 'shardvec[retrain]'"
 REMEDY = "MLFLOW_TRACKING_URI says where the registry is"
@@ -51,11 +43,11 @@ Answer = TypeVar("Answer")
 
 @contextmanager
 def opened(run: Path | str) -> Iterator[Path]:
-    """The folder that ``run`` names, be it a path or a registered version's URI; valid inside the ``with``.
+    """The folder that ``run``, a path or the URI of a registered version, names; valid inside the ``with``.
 
-    A version that lies in a folder of this machine is read where it is, others are copied to a temporary one. The
-    tracking server is MLflow's own setting (MLFLOW_TRACKING_URI, or ``mlflow.set_tracking_uri``). Raises InputError
-    when there is no such version, no server, or no MLflow.
+    A version in a folder of this machine is read there; others are copied to a temporary folder. The tracking server is
+    MLflow's own setting (MLFLOW_TRACKING_URI, or ``mlflow.set_tracking_uri``). Raises InputError when there is no such
+    version, no server, or no MLflow.
     """
     if not str(run).startswith(MODELS):
         yield Path(run)
@@ -67,7 +59,7 @@ def opened(run: Path | str) -> Iterator[Path]:
 
 
 def _version(uri: str, stack: ExitStack) -> Path:
-    """The folder of a registered version; ``stack`` removes it, should it be a copy."""
+    """The folder of a registered version; ``stack`` removes it if it is a copy."""
     name, alias, version = _parsed(uri)
     import mlflow
 
@@ -105,72 +97,48 @@ def _parsed(uri: str) -> tuple[str, str, str]:
 
 
 @contextmanager
-def calling(where: str, remedy: str, bugs: tuple[str, ...] = BUGS) -> Iterator[None]:
-    """MLflow may be imported and called inside: it is quiet, gives up in time, and calls nobody but its server.
+def calling(where: str, remedy: str) -> Iterator[None]:
+    """MLflow may be imported and called in the block: silently, with bounded retries, and without telemetry.
 
-    What the user can mend becomes an InputError, ``where``: what was found; ``remedy``. Our own mistakes, ``bugs``
-    among MLflow's error codes, stay as they are.
+    Raises MLflow's errors as InputError "WHERE: found REASON; REMEDY".
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at MLflow's import
-    unset = {name: value for name, value in BOUNDS.items() if name not in os.environ}
-    with ONE_AT_A_TIME, _environment(unset), warnings.catch_warnings(), ExitStack() as quiet:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable()  # what MLflow and its libraries log, MLflow also raises
         try:
-            import mlflow  # which sets up its loggers, so they are silenced after it
+            import mlflow
         except ModuleNotFoundError as error:
             if error.name != "mlflow":
                 raise
             raise InputError(f"{where}: MLflow is not installed; {INSTALL}") from None
-        quiet.enter_context(_silence())
         try:
             yield
-        except mlflow.MlflowException as error:
-            if error.error_code in bugs:
-                raise
-            raise InputError(f"{where}: found {reason(error)}; {remedy}") from None
-        except OSError as error:
-            if error.errno not in (None, *MENDABLE):  # those of HTTP, and of artifacts that are gone, have no number
-                raise
-            raise InputError(f"{where}: found {reason(error)}; {remedy}") from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing is logged: by these loggers' level, since those below them have none of their own."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in LOGGERS}
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        except (mlflow.MlflowException, OSError) as error:
+            raise InputError(f"{where}: found {reason(error)}; {remedy}") from error
 
 
 def answered(call: Callable[[], Answer]) -> Answer:
-    """What ``call`` returns, within DEADLINE_S: else a TimeoutError. Looking up a host, for one, has no bound."""
-    outcome: list[Any] = []
+    """What ``call`` returns. Raises TimeoutError after DEADLINE_S: a DNS lookup, for one, has no limit of its own."""
+    future: Future[Answer] = Future()
 
     def run() -> None:
         try:
-            outcome.extend((call(), None))
+            future.set_result(call())
         except BaseException as error:
-            outcome.extend((None, error))
+            future.set_exception(error)
 
-    with _environment(AT_FIRST):
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(DEADLINE_S)
-    if not outcome:
-        raise TimeoutError(None, f"no answer in {DEADLINE_S:.0f} s")
-    value, error = outcome
-    if error is not None:
-        raise error
-    return value  # type: ignore[no-any-return]
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(DEADLINE_S)
+    except TimeoutError:
+        raise TimeoutError(f"no answer in {DEADLINE_S:.0f} s") from None
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite registry; None of any other."""
+    """The file of an SQLite registry; None for any other registry."""
     return Path(unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
 
 
@@ -181,33 +149,7 @@ def shown(uri: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What has gone wrong, in a few words without credentials."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if refused := re.search(r"\[Errno -?\d+\] ([\w ,]+)", text):
-        return refused[1]
-    if "timed out" in text:
-        return "no answer in time"
-    if status := re.search(r"error code (\d{3})|too many (\d{3}) error|(\d{3}) (?:Client|Server) Error", text):
-        code = next(filter(None, status.groups()))
-        return f"HTTP {code}" + (", which asks for other credentials" if code in ("401", "403") else "")
-    if "valid JSON" in text:
-        return "an answer that is not MLflow's"
-    lines = re.sub(r"//[^/@\s]*@", "//", text).splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables as ``values`` has them, for a while: MLflow reads them at each call."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    """The message of an error, in one line and without credentials; of a failed connection only the reason."""
+    text = re.sub(r"//[^/@\s]*@", "//", one_line(error)) or type(error).__name__
+    refused = re.search(r"\[Errno -?\d+\] ([\w ,]+)", text)
+    return refused[1] if refused else text[:300]

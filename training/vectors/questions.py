@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 
 
 def read_pairs(file: Path) -> list[tuple[str, str, float]]:
@@ -65,10 +66,8 @@ def read_analogies(file: Path) -> list[tuple[str, list[list[str]]]]:
 
 def lines_of(file: Path) -> Iterator[tuple[int, str]]:
     """Numbers and text of the lines that are neither blank nor comments (#)."""
-    try:
+    with os_errors(f"{file}: cannot be read", "name a text file"):
         content = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); name a text file") from None
     try:
         text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

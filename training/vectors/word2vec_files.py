@@ -9,8 +9,6 @@ V words, D dimensions.
 
 import mmap
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,7 +37,7 @@ def read(file: Path) -> tuple[list[str], Float32]:
 
     Takes memory for what the file holds, whatever its first line says. Raises InputError.
     """
-    with reading(file), file.open("rb") as opened:
+    with os_errors(f"{file}: cannot be read", "name another file"), file.open("rb") as opened:
         line = opened.readline(HEADER_BYTES)
         found = re.fullmatch(rb"([1-9][0-9]*) +([1-9][0-9]*) *\r?\n", line)
         if not found:
@@ -58,15 +57,6 @@ def read(file: Path) -> tuple[list[str], Float32]:
         first = next(word for word in words if word in seen or seen.add(word))  # type: ignore[func-returns-value]
         raise InputError(f"{file}: found the word {first!r:.40} twice, expected different ones; leave one out")
     return ["<unk>", *words], center_VD
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turns the OSError of a read into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); name another file") from None
 
 
 def _is_text(head: bytes) -> bool:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
 from training.vectors.mlflow_uri import opened
 from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
-from training.vectors.word2vec_files import reading
 
 SOURCES = "a finished run's folder, such as runs/ptb; models:/NAME@ALIAS; a word2vec file, text or binary; .safetensors"
 """What Vectors.load takes, for the help of commands."""
@@ -51,7 +51,7 @@ class Vectors:
         A row for <unk> is put before the words of a word2vec file; a <unk> of its own is a word like others there.
         Raises InputError for a run that is not finished, and for a file that is not whole and sound.
         """
-        with opened(source) as place, reading(place):
+        with opened(source) as place, os_errors(f"{place}: cannot be read", "name another file"):
             if place.is_file() and not is_safetensors(place):
                 return cls(*word2vec_files.read(place))
             vocabulary, (center_VD,) = _read(place, source, "center")  # the context table stays on the disk
@@ -156,7 +156,7 @@ class Tables:
     @classmethod
     def load(cls, run: Path | str) -> "Tables":
         """All that the run ``run`` has learnt: its folder, or a registered version. Raises InputError, as Vectors."""
-        with opened(run) as place, reading(place):
+        with opened(run) as place, os_errors(f"{place}: cannot be read", "name another file"):
             vocabulary, (center_VD, context_VD) = _read(place, run, "center", "context")
         counts_V = vocabulary["count"].to_numpy()
         return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
