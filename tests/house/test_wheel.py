@@ -123,3 +123,17 @@ def test_bad_input_is_one_line_and_names_the_command(installed: Installed) -> No
     installed("shardvec-retrain", "run").assert_refused("--config", "shardvec-retrain run --help lists")
     installed("shardvec-train", "--data", "nowhere").assert_refused("nowhere")
     installed("shardvec-neighbors", "nowhere", "chip").assert_refused("nowhere")
+
+
+def test_the_installed_trainer_waits_as_the_script_does_and_needs_no_spark(installed: Installed) -> None:
+    """Its threads sleep while they wait: torch reads the variable when it is imported."""
+    code = """if True:
+        import atexit, os, sys
+        from jobs import entry_points
+        assert "torch" not in sys.modules
+        sys.modules["pyspark"] = None
+        atexit.register(lambda: print(os.environ["OMP_WAIT_POLICY"]))
+        sys.argv = ["shardvec-train", "--help"]
+        entry_points.train()"""
+    ended = installed("python", "-c", code)
+    assert (ended.code, ended.stderr, ended.stdout.splitlines()[-1]) == (0, "", "PASSIVE")
