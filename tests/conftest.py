@@ -187,5 +187,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file: str = super()._split_scope(nodeid)
             return "spark" if file in with_spark else file
 
-    with_spark = {f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py") if "spark: Spark" in path.read_text()}
+    tests = (ROOT / "tests").rglob("test_*.py")
+    with_spark = {str(path.relative_to(ROOT)) for path in tests if "spark: Spark" in path.read_text()}
+    assert with_spark
     return OneSession(config, log)
