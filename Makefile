@@ -1,21 +1,21 @@
-# Needs make and Python >= 3.11; for petastorm's environment, and so for `make test`, 3.11 or 3.12; for Airflow's,
-# and so for `make test-all`, 3.11 to 3.14.
-# Every target makes the environment it needs; none has to be activated.
+# Needs make and Python >= 3.11. petastorm's environment, and therefore `make test`, needs Python 3.11 or 3.12.
+# Airflow's environment, and therefore `make test-all`, needs 3.11 to 3.14.
+# Every target creates the environment that it needs; you do not have to activate one.
 
 IN_ENV := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH"
 IN_PETASTORM := VIRTUAL_ENV="$(CURDIR)/.venv-petastorm" PATH="$(CURDIR)/.venv-petastorm/bin:$$PATH"
-# Written last: an environment without its `ready` was interrupted, and is made again from nothing. .venv begins with what
-# running needs; what retraining and tests need is added when it is needed.
+# `ready` is written last: an environment without it was interrupted, and is created again from scratch. .venv starts
+# with the packages for running; the packages for retraining and for tests are added when a target needs them.
 RUNNING := .venv/ready
 RETRAINING := .venv/retraining
 DEVELOPING := .venv/developing
 PETASTORM := .venv-petastorm/ready
 AIRFLOW := .venv-airflow/ready
-# Two processes, to each whole files. A test that hangs fails, and shows where it was.
+# Two processes, each of which runs whole files. A test that hangs fails with a traceback.
 PYTEST := pytest -n 2 --dist loadfile --timeout
 QUICK_S := 240
 LONG_S := 1800
-# The laws of readers, for both readers there; and those of training, which has to work with pyarrow 14 and NumPy 1.26.
+# The tests of both readers, and those of training, which has to work with pyarrow 14 and NumPy 1.26.
 READER_TESTS := $(addprefix tests/reading/test_, readers.py petastorm.py)
 PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/, $(addsuffix .py, shared/test_randomness dataset/test_shard \
     $(addprefix model/test_, kernels lazy_adam in_place model) \
@@ -27,24 +27,24 @@ PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/, $(addsuffix .py, shared/t
 .PHONY: help run setup setup-retrain setup-petastorm setup-airflow setup-dev test test-all lint bench chromium clean
 
 ## For users
-run: $(RUNNING)  ## prepare PTB, train on it and show neighbours (INPUT=... where the text is; no network: a demo corpus)
+run: $(RUNNING)  ## prepare PTB, train, show neighbours (INPUT=... names the text; without a network: demo corpus)
 	@$(IN_ENV) INPUT="$(INPUT)" bash tools/run.sh
 
-setup: $(RUNNING)  ## make the environment that `make run` makes, .venv (PYTHON=... names the Python to use)
+setup: $(RUNNING)  ## create the environment of `make run`, .venv (PYTHON=... names the Python to use)
 
-setup-retrain: $(RETRAINING)  ## add MLflow to it, for jobs/retrain.py
+setup-retrain: $(RETRAINING)  ## add MLflow to .venv, for jobs/retrain.py
 
-setup-petastorm: $(PETASTORM)  ## make the environment of --reader petastorm, .venv-petastorm
+setup-petastorm: $(PETASTORM)  ## create the environment of --reader petastorm, .venv-petastorm
 
-setup-airflow: $(AIRFLOW)  ## make an environment with Airflow alone, .venv-airflow, for jobs/airflow_dags
+setup-airflow: $(AIRFLOW)  ## create an environment with only Airflow, .venv-airflow, for jobs/airflow_dags
 
 ## For developers
-test:  ## check style and types, run the tests but for the long ones: minutes
+test:  ## check style and types, run all tests except the long ones: minutes
 	@$(MAKE) --no-print-directory -j 2 lint $(PETASTORM)
 	@$(IN_ENV) $(PYTEST) $(QUICK_S) -m "not long"
 	@$(IN_PETASTORM) $(PYTEST) $(QUICK_S) -m "not long" $(READER_TESTS)
 
-test-all: $(AIRFLOW) chromium test  ## run all tests, of training in petastorm's environment too: most of an hour
+test-all: $(AIRFLOW) chromium test  ## run all tests, also those of training in petastorm's environment: most of an hour
 	@$(IN_ENV) $(PYTEST) $(LONG_S) -m long
 	@$(IN_PETASTORM) $(PYTEST) $(LONG_S) $(PETASTORM_TESTS)
 
@@ -53,10 +53,10 @@ lint: $(DEVELOPING)  ## check style and types
 	@$(IN_ENV) ruff format --check .
 	@$(IN_ENV) mypy
 
-bench: $(DEVELOPING)  ## measure training on PTB beside a plain loop and gensim (INPUT=... where the text is): minutes
+bench: $(DEVELOPING)  ## compare training on PTB with a plain loop and gensim (INPUT=... names the text): minutes
 	@$(IN_ENV) python benchmarks/train.py --ptb "$(or $(INPUT),data/cache/ptb.train.txt)"
 
-setup-dev: $(DEVELOPING)  ## add to .venv what tests, lint and benchmarks need, as they do themselves
+setup-dev: $(DEVELOPING)  ## add the packages for tests, lint and benchmarks to .venv (those targets do so themselves)
 
 ## For both
 help:  ## list the targets
@@ -65,31 +65,31 @@ help:  ## list the targets
 clean:  ## remove .venv, .venv-petastorm, .venv-airflow and caches
 	rm -rf .venv .venv-petastorm .venv-airflow build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "data/ and runs/ stay: remove them yourself if you mean to"
+	@echo "data/ and runs/ are kept; remove them yourself if you want to"
 
-# The browser in which reports are looked at. Where it cannot be installed here, that test says what to do.
+# The browser for the test of reports. If it cannot be installed here, that test says what to do.
 chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
 	    echo "Installing chromium."; \
 	    { apt-get install -qq -y --no-install-recommends chromium || { apt-get update -qq && \
 	    apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null || true; }
 
-# Environments: what each holds, and below that one recipe for all. With --no-compile, tools/finish_environment.py compiles
-# the few files that are loaded.
+# Environments: the contents of each, then one recipe for all. Where pip is called with --no-compile,
+# tools/finish_environment.py compiles the few files that are loaded.
 
-$(RUNNING): ABOUT = what preparing and training need: 2 GB, several more where torch brings CUDA
+$(RUNNING): ABOUT = packages for preparing and training: 2 GB, several more if torch includes CUDA
 $(RUNNING): PACKAGES = --no-compile -e '.[pipeline,training]'
 $(RETRAINING): ABOUT = MLflow: 0.2 GB
 $(RETRAINING): PACKAGES = -e '.[pipeline,training,retrain]'
-$(DEVELOPING): ABOUT = what tests need: 1.5 GB
+$(DEVELOPING): ABOUT = packages for tests: 1.5 GB
 $(DEVELOPING): PACKAGES = -e '.[pipeline,training,retrain,dev]'
 $(RETRAINING) $(DEVELOPING): | $(RUNNING)
 $(RUNNING) $(RETRAINING) $(DEVELOPING): CONSTRAINTS = constraints.txt
 $(RUNNING) $(RETRAINING) $(DEVELOPING): pyproject.toml constraints.txt
-# PYTHON may name one for .venv that is too new for the others, so there it is only the first to be asked.
+# PYTHON may name a Python that is too new for the other environments, so for those it is only the first candidate.
 $(RUNNING) $(RETRAINING) $(DEVELOPING): CANDIDATES = $(or $(PYTHON),$(PYTHONS))
 
-$(PETASTORM): ABOUT = what --reader petastorm needs: 1.5 GB, several more where torch brings CUDA
+$(PETASTORM): ABOUT = packages for --reader petastorm: 1.5 GB, several more if torch includes CUDA
 $(PETASTORM): PACKAGES = --no-compile -e '.[training,petastorm]' pytest pytest-timeout pytest-xdist
 $(PETASTORM): PACKAGES_ALONE = petastorm
 $(PETASTORM): CONSTRAINTS = constraints-petastorm.txt
@@ -97,8 +97,8 @@ $(PETASTORM): NEEDS = petastorm needs pyarrow 14, so Python 3.11 or 3.12
 $(PETASTORM): NEWEST = 12
 $(PETASTORM): pyproject.toml constraints-petastorm.txt
 
-# Airflow is never installed beside our own packages: it pins a hundred of its own, and the DAG imports none of ours.
-$(AIRFLOW): ABOUT = Airflow alone: 0.3 GB
+# Airflow is never installed together with our packages: it pins a hundred packages, and the DAG imports none of ours.
+$(AIRFLOW): ABOUT = only Airflow: 0.3 GB
 $(AIRFLOW): PACKAGES = apache-airflow
 $(AIRFLOW): CONSTRAINTS = constraints-airflow.txt
 $(AIRFLOW): NEEDS = Airflow 3.3 needs Python 3.11 to 3.14

