@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser, check_output, command
-from pipeline.shared.errors import InputError, tell
+from pipeline.shared.errors import InputError
 from pipeline.shared.settings import add_flags, fields_of
 from pipeline.shared.storage import Location, is_uri
 from pipeline.spark.generation import LOCK, PREFIX, writing
@@ -166,20 +166,9 @@ def is_there(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a job's main: what the user can mend ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    """Runs a job's main as a command, with its log on stdout."""
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
-    try:
-        with command():
-            main()
-    except BaseException as error:
-        if not _is_interrupt(error):
-            raise
-        tell("interrupted; what was there before is unchanged")
-        sys.exit(130)
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the bottom of it: Spark's Java dies of it too, and that raises errors on top."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
+    with command("interrupted; what was there before is unchanged"):
+        main()

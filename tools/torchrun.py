@@ -1,11 +1,12 @@
-"""torchrun for this environment, put in the place of the stock one by `make setup`.
+"""The torchrun of this environment; `make setup` replaces the stock torchrun with it.
 
-It does what the stock one does, with two differences:
-- torchrun's own options cannot be shortened. The stock parser takes the `--nproc` in `torchrun training/train.py
-  --nproc 4` for a shortened `--nproc-per-node` or `--nproc_per_node`, and stops because it is ambiguous, although
-  everything behind the script is the script's.
-- Where a script has ended with 2, of bad input, which it has said itself, and where Ctrl-C or SIGTERM has ended all,
-  torchrun ends with 2, 130 or 143. The stock one adds some thirty lines, a traceback of its own, and ends with 1.
+It differs from the stock torchrun in two ways:
+- It does not accept abbreviations of its own options. In `torchrun training/train.py --nproc 4`, the stock parser takes
+  `--nproc` for an abbreviation of `--nproc-per-node` or `--nproc_per_node`, and stops because that is ambiguous,
+  although all arguments after the script belong to the script.
+- If a script exits with 2 after reporting bad input, or if Ctrl-C or SIGTERM ends the job, this torchrun exits with 2,
+  130 or 143. After other errors it prints which rank failed, and exits with 1. The stock torchrun prints about thirty
+  more lines and a traceback, which say nothing of the script.
 """
 
 import logging
@@ -13,42 +14,35 @@ import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-SAID = 2
-"""The exit code of scripts that have said what is wrong, argparse's too."""
+BAD_INPUT = 2
+"""The exit code of a script that has printed what is wrong; also argparse's."""
 
 
 def main() -> None:
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").addFilter(is_news)
-    try:
-        launch()
-    except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        if first.exitcode != SAID:
-            raise
-        sys.exit(SAID)
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
-
-
-@record
-def launch() -> None:
     parser = get_args_parser()
     parser.allow_abbrev = False
     arguments = parser.parse_args()
     if arguments.nproc_per_node.isdecimal() and int(arguments.nproc_per_node) > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the stock one does, which warns of it
-    run(arguments)  # type: ignore[no-untyped-call]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # like the stock torchrun, but without its warning
+    try:
+        run(arguments)  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        sys.exit(BAD_INPUT if first.exitcode == BAD_INPUT else 1)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
-def is_news(told: logging.LogRecord) -> bool:
-    """Not so what the user did, and what the script has said."""
-    if told.msg.startswith("failed (exitcode: %s)") and isinstance(told.args, tuple):
-        return told.args[0] != SAID
-    return not told.msg.startswith(("Received %s death signal", "Sending process %s closing signal"))
+def is_news(entry: logging.LogRecord) -> bool:
+    """False for records about the user's own signals and about failures that the script has reported itself."""
+    if entry.msg.startswith("failed (exitcode: %s)") and isinstance(entry.args, tuple):
+        return entry.args[0] != BAD_INPUT
+    return not entry.msg.startswith(("Received %s death signal", "Sending process %s closing signal"))
 
 
 if __name__ == "__main__":

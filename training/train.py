@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import torch
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.shared.cli import end_if_nobody_reads
+from pipeline.shared.cli import command, end_if_nobody_reads
 from pipeline.shared.errors import InputError, tell
 from training.distributed import (
     TERMINATED,
@@ -59,6 +59,7 @@ from training.runs.warm_start import Start, read_start, warm_start
 from training.train_config import TrainConfig, parse
 
 
+@command()
 def main() -> None:
     """Parses and checks; then makes the ranks, or is one. What the user can mend is said here, once."""
     try:

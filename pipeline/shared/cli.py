@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.shared.errors import InputError, tell
+from pipeline.shared.errors import InputError, one_line, tell
 
 HELP_COLUMNS = 100
 """The widest that help becomes."""
@@ -23,7 +23,7 @@ QUIET, VERBOSE = -1, 1
 class Parser(argparse.ArgumentParser):
     """argparse, without abbreviations, that raises InputError where it would print the whole usage and exit.
 
-    Its help shows every default, and ends with ``examples``, a line each.
+    Its help shows every default, and ends with ``examples``, a line each. Every command takes -v, see ``command``.
     """
 
     def __init__(self, prog: str, description: str, *examples: str):
@@ -31,7 +31,17 @@ class Parser(argparse.ArgumentParser):
         if installed.startswith("shardvec-") and not prog.startswith(installed):
             prog = installed  # so that help and error lines name the command as the user gave it
         epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
+        # "resolve" lets add_verbosity replace this -v.
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=_Help,
+            allow_abbrev=False,
+            conflict_handler="resolve",
+        )
+        text = "print the traceback of an unexpected error"
+        self.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help lists what there is")
@@ -42,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         return next(made, None) or self.add_argument_group(title)
 
     def add_verbosity(self, more: str) -> None:
-        """-q and -v, as ``verbosity``; ``more`` is what -v adds."""
+        """-q and -v, as ``verbosity``; ``more`` is what -v adds besides tracebacks."""
         group = self.group("what is printed").add_mutually_exclusive_group()
         for short, name, value, text in (
             ("-q", "--quiet", QUIET, "warnings, errors and the last line only"),
@@ -69,21 +79,39 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 @contextmanager
-def command() -> Iterator[None]:
-    """Runs what a command does: InputError ends it with one line and exit code 2. A reader of its output that has seen
-    enough, as ``head`` has, ends it without a word, with the code that shells show for SIGPIPE.
+def command(interrupted: str = "interrupted") -> Iterator[None]:
+    """Runs a command, and ends it after an error with one line on stderr and an exit code.
+
+    - 2, InputError: "error: MESSAGE"; the user can fix it.
+    - 1, any other exception: "error: TYPE: MESSAGE; run again with -v for the traceback"; with -v, the traceback.
+    - 130, Ctrl-C: ``interrupted``.
+    - 141, without a line: the reader of stdout has left, as ``head`` does. Shells show this code for SIGPIPE.
     """
     try:
         try:
             yield
-        except InputError as error:
-            tell(f"error: {error}")
-            sys.exit(2)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        end_if_nobody_reads()
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError):
+            end_if_nobody_reads()
+        if _is_interrupt(error):
+            tell(interrupted)
+            sys.exit(130)
+        if isinstance(error, InputError):
+            tell(f"error: {error}")
+            sys.exit(2)
+        if {"-v", "--verbose"} & {*sys.argv}:
+            raise
+        text = one_line(error)  # of Spark's, the first lines say what Java did, the last ones what Python did
+        text = text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
+        tell(f"error: {type(error).__name__}: {text}; run again with -v for the traceback")
+        sys.exit(1)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused the error: it ends Spark's Java too, and then other exceptions follow."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 
 def end_if_nobody_reads() -> None:

@@ -186,6 +186,63 @@ def test_another_broken_pipe_is_no_readers_doing(tmp_path: Path) -> None:
     assert "a socket" in ended.stderr
 
 
+# The end after an error
+
+FAILS = """
+import sys
+from pipeline.shared.cli import Parser, command
+from pipeline.shared.errors import InputError
+with command("stopped"):
+    Parser("job.py", "A job.", "python job.py").parse_args()
+    {}
+"""
+
+
+def failed(tmp_path: Path, code: str, *flags: str) -> Ended:
+    """How a command ended that does what ``code`` says."""
+    script = tmp_path / "job.py"
+    script.write_text(FAILS.format(code))
+    return start([str(script), *flags])
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "line"),
+    [
+        ("raise InputError('--lr: found 9')", 2, "error: --lr: found 9"),
+        (
+            "raise ValueError('a bug\\nin two lines')",
+            1,
+            "error: ValueError: a bug in two lines; run again with -v for the traceback",
+        ),
+        ("open('/no/such/file')", 1, "error: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file';"),
+        ("raise ValueError('x' * 9999 + ' end')", 1, "error: ValueError: xxx"),
+        ("raise KeyboardInterrupt", 130, "stopped"),
+        ("try: raise KeyboardInterrupt\n    finally: raise ConnectionError('Java is gone')", 130, "stopped"),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code_tells_who_can_fix_it(
+    tmp_path: Path, code: str, exit_code: int, line: str
+) -> None:
+    ended = failed(tmp_path, code)
+    assert (ended.code, ended.stdout, len(ended.stderr.splitlines())) == (exit_code, "", 1), ended.stderr
+    assert ended.stderr.startswith(line)
+    assert len(ended.stderr) < 600
+
+
+@pytest.mark.parametrize("flag", ["-v", "--verbose"])
+def test_verbose_shows_the_traceback_of_an_unexpected_error_only(tmp_path: Path, flag: str) -> None:
+    ended = failed(tmp_path, "raise ValueError('a bug')", flag)
+    assert (ended.code, ended.stderr.splitlines()[0]) == (1, "Traceback (most recent call last):")
+    assert ended.stderr.endswith("ValueError: a bug\n")
+    assert failed(tmp_path, "raise InputError('found 9')", flag).stderr == "error: found 9\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_verbose(call: Command, name: str) -> None:
+    ended = call(COMMANDS[name], *name.split()[1:] if "retrain" in name else [], "--help")
+    assert re.search(r"-v, --verbose ", ended.stdout)
+
+
 # The end of make run
 
 STUBS = {
