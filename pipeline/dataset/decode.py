@@ -9,7 +9,7 @@ Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.unpacking import MAX_BITS, PLAIN_BITS, Column, Columns, Int32, Places, Rows, unpack_rows
 
-_CENTER, _TARGETS, _NUM_CONTEXTS = "center", "contexts_negatives.list.element", "num_contexts"  # the columns we read
+_COLUMNS = "center", "contexts_negatives.list.element", "num_contexts"
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2  # PageType
 _PLAIN, _RLE_DICTIONARY = 0, 8  # Encoding
 _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the metadata, of the codec
@@ -51,30 +51,19 @@ class RowGroup:
 
     @classmethod
     def read(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
-        """``decode`` of what ``read`` finds in the file that ``metadata`` is of, in one call."""
-        begin, end = stored_range(metadata, row_group)
-        return cls.decode(read(begin, end - begin), metadata, row_group, num_rows, layout)
-
-    @classmethod
-    def decode(
-        cls, stored: bytes, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout
-    ) -> "RowGroup":
         """Verifies every page's checksum, and that no row has more targets than there are places.
 
-        ``metadata`` is the file's, ``stored`` the bytes of its ``stored_range``. Raises ShardError, OSError or
+        ``metadata`` is the file's; ``read`` is asked once, for its ``stored_range``. Raises ShardError, OSError or
         pa.ArrowException when the row group is not what is expected.
         """
+        chunks = _chunks(metadata, row_group)
         found = metadata.row_group(row_group).num_rows
         if found != num_rows:
             raise ShardError(f"row group {row_group} has {found} rows, the manifest implies {num_rows}")
-        begin, _ = stored_range(metadata, row_group)
-        num_values = {_CENTER: num_rows, _TARGETS: num_rows * layout.max_len, _NUM_CONTEXTS: num_rows}
-        columns = Columns(
-            *(
-                _column(name, chunk, memoryview(stored)[first - begin : last - begin], num_values[name])
-                for name, (chunk, first, last) in _chunks(metadata, row_group).items()
-            )
-        )
+        begin, end = _range(chunks)
+        stored = memoryview(read(begin, end - begin))
+        sizes = num_rows, num_rows * layout.max_len, num_rows
+        columns = Columns(*(_column(stored, begin, chunk, size) for chunk, size in zip(chunks, sizes, strict=True)))
         counts = columns.num_contexts[2]
         if not counts.size or not 0 <= counts.min() <= counts.max() <= layout.max_len // layout.targets_a_context:
             raise ShardError(f"num_contexts: values that do not fit into {layout.max_len} targets a row")
@@ -93,29 +82,38 @@ class RowGroup:
 
 def stored_range(metadata: pq.FileMetaData, row_group: int) -> tuple[int, int]:
     """Where in the file the columns that we read begin and end. Raises ShardError."""
-    chunks = _chunks(metadata, row_group).values()
-    return min(begin for _, begin, _ in chunks), max(end for _, _, end in chunks)
+    return _range(_chunks(metadata, row_group))
 
 
-def _chunks(metadata: pq.FileMetaData, row_group: int) -> dict[str, tuple[pq.ColumnChunkMetaData, int, int]]:
-    """The columns that we read, in the order of ``Columns``, and where each begins and ends in the file."""
+def _chunks(metadata: pq.FileMetaData, row_group: int) -> list[pq.ColumnChunkMetaData]:
+    """The columns that we read, in the order of ``Columns``."""
     if row_group >= metadata.num_row_groups:
         raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
     group = metadata.row_group(row_group)
     found = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
-    chunks = {}
-    for name in (_CENTER, _TARGETS, _NUM_CONTEXTS):
+    for name in _COLUMNS:
         if name not in found:
             raise ShardError(f"no column {name} among {', '.join(found)}")
-        chunk = found[name]
-        begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-        chunks[name] = chunk, begin, begin + chunk.total_compressed_size
-    return chunks
+    return [found[name] for name in _COLUMNS]
 
 
-def _column(name: str, metadata: pq.ColumnChunkMetaData, chunk: memoryview, num_values: int) -> Column:
+def _range(chunks: Sequence[pq.ColumnChunkMetaData]) -> tuple[int, int]:
+    begin, end = min(map(_begin, chunks)), max(_begin(chunk) + chunk.total_compressed_size for chunk in chunks)
+    if not 0 <= begin < end:
+        raise ShardError(f"it lies at bytes {begin} to {end}, says its footer")
+    return begin, end
+
+
+def _begin(chunk: pq.ColumnChunkMetaData) -> int:
+    return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset  # type: ignore[no-any-return]
+
+
+def _column(stored: memoryview, begin: int, chunk: pq.ColumnChunkMetaData, num_values: int) -> Column:
+    """The column of ``chunk``, from what is stored of the file from ``begin`` on."""
+    name, first = chunk.path_in_schema, _begin(chunk) - begin
+    content = stored[first : first + chunk.total_compressed_size]
     try:
-        return _decoded(chunk, _CODECS[metadata.compression], "." in name, num_values)
+        return _decoded(content, _CODECS[chunk.compression], "." in name, num_values)
     except (LookupError, TypeError, OverflowError, ValueError) as error:
         reason = error if isinstance(error, ShardError) else f"a page header says what cannot be ({error!r})"
         raise ShardError(f"{name}: {reason}") from None

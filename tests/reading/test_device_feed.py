@@ -98,7 +98,8 @@ def test_a_row_group_is_read_when_a_step_first_needs_it(dataset: tuple[Path, Man
 def test_more_lanes_than_rows_are_empty_rows() -> None:
     plan = EpochPlan(((), (Piece(0, 0, 2, 0, 2, 7),)), rows_per_step=3, num_steps=1)
     shard = ShardInfo("shard", "train", 0, 2, 0, "")
-    assert sorted(device_feed.row_order(plan, [shard], ROW_GROUP, 0, 1)[0].tolist()) == [0, 1, 2, 2, 2, 2]
+    kept = KeptRows(lambda piece: Rows.zeros(piece.size, 1), [shard], ROW_GROUP, 1, DEVICE)
+    assert sorted(kept.order(plan, 0, 1)[0].tolist()) == [0, 1, 2, 2, 2, 2]
 
 
 def test_rows_are_kept_that_fit_into_half_of_the_memory() -> None:

@@ -39,7 +39,7 @@ from training.reading import remote, stream
 from training.reading.chunk import Chunk
 from training.reading.plan import Piece, plan_epoch
 from training.reading.prefetch import prefetch
-from training.reading.row_groups import Opening
+from training.reading.row_groups import LazyRowGroup
 from training.reading.shard_cache import TOTAL, ShardCache
 from training.reading.stream import ArrowStream, read_epochs
 
@@ -222,7 +222,7 @@ def test_a_team_waits_for_what_is_fetched_only_when_it_is_asked_for_it() -> None
                 filled.append((number, "file" if source is None else "fetched", in_step))
                 return NoRows(), np.zeros(1, np.int32)
 
-            lanes = [[(Piece(0, 0, 1, 0, 1, 7), Opening(opened, source))] for source in (fetch, None)]
+            lanes = [[(Piece(0, 0, 1, 0, 1, 7), LazyRowGroup(opened, source))] for source in (fetch, None)]
             yield Chunk(lanes, 1, 1, number, False, Rows.zeros(2, 1))
 
     team = Team(2)

@@ -16,10 +16,10 @@ from training.reading.row_groups import Part
 
 
 class Chunk:
-    """The next ``num_steps`` steps of a rank: in ``memory``, once ``do`` has filled it from the parts of the lanes.
+    """The next ``num_steps`` steps of a rank, which ``do`` puts into ``memory`` from the parts of the rank's lanes.
 
-    A step has ``share`` rows of each lane, one lane after the other; a lane that has run out is filled up with empty
-    rows. ``done`` steps of the run come before.
+    A step has ``share`` rows of each lane, one lane after the other; empty rows fill up a lane that has run out.
+    ``done`` steps of the run come before the chunk.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Chunk:
         self._share, self._stride = share, share * len(lanes)
         self._unfilled = deque(enumerate(lanes))
         self._errors: dict[int, ManifestError] = {}
-        """By the number of steps before it that are good."""
+        """Errors of row groups, by the number of steps that come before the error."""
 
     @property
     def is_done(self) -> bool:
@@ -40,7 +40,7 @@ class Chunk:
     def do(self, may_wait: bool = True) -> None:
         """Fills lanes that no other thread has begun to fill; threads may call it together.
 
-        Without ``may_wait`` it leaves out the lanes whose row groups are still being fetched.
+        Without ``may_wait`` it leaves lanes out whose row groups are still being fetched.
         """
         for _ in range(len(self._unfilled)):
             try:
@@ -67,10 +67,9 @@ class Chunk:
             empty_rows(num_rows - places.first, places, self._memory)
 
     def batches(self, at_once: int) -> Iterator[Batch]:
-        """The steps, as views of the memory, ``at_once`` to a batch, or fewer: none goes beyond a multiple of it.
+        """The steps as views of the memory, ``at_once`` or fewer to a batch, as ``read_epochs`` has them.
 
-        These multiples are counted from the run's first step on. Raises ManifestError in place of the first batch that
-        has rows of a row group that could not be opened.
+        Raises ManifestError in place of the first step that has rows of a row group that could not be opened.
         """
         good = min([self.num_steps, *self._errors])
         cuts = [0, *range(at_once - self._done % at_once, good, at_once), good] if good else []

@@ -3,9 +3,9 @@
 S steps of an epoch, B rows of a rank's batch, L = max_len targets a row, R rows of a row group.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain, cycle, islice
+from itertools import accumulate, chain, cycle, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -107,10 +107,12 @@ class KeptRows:
         max_len: int,
         device: torch.device,
     ):
-        self._read, self._shards, self._row_group_rows = read, shards, row_group_rows
-        num_rows = sum(shard.rows for shard in shards) + 1  # the last one stays empty
+        self._read, self._row_group_rows, self._device = read, row_group_rows, device
+        self._first = np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
+        """The row that each shard begins with, all shards laid end to end, and how many there are."""
+        num_rows = int(self._first[-1]) + 1  # the last one stays empty
         self._kept: set[tuple[int, int]] = set()
-        self._rows = Batch(
+        self._rows = (
             torch.zeros(num_rows, dtype=torch.int32, device=device),
             torch.zeros((num_rows, max_len), dtype=torch.int32, device=device),
             torch.zeros(num_rows, dtype=torch.int16, device=device),
@@ -118,30 +120,39 @@ class KeptRows:
 
     def batches(self, plan: EpochPlan, rank: int, world_size: int) -> Iterator[Batch]:
         """What ``ArrowStream.batches`` yields for the plan, on the device. Raises what ``read`` raises."""
-        return map(self.look_up, self.rows(plan, rank, world_size))
-
-    def rows(self, plan: EpochPlan, rank: int, world_size: int) -> Iterator[Tensor]:
-        """For ``look_up``, the rows (B,) of every step, once they are kept."""
-        order_SB = row_order(plan, self._shards, self._row_group_rows, rank, world_size)
-        first_needed = pieces_by_step(plan, rank, world_size)
-        for step, row_B in enumerate(order_SB.to(self._rows.center_B.device)):
+        order_SB = torch.from_numpy(self.order(plan, rank, world_size)).to(self._device)
+        first_needed = _pieces_by_step(plan, rank, world_size)
+        for step, row_B in enumerate(order_SB):
             for piece in first_needed.get(step, ()):
                 self._keep(piece)
-            yield row_B
+            center_B, targets_BL, num_contexts_B = (column.index_select(0, row_B) for column in self._rows)
+            yield Batch(center_B, targets_BL, num_contexts_B)
 
-    def look_up(self, row_B: Tensor) -> Batch:
-        """The batch of these rows. A CUDA graph that begins with it needs nothing copied but ``row_B``."""
-        center_B, targets_BL, num_contexts_B = (tensor.index_select(0, row_B) for tensor in self._rows.tensors())
-        return Batch(center_B, targets_BL, num_contexts_B)
+    def order(self, plan: EpochPlan, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+        """The row in each place of a rank's batches (S, B). Empty places have the row after the last."""
+        lanes = []
+        for pieces in plan.of_rank(rank, world_size):
+            lane = np.full(plan.num_steps * plan.rows_per_step, self._first[-1])
+            filled = 0
+            for piece in pieces:
+                lane[filled : filled + piece.size] = self._rows_of(piece)
+                filled += piece.size
+            lanes.append(lane.reshape(plan.num_steps, plan.rows_per_step))
+        return np.concatenate(lanes, axis=1)
+
+    def _rows_of(self, piece: Piece) -> npt.NDArray[np.int64]:
+        order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
+        # Made 64 bits wide here, since NumPy 1 would stay at 32.
+        return np.asarray(self._first[piece.shard] + piece.row_group * self._row_group_rows + order.astype(np.int64))
 
     def _keep(self, piece: Piece) -> None:
-        if (piece.shard, piece.row_group) in self._kept:
+        if piece.key in self._kept:
             return
-        whole = replace(piece, start=0, stop=piece.num_rows)
-        places_R = torch.from_numpy(rows_of(whole, first_rows(self._shards), self._row_group_rows))
-        for kept, read in zip(self._rows.tensors(), self._read(whole), strict=True):
-            kept.index_copy_(0, places_R.to(kept.device), torch.from_numpy(read).to(kept.device))
-        self._kept.add((piece.shard, piece.row_group))
+        whole = piece._replace(start=0, stop=piece.num_rows)
+        rows_R = torch.from_numpy(self._rows_of(whole)).to(self._device)
+        for kept, read in zip(self._rows, self._read(whole), strict=True):
+            kept.index_copy_(0, rows_R, torch.from_numpy(read).to(self._device))
+        self._kept.add(piece.key)
 
 
 def can_keep(num_rows: int, max_len: int, memory_bytes: int) -> bool:
@@ -149,40 +160,11 @@ def can_keep(num_rows: int, max_len: int, memory_bytes: int) -> bool:
     return num_rows * (4 + 4 * max_len + 2 + 8) <= memory_bytes // 2
 
 
-def row_order(plan: EpochPlan, shards: Sequence[ShardInfo], row_group_rows: int, rank: int, world_size: int) -> Tensor:
-    """The row of ``shards``, counted from the first one's first on, in each place of a rank's batches: (S, B) int64.
-
-    Empty rows are the row after the last.
-    """
-    first, per_step = first_rows(shards), plan.rows_per_step
-    lanes = []
-    for pieces in plan.of_rank(rank, world_size):
-        lane = np.full(plan.num_steps * per_step, first[-1])
-        rows = [rows_of(piece, first, row_group_rows) for piece in pieces]
-        filled = np.concatenate([*rows, lane[:0]])
-        lane[: filled.size] = filled
-        lanes.append(lane.reshape(plan.num_steps, per_step))
-    return torch.from_numpy(np.concatenate(lanes, axis=1))
-
-
-def pieces_by_step(plan: EpochPlan, rank: int, world_size: int) -> dict[int, list[Piece]]:
+def _pieces_by_step(plan: EpochPlan, rank: int, world_size: int) -> dict[int, list[Piece]]:
     """The pieces of a rank's lanes by the step that takes their first row."""
-    found: dict[int, list[Piece]] = {}
+    found = defaultdict(list)
     for pieces in plan.of_rank(rank, world_size):
-        taken = 0
-        for piece in pieces:
-            found.setdefault(taken // plan.rows_per_step, []).append(piece)
-            taken += piece.stop - piece.start
+        begins = accumulate((piece.size for piece in pieces), initial=0)
+        for piece, begin in zip(pieces, begins, strict=False):
+            found[begin // plan.rows_per_step].append(piece)
     return found
-
-
-def first_rows(shards: Sequence[ShardInfo]) -> npt.NDArray[np.int64]:
-    """The row that each shard begins with, all shards laid end to end, and how many there are."""
-    return np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
-
-
-def rows_of(piece: Piece, first: npt.NDArray[np.int64], row_group_rows: int) -> npt.NDArray[np.int64]:
-    """The rows of a piece in the plan's order."""
-    order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
-    # Made 64 bits wide here, since NumPy 1 would stay at 32.
-    return np.asarray(first[piece.shard] + piece.row_group * row_group_rows + order.astype(np.int64))

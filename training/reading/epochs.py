@@ -27,31 +27,27 @@ def epochs_of(
     config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Position
 ) -> Generator[Iterator[Batch], None, None]:
     """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
-    numbers, first = range(begin.epoch, config.epochs), {begin.epoch: begin.step}
-    if config.reader == "petastorm":
-        shape = config.global_batch, world.rank, world.world_size
-        reading = petastorm_epochs(Path(config.data), manifest, config.seed, numbers, *shape, begin.step)
-        with closing(reading) as epochs:
-            for batches in epochs:
-                yield copied(batches, device) if device.type == "cuda" else batches
-        return
+    numbers, rank = range(begin.epoch, config.epochs), (world.rank, world.world_size)
+
+    def stream(epoch: int) -> ArrowStream:
+        return stream_of(config, manifest, epoch, begin.step if epoch == begin.epoch else 0)
+
     if keeps_rows(config, manifest, device):
         kept: dict[int, KeptRows] = {}
         for epoch in numbers:
-            stream, sampled = stream_of(config, manifest, epoch, first.get(epoch, 0)), epoch % manifest.sampled_epochs
+            read, sampled = stream(epoch), epoch % manifest.sampled_epochs
             if sampled not in kept:
-                kept[sampled] = KeptRows(stream.read, stream.shards, manifest.row_group_rows, manifest.max_len, device)
-            yield kept[sampled].batches(stream.plan, world.rank, world.world_size)
+                kept[sampled] = KeptRows(read.read, read.shards, manifest.row_group_rows, manifest.max_len, device)
+            yield kept[sampled].batches(read.plan, *rank)
         return
-    # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
-    at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
-    cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
-    team = step.team if cores_taken else None
-
-    def make(epoch: int) -> ArrowStream:
-        return stream_of(config, manifest, epoch, first.get(epoch, 0))
-
-    reading = read_epochs(make, numbers, world.rank, world.world_size, at_once, team, begin.done)
+    if config.reader == "petastorm":
+        folder, shape = Path(config.data), (config.global_batch, *rank)
+        reading = petastorm_epochs(folder, manifest, config.seed, numbers, *shape, begin.step)
+    else:
+        # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
+        at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
+        cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
+        reading = read_epochs(stream, numbers, *rank, at_once, step.team if cores_taken else None, begin.done)
     with closing(reading) as epochs:
         for batches in epochs:
             yield copied(batches, device) if device.type == "cuda" else batches
@@ -59,7 +55,7 @@ def epochs_of(
 
 def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
     """Whether the device keeps the rows that it has read."""
-    if config.cache != "auto" or device.type == "cpu":
+    if config.cache != "auto" or device.type == "cpu" or config.reader == "petastorm":
         return config.cache == "device"
     num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
     return config.epochs > manifest.sampled_epochs and can_keep(
@@ -92,7 +88,7 @@ def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
 
 
 def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Position) -> int:
-    """Steps of the run, those that are done before it goes on from ``begin`` among them."""
+    """Steps of the whole run, including those that were done before ``begin``."""
     to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
     return begin.done - begin.step + to_come
 

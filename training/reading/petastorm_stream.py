@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,6 +27,7 @@ import torch
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError, ShardInfo
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 from pipeline.shared.randomness import Purpose, stream
 from pipeline.shared.storage import is_uri
 from training.model.batch import Batch
@@ -124,77 +126,53 @@ def petastorm_epochs(
         shards = manifest.select(epoch % manifest.sampled_epochs)
         shares = shares_of_epoch(shards, manifest.row_group_rows, seed, epoch, world_size)
         share, rows_per_step = shares[rank], global_batch // world_size
-        steps = num_steps(shares, rows_per_step)
-        keys = seed, epoch, rank
-        with closing(_batches(dataset, share, keys, rows_per_step, steps, manifest.max_len, verified)) as batches:
-            for _ in zip(range(first_step), batches, strict=False):
-                pass
-            first_step = 0
-            yield batches
-
-
-def _batches(
-    dataset: Path,
-    share: Share,
-    keys: tuple[int, int, int],
-    rows_per_step: int,
-    steps: int,
-    max_len: int,
-    verified: set[ShardInfo],
-) -> Generator[Batch, None, None]:
-    """The share's batches, each of ``rows_per_step`` rows, filled up with empty ones to ``steps`` steps.
-
-    ``keys`` are seed, epoch and rank.
-    """
-    empty = Batch.empty(rows_per_step, max_len)
-    done = found = 0
-    if share.num_rows:
-        for shard in share.shards:
+        for shard in share.shards if share.num_rows else ():
             if shard not in verified:
                 _verify(dataset / shard.path, shard)
                 verified.add(shard)
-        seed, *parts = keys
-        block_rows = max(1, BLOCK_ROWS // rows_per_step) * rows_per_step
-        with _loader(dataset, share, stream(seed, Purpose.SHARD_ORDER, *parts), block_rows) as loader:
-            for number, block in enumerate(loader):
-                columns = [block[name] for name in COLUMNS]
-                found += len(columns[0])
-                if found > share.num_rows:
-                    break
-                order_N = permutation(stream(seed, Purpose.ROW_ORDER, *parts, number), len(columns[0]))
-                for first in range(0, order_N.size, rows_per_step):
-                    order_B = torch.from_numpy(order_N[first : first + rows_per_step])
-                    center_B, targets_BL, num_contexts_B = (column.index_select(0, order_B) for column in columns)
-                    yield _filled(Batch(center_B, targets_BL, num_contexts_B), empty)
-                    done += 1
-        if found != share.num_rows:
-            files = f"{share.shards[0].path} and {len(share.shards) - 1} more"
-            raise ManifestError(
-                f"{dataset}: found {found} rows in row groups of {files}, manifest implies {share.num_rows}; "
-                f"run prepare again with --overwrite"
-            )
-    while done < steps:
-        yield empty
-        done += 1
+        empty = Batch.empty(rows_per_step, manifest.max_len)
+        with closing(_batches(dataset, share, (seed, epoch, rank), empty)) as batches:
+            num_empty = num_steps(shares, rows_per_step) - num_steps([share], rows_per_step)
+            yield islice(chain(batches, repeat(empty, num_empty)), first_step, None)
+        first_step = 0
 
 
-def _filled(batch: Batch, empty: Batch) -> Batch:
-    """``batch``, and behind it as many empty rows as ``empty`` has more."""
-    num_rows = len(batch.center_B)
-    if num_rows == len(empty.center_B):
-        return batch
-    columns = zip(batch.tensors(), empty.tensors(), strict=True)
-    center_B, targets_BL, num_contexts_B = (torch.cat([column, padding[num_rows:]]) for column, padding in columns)
-    return Batch(center_B, targets_BL, num_contexts_B)
+def _batches(dataset: Path, share: Share, keys: tuple[int, int, int], empty: Batch) -> Generator[Batch, None, None]:
+    """The share's batches, each of as many rows as ``empty``, which fills up the last one.
+
+    ``keys`` are seed, epoch and rank.
+    """
+    if not share.num_rows:
+        return
+    seed, *parts = keys
+    found, rows_per_step = 0, len(empty.center_B)
+    block_rows = max(1, BLOCK_ROWS // rows_per_step) * rows_per_step
+    with _loader(dataset, share, stream(seed, Purpose.SHARD_ORDER, *parts), block_rows) as loader:
+        for number, block in enumerate(loader):
+            columns = [block[name] for name in COLUMNS]
+            found += len(columns[0])
+            if found > share.num_rows:
+                break
+            order_N = torch.from_numpy(permutation(stream(seed, Purpose.ROW_ORDER, *parts, number), len(columns[0])))
+            for first in range(0, len(order_N), rows_per_step):
+                order_B = order_N[first : first + rows_per_step]
+                rows = [column.index_select(0, order_B) for column in columns]
+                if len(order_B) < rows_per_step:
+                    rows = [torch.cat([own, fill[len(own) :]]) for own, fill in zip(rows, empty.tensors(), strict=True)]
+                center_B, targets_BL, num_contexts_B = rows
+                yield Batch(center_B, targets_BL, num_contexts_B)
+    if found != share.num_rows:
+        files = f"{share.shards[0].path} and {len(share.shards) - 1} more"
+        raise ManifestError(
+            f"{dataset}: found {found} rows in row groups of {files}, manifest implies {share.num_rows}; "
+            f"run prepare again with --overwrite"
+        )
 
 
 def _verify(path: Path, shard: ShardInfo) -> None:
     """Raises ManifestError unless the file is the shard that the manifest lists; pyarrow 14 verifies no checksums."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ManifestError(f"{path}: unreadable ({error.strerror}); run prepare again with --overwrite") from None
+    with os_errors(f"{path}: unreadable", "run prepare again with --overwrite", ManifestError), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
         raise ManifestError(
             f"{path}: damaged (SHA-256 {digest[:12]}..., manifest lists {shard.sha256[:12]}...); "

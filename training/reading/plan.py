@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from pipeline.dataset.manifest_file import ShardInfo
 from pipeline.shared.randomness import Purpose, permutation, stream
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Rows ``start`` to ``stop`` of one row group, *in its permuted order*; ``shard`` is an index into the shards."""
 
     shard: int
@@ -74,9 +74,9 @@ def cut(pieces: Iterable[Piece], sizes: Iterable[int]) -> Iterator[list[Piece]]:
         found, wanted = [], size
         while wanted and piece:
             stop = min(piece.stop, piece.start + wanted)
-            found.append(replace(piece, stop=stop))
+            found.append(piece._replace(stop=stop))
             wanted -= stop - piece.start
-            piece = replace(piece, start=stop) if stop < piece.stop else next(rest, None)
+            piece = piece._replace(start=stop) if stop < piece.stop else next(rest, None)
         yield found
 
 

@@ -1,4 +1,4 @@
-"""``prefetch``: work that is done while the result of the work before it is used."""
+"""``prefetch``: makes items ahead of their consumer, in a thread or between the steps of threads that train."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -9,17 +9,17 @@ from training.model.kernels.threads import Team
 
 
 class Work(Protocol):
-    """Some jobs, and their result."""
+    """An item that takes some jobs to make."""
 
     def do(self, may_wait: bool = True) -> None:
         """Does the jobs that no other thread has begun; threads may call it together.
 
-        Without ``may_wait`` it leaves those out that would have to wait, as for an answer from the network.
+        Without ``may_wait`` it leaves jobs out that would have to wait, as for an answer from the network.
         """
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left for ``do``."""
+        """Whether there is no job left for ``do``."""
 
 
 W = TypeVar("W", bound=Work)
@@ -28,10 +28,11 @@ W = TypeVar("W", bound=Work)
 def prefetch(items: Iterator[W], in_use: int, team: Team | None = None) -> Generator[W, None, None]:
     """The same items in the same order, done. An item is used until the next one is asked for.
 
-    One thread makes and does them, with at most ``in_use`` items, 2 or more, in work, waiting or used: their maker can
-    give them the same memory in turn. With ``team`` they are two, and there is no thread, see ``_between_steps``. What
-    an item raises is raised here in its place. Nothing happens before the first item is asked for; closed early, this
-    ends once the item in work is done.
+    A thread does the items. At most ``in_use`` items, 2 or more, are being done, waiting or used, so that they can use
+    the same memory in turn. With ``team`` there is no thread, and two items, see ``_between_steps``.
+
+    An error of an item is raised in place of the item. Nothing happens before the first item is asked for. ``close``
+    waits until the thread has done the item that it is at.
     """
     return _between_steps(items, team) if team else _in_a_thread(items, in_use)
 
@@ -54,10 +55,10 @@ def _in_a_thread(items: Iterator[W], in_use: int) -> Generator[W, None, None]:
 
 
 def _between_steps(items: Iterator[W], team: Team) -> Generator[W, None, None]:
-    """Each item is done by ``team`` at the end of its first ``run`` while the one before is used.
+    """The members of ``team`` do an item at the end of their next ``run``, while the item before it is used.
 
-    For machines where these threads have all cores: a thread that reads would take one of them away in mid-step. What
-    would have to wait then is done when the item is asked for, so that the wait does not pass for a part of the step.
+    This is for machines where the team has all cores: a thread that reads would take one of them away in mid-step. Jobs
+    that would have to wait are done when their item is asked for: so the wait is not taken for a part of the step.
     """
     try:
         coming = next(items, None)

@@ -1,6 +1,6 @@
-"""Row groups of shards that lie elsewhere: one request each, repeated where it fails, and cached.
+"""Row groups of shards that lie elsewhere: fetched with one request each, retried, and cached.
 
-Around every shard there are two requests more: whether it is there, and its footer.
+Every shard takes two more requests: whether it is there, and for its footer.
 """
 
 from collections.abc import Callable
@@ -33,13 +33,13 @@ NUM_FETCHES = 16
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.25
-"""Before the second attempt; three times as long before each further one, and at random up to a second more."""
+"""The pause before the second attempt. Each further pause is three times as long. Up to a second is added at random."""
 
 PATIENCE_S = 30
-"""No attempt begins later than this after the first one; each may last as long as pipeline.shared.storage lets it."""
+"""No attempt begins later than this after the first one. pipeline.shared.storage limits how long an attempt takes."""
 
 FOOTER_BYTES = 1 << 16
-"""What is read of a shard's end at first: the footer of a hundred row groups."""
+"""Bytes that are read of a shard's end at first: enough for the footer of a hundred row groups."""
 
 _OPEN_SHARDS = 1024
 _PERMANENT = {
@@ -51,7 +51,7 @@ _PERMANENT = {
     "NO_SUCH_KEY": "run prepare again with --overwrite",
     "NO_SUCH_BUCKET": "check the address",
 }
-"""What no further attempt would change, in the words of the AWS SDK, and what would."""
+"""Errors of the AWS SDK that no further attempt would change, and what the user can do about each."""
 
 
 class Stored(NamedTuple):
@@ -60,29 +60,33 @@ class Stored(NamedTuple):
     metadata: pq.FileMetaData
     content: bytes
 
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """What a reader of the file gives for the ``stored_range``."""
+        return self.content
+
 
 class Requests:
-    """Requests of a rank that end together: when one has failed for good, no other is made or repeated.
+    """The requests of a rank. When one gives up on its server, the others fail too, without another attempt.
 
-    ``close`` it at the end. There are no threads before the first ``begin``.
+    There are no threads before the first ``begin``; ``close`` ends them.
     """
 
     def __init__(self) -> None:
         self.num_begun = 0
-        """Row groups."""
+        """Row groups, fetched or being fetched."""
         self._pool = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="fetch")
         self._ended = Event()
         self._failure: ManifestError | None = None
 
     def begin(self, shard: "RemoteShard", row_group: int) -> Future[Stored]:
-        """``shard.fetch(row_group)`` in the background, after those that were begun before."""
+        """Fetches the row group in the background."""
         self.num_begun += 1
         return self._pool.submit(shard.fetch, row_group, self)
 
-    def made(self, attempt: Callable[[], bytes], where: str) -> bytes:
-        """What ``attempt`` returns, which is called again after an OSError, with growing pauses.
+    def with_retries(self, attempt: Callable[[], bytes], where: str) -> bytes:
+        """What ``attempt`` returns. Calls it again after an OSError, with growing pauses.
 
-        Raises ManifestError: at once where no further attempt would help, or when all requests have ended.
+        Raises ManifestError when it gives up: at once where no further attempt would help.
         """
 
         def unless_ended() -> bytes:
@@ -113,13 +117,13 @@ class Requests:
             raise ManifestError(f"{where}: cannot be read ({one_line(error)}); {_remedy(error)}") from None
 
     def close(self) -> None:
-        """Waits for the requests that are under way, and no longer; who waits for another gets an error."""
+        """Waits for the requests that are under way. Those that were only begun are cancelled."""
         self._ended.set()
         self._pool.shutdown(cancel_futures=True)
 
 
 def _remedy(error: OSError) -> str | None:
-    """What the user can do about an error that will stay; None for one that may pass."""
+    """What the user can do about a permanent error; None for one that may pass."""
     if isinstance(error, FileNotFoundError):
         return _PERMANENT["NO_SUCH_KEY"]
     if isinstance(error, PermissionError):
@@ -137,7 +141,7 @@ class RemoteShard:
         self._metadata: pq.FileMetaData | None = None
 
     def fetch(self, row_group: int, requests: Requests, fresh: bool = False) -> Stored:
-        """The row group's bytes; ``fresh``: not those that are kept here or in the cache, and these are replaced.
+        """The row group's bytes. ``fresh`` replaces what is kept here and in the cache.
 
         Raises ManifestError when the bytes cannot be had. Raises ShardError or pa.ArrowException for a damaged footer.
         """
@@ -181,7 +185,7 @@ class RemoteShard:
                 raise OSError(f"{len(content)} of {end - begin} bytes came")
             return content
 
-        return requests.made(attempt, str(self.where))
+        return requests.with_retries(attempt, str(self.where))
 
 
 @lru_cache(maxsize=4)

@@ -18,11 +18,11 @@ Opened = tuple[RowGroup, Int32]
 """A row group, and the order (R,) of all its rows."""
 
 
-class Opening:
-    """A row group that is opened when first used, by one thread; others that use it then wait for that."""
+class LazyRowGroup:
+    """A row group that the first thread that needs it opens; other threads that need it wait until it is open."""
 
     def __init__(self, opened: Callable[[Future[Stored] | None], Opened], fetch: Future[Stored] | None):
-        """``fetch``, which ``opened`` is given, is under way; None for a file of this machine."""
+        """``opened`` opens the row group, given what ``fetch`` fetches; None for a file of this machine."""
         self._opened, self._fetch = opened, fetch
         self._lock = Lock()
         self._found: Opened | None = None
@@ -33,7 +33,7 @@ class Opening:
         return fetch is not None and not fetch.done()
 
     def get(self) -> Opened:
-        """Raises ManifestError."""
+        """The open row group. Raises ManifestError, to every thread, when it cannot be opened."""
         with self._lock:
             if self._found is None:
                 self._found = self._opened(self._fetch)
@@ -41,22 +41,24 @@ class Opening:
             return self._found
 
 
-Part = tuple[Piece, Opening]
+Pieces = Sequence[Piece]
+Part = tuple[Piece, LazyRowGroup]
 
 
 def row_groups(
-    lanes: Sequence[Sequence[Piece]], chunks: Iterable[Sequence[Sequence[Piece]]], begin: Callable[[Piece], Opening]
+    lanes: Sequence[Pieces], chunks: Iterable[Sequence[Pieces]], begin: Callable[[Piece], LazyRowGroup]
 ) -> Iterator[list[list[Part]]]:
-    """``chunks``, into which the pieces of ``lanes`` are cut, and the row group of every piece.
+    """``chunks``, which hold the pieces of ``lanes``, with the row group of every piece.
 
-    Each is begun once, when its first piece comes, and kept until no lane has rows of it left.
+    ``begin`` is called once for every row group, when its first piece comes. A row group is kept until no lane has rows
+    of it left.
     """
     rows_left = Counter[tuple[int, int]]()
     for piece in chain.from_iterable(lanes):
         rows_left[piece.key] += piece.size
-    kept: dict[tuple[int, int], Opening] = {}
+    kept: dict[tuple[int, int], LazyRowGroup] = {}
 
-    def of(piece: Piece) -> Opening:
+    def of(piece: Piece) -> LazyRowGroup:
         found = kept.get(piece.key) or begin(piece)
         kept[piece.key] = found
         rows_left[piece.key] -= piece.size

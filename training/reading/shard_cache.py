@@ -5,9 +5,11 @@ DIR/<SHA-256 of the shard>.footer
 DIR/.<name>.<pid>.<thread>                 being written, or left over
 DIR/.total                                 bytes of all files, and the lock of those who change it
 
-Names say what is in a file, so runs, ranks and datasets share a folder. The time of a file is that of its last use. The
-lock is the operating system's (flock): it goes with its owner, however that dies. The total is raised before a file
-appears, so after a death it is at most too large, and counting the files anew, which it then comes to, mends it.
+Names say what is in a file, so runs, ranks and datasets may share a folder. A file's time is that of its last use. The
+lock is the operating system's (flock), which drops it when its owner dies. The total is raised before a file appears:
+so a process that dies leaves it at most too large, and the files are counted anew when it reaches the limit.
+
+Files are not fsynced: the CRC finds one that a power cut has damaged, and it is fetched again.
 """
 
 import fcntl
@@ -26,7 +28,7 @@ from pipeline.shared.files import os_errors
 
 TOTAL = ".total"
 LEFT_OVER_S = 3600
-"""A file that has been being written for so long is a dead process's."""
+"""A file that is still being written after this time was left behind by a process that died."""
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(\d+|footer)")
 _BEING_WRITTEN = re.compile(rf"\.{_OURS.pattern}\.\d+\.\d+")
@@ -37,20 +39,20 @@ _CRC_BYTES = 4
 class ShardCache:
     """At most ``max_bytes`` of files in ``folder``, over all processes that use it, and what they are just writing.
 
-    The file that was not used for longest goes first. Files that are not named like ours are neither counted nor
-    removed. Raises ManifestError where the folder cannot be written.
+    The least recently used file is removed first. Files that are not named like ours are neither counted nor removed.
+    Raises ManifestError where the folder cannot be written.
     """
 
     folder: Path
     max_bytes: int
 
     def prepare(self) -> None:
-        """Makes the folder, counts what is in it, and removes what is left over or too much."""
+        """Makes the folder, counts its files, and removes leftovers and whatever exceeds the limit."""
         with self._writing(), self._locked() as total:
             _write_number(total, self._make_room(0))
 
     def get(self, name: str) -> bytes | None:
-        """What was put under the name; None when it is not there, or damaged, and then it is removed."""
+        """The content that was put under the name; None when it is not there or damaged. A damaged file is removed."""
         path = self.folder / name
         try:
             stored = path.read_bytes()
@@ -58,14 +60,14 @@ class ShardCache:
             return None
         with suppress(OSError):  # the same
             os.utime(path)
-        content, crc = memoryview(stored)[:-_CRC_BYTES], stored[-_CRC_BYTES:]
+        content, crc = stored[:-_CRC_BYTES], stored[-_CRC_BYTES:]
         if _crc(content) != crc:
             self.remove(name)
             return None
-        return stored[:-_CRC_BYTES]
+        return content
 
     def put(self, name: str, content: bytes) -> None:
-        """Keeps it, unless it is larger than the whole cache; what is there already stays."""
+        """Keeps the content, unless it is larger than the whole cache, or the name is taken."""
         size = len(content) + _CRC_BYTES
         path = self.folder / name
         if size > self.max_bytes or path.exists():
@@ -75,7 +77,7 @@ class ShardCache:
             try:
                 with beside.open("wb") as file:
                     file.write(content)
-                    file.write(_crc(memoryview(content)))
+                    file.write(_crc(content))
                 with self._locked() as total:
                     if path.exists():  # another was faster
                         return
@@ -88,14 +90,14 @@ class ShardCache:
                 beside.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """The total then is too large until files are counted anew."""
+        """Removes the file. The total is then too large until the files are counted anew."""
         with self._writing():
             (self.folder / name).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> int:
-        """Removes files until ``size`` more bytes fit, and an eighth of the whole when any had to go; what is left.
+        """Removes files until ``size`` more bytes fit; returns the bytes that are left.
 
-        That eighth, because counting looks at every file.
+        If any must go, an eighth of ``max_bytes`` goes with them, since counting looks at every file.
         """
         found = []
         now = time.time()
@@ -118,7 +120,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        """The file of the total, while nobody else changes it."""
+        """The file that holds the total, while no other process can change it."""
         total = os.open(self.folder / TOTAL, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(total, fcntl.LOCK_EX)
@@ -134,7 +136,7 @@ class ShardCache:
             yield
 
 
-def _crc(content: memoryview) -> bytes:
+def _crc(content: bytes) -> bytes:
     return zlib.crc32(content).to_bytes(_CRC_BYTES, "little")
 
 

@@ -31,7 +31,7 @@ from training.reading.permutation import permutation
 from training.reading.plan import EpochPlan, Piece
 from training.reading.prefetch import prefetch
 from training.reading.remote import Requests, Stored, remote_shards
-from training.reading.row_groups import Opened, Opening, row_groups
+from training.reading.row_groups import LazyRowGroup, Opened, row_groups
 from training.reading.shard_cache import ShardCache
 
 CHUNK_ROWS = 32_768
@@ -45,10 +45,11 @@ NUM_CHUNKS = 3
 
 
 class ArrowStream:
-    """The batches of one rank through one epoch, in the plan's order.
+    """The batches of one epoch, in the plan's order, for any rank.
 
-    Memory is NUM_CHUNKS chunks, and a row group a lane as it is stored; two a lane on a single rank, where neighbouring
-    lanes share one; and one more, the next, for shards that do not lie on this machine. ``cache`` is for these alone.
+    A rank's memory is NUM_CHUNKS chunks, and one row group a lane as it is stored; two a lane on a single rank, where
+    neighbouring lanes share one. Shards that do not lie on this machine take one more a lane, which is fetched ahead.
+    ``cache`` is for these shards alone.
     """
 
     def __init__(
@@ -62,15 +63,14 @@ class ArrowStream:
         self.dataset, self.shards, self.plan = Location.of(dataset), shards, plan
         self.layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
         self.remote = remote_shards(self.dataset, cache) if self.dataset.local is None else None
-        # Kept, since a shard has many row groups.
-        self._metadata = lru_cache(maxsize=len(plan.lanes))(lambda path: pq.read_metadata(path))
+        self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
 
     def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Every step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
 
-        A batch is valid until the next one is asked for, which may be in the same memory; it must not be written to.
-        Raises ManifestError, with the file's name, in place of the first batch that has rows of a shard that is not
-        what the manifest says or fails its checksums. Reads ahead in a thread, which ends with the iterator: close it
+        A batch is valid until the next one is asked for, which may use the same memory. Do not write to it. Raises
+        ManifestError, with the file's name, in place of the first batch that has rows of a damaged shard, or of one
+        that is not what the manifest says. Reads ahead in a thread, which ends with the iterator: close the iterator
         when you leave it early.
         """
         with closing(read_epochs(lambda _: self, range(1), rank, world_size)) as epochs:
@@ -82,10 +82,10 @@ class ArrowStream:
         row_group, order = self.opened(piece)
         return row_group.rows(order[piece.start : piece.stop])
 
-    def begin(self, piece: Piece, requests: Requests) -> Opening:
-        """The piece's row group, not opened yet; it is being fetched where it does not lie on this machine."""
+    def begin(self, piece: Piece, requests: Requests) -> LazyRowGroup:
+        """The piece's row group, to be opened later. Begins to fetch it where it does not lie on this machine."""
         fetch = requests.begin(self.remote(self.shards[piece.shard]), piece.row_group) if self.remote else None
-        return Opening(partial(self.opened, piece), fetch)
+        return LazyRowGroup(partial(self.opened, piece), fetch)
 
     def opened(self, piece: Piece, fetch: Future[Stored] | None = None) -> Opened:
         """The piece's row group, and the order of all its rows. Raises ManifestError."""
@@ -104,12 +104,12 @@ class ArrowStream:
         return row_group, permutation(piece.stream, piece.num_rows)
 
     def _fetched(self, piece: Piece, fetch: Future[Stored] | None) -> RowGroup:
-        """Fetched once more where it proves damaged, since it may be so only here, or in the cache."""
+        """Fetches a row group that proves damaged once more: perhaps only this copy, or the cache's, is damaged."""
         assert self.remote
         shard = self.remote(self.shards[piece.shard])
 
         def decoded(stored: Stored) -> RowGroup:
-            return RowGroup.decode(stored.content, stored.metadata, piece.row_group, piece.num_rows, self.layout)
+            return RowGroup.read(stored.read, stored.metadata, piece.row_group, piece.num_rows, self.layout)
 
         try:
             return decoded(fetch.result() if fetch else shard.fetch(piece.row_group, Requests()))
@@ -126,13 +126,13 @@ def read_epochs(
     team: Team | None = None,
     done: int = 0,
 ) -> Generator[Iterator[Batch], None, None]:
-    """For each epoch the batches of ``make(epoch)``, which ``ArrowStream.batches`` describes.
+    """For each epoch the batches of ``make(epoch)``, as ``ArrowStream.batches`` describes them.
 
-    A batch holds ``at_once`` steps, or fewer: none goes beyond a step whose number in the run, of which ``done`` came
-    before, is a multiple of it.
+    A batch holds ``at_once`` steps, or fewer: it ends where the run's number of steps is a multiple of ``at_once``.
+    ``done`` steps of the run came before.
 
-    All epochs are read by one thread, or by ``team`` between its steps, and have the same memory: the first batch of an
-    epoch has been read when the last one of the epoch before is done.
+    One thread, or ``team`` between its steps, reads all epochs into the same memory. So the first batch of an epoch is
+    ready when the last one of the epoch before ends.
     """
     requests, in_use = Requests(), NUM_CHUNKS - 1 if team else NUM_CHUNKS
     chunks = prefetch(chunks_of(map(make, epochs), rank, world_size, in_use, requests, done), in_use, team)
@@ -141,7 +141,7 @@ def read_epochs(
             batches = _epoch(chunks, at_once)
             yield batches
             for _ in batches:
-                pass  # that the caller has left
+                pass  # skips batches that the caller did not take
 
 
 def _epoch(chunks: Iterator[Chunk], at_once: int) -> Iterator[Batch]:
@@ -154,10 +154,10 @@ def _epoch(chunks: Iterator[Chunk], at_once: int) -> Iterator[Batch]:
 def chunks_of(
     streams: Iterable[ArrowStream], rank: int, world_size: int, in_use: int, requests: Requests, done: int = 0
 ) -> Iterator[Chunk]:
-    """The chunks of one epoch after the other, to be filled; of them ``in_use`` have memory of their own.
+    """The chunks of one epoch after the other, not filled yet. They use the memory of ``in_use`` chunks in turn.
 
-    The first has one step, which is all that a run waits for. Where row groups are fetched, a chunk comes when those of
-    later chunks are on their way, one for every lane.
+    The first chunk has one step, so that a run begins soon. Where row groups are fetched, a chunk is yielded once as
+    many row groups of later chunks are being fetched as there are lanes.
     """
     memory: Iterator[Rows] | None = None
     waiting: deque[tuple[int, Chunk]] = deque()
