@@ -1,7 +1,7 @@
-"""What a dataset holds, and whether all of it is right.
+"""Shows what a dataset holds, or verifies all of it.
 
 python -m pipeline.manifest show data/ptb       what the dataset holds
-python -m pipeline.manifest verify s3://b/ptb   reads all of it, and says what is wrong
+python -m pipeline.manifest verify s3://b/ptb   reads all of it and prints what is wrong
 """
 
 import sys
@@ -14,7 +14,7 @@ from pipeline.shared.errors import tell
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``show`` or ``verify`` a dataset. Ends with 2 and a line for each thing that is wrong."""
+    """``show`` or ``verify`` a dataset. Exits with 2 after a line for each thing that is wrong."""
     parser = Parser(
         "python -m pipeline.manifest",
         "Shows what a dataset holds, or reads and checks all of it.",

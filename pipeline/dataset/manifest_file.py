@@ -1,6 +1,6 @@
-"""The manifest of a dataset: the one file that readers believe. Knows neither Spark nor torch.
+"""The manifest of a dataset: the one file that readers trust. It needs neither Spark nor torch.
 
-DATASET/manifest.json                                     written last, replaced in one step
+DATASET/manifest.json                                     written last, atomically
 DATASET/<generation>/vocab.parquet                        word_id, word, count
 DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
 """
@@ -25,11 +25,11 @@ VOCAB = "vocab.parquet"
 
 
 class ManifestError(InputError):
-    """A dataset that is missing, damaged or of another format; the message says where and what to do."""
+    """A dataset is missing, damaged or of another format."""
 
     @classmethod
     def unreadable(cls, where: Location, error: Exception) -> "ManifestError":
-        """The error of a file that could not be read, or was not what it should be."""
+        """The error of a file that cannot be read or understood."""
         remedy = "run prepare again with --overwrite"
         if where.local is None and isinstance(error, OSError):
             remedy = "check the address, your credentials for it, and that its server can be reached"
@@ -50,7 +50,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Counts:
-    """What prepare saw and made. The last three are sums over all sampled epochs, heldout included."""
+    """What prepare read and made. The last three are sums over all sampled epochs, including heldout."""
 
     lines: int
     """Lines of text, or rows of a column."""
@@ -60,11 +60,11 @@ class Counts:
     sequences: int
     """Sequences of two tokens or more, after cutting."""
     too_short: int
-    """Sequences with fewer than two tokens, left out; empty lines are among them."""
+    """Sequences with fewer than two tokens, including empty lines; left out."""
     tokens: int
-    """Every token read, those of too short sequences included."""
+    """All tokens, including those of too short sequences."""
     long_tokens: int
-    """Tokens too long to be words, which became <unk>."""
+    """Tokens too long to be words; they became <unk>."""
     unknown: int
     """Tokens that are <unk>."""
     subsampled: int
@@ -76,12 +76,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a reader needs to know of a dataset. ``Manifest.load`` checks; ``save`` makes it the valid one."""
+    """Everything that a reader needs to know about a dataset."""
 
     generation: str
     config: PipelineConfig
     source_state: tuple[dict[str, str | int], ...]
-    """One entry a source: its path, size and time; what tells that a corpus has changed."""
+    """Path, size and time of each source, by which a changed corpus is recognised."""
     counts: Counts
     vocab_size: int
     """V, ids from 0 (<unk>) to V - 1."""
@@ -96,7 +96,7 @@ class Manifest:
 
     @property
     def dataset_id(self) -> str:
-        """A digest of format, config, vocabulary and shards: equal for equal data, whatever folder it lies in."""
+        """A digest of format, config, vocabulary and shards: equal for equal data, in any folder."""
         identity = {
             "format_version": self.format_version,
             "config": dataclasses.asdict(self.config),
@@ -111,21 +111,21 @@ class Manifest:
 
     @property
     def sampled_epochs(self) -> int:
-        """How many independent samplings there are."""
+        """The number of independent samplings."""
         return self.config.epochs
 
     def select(self, epoch: int, split: str = "train") -> tuple[ShardInfo, ...]:
-        """The shards of one sampled epoch (0 to ``sampled_epochs`` - 1; always 0 for ``heldout``), in fixed order."""
+        """The shards of one sampled epoch, 0 to ``sampled_epochs`` - 1 (always 0 for ``heldout``), in a fixed order."""
         return tuple(shard for shard in self.shards if (shard.split, shard.epoch) == (split, epoch))
 
     def save(self, dataset: Path | Location) -> None:
-        """Makes this the dataset's manifest in one step; before that, nothing has changed for readers."""
+        """Makes this the dataset's manifest, atomically. Until then nothing changes for readers."""
         record = {"dataset_id": self.dataset_id, **dataclasses.asdict(self)}
         (Location.of(dataset) / FILE_NAME).put(f"{json.dumps(record, indent=1)}\n".encode())
 
     @classmethod
     def load(cls, dataset: str | Path | Location) -> "Manifest":
-        """Reads and checks DATASET/manifest.json. Raises ManifestError when there is none, or none that we can read."""
+        """Reads and checks DATASET/manifest.json. Raises ManifestError when it is missing or cannot be used."""
         path = Location.of(dataset) / FILE_NAME
         try:
             record = json.loads(path.read_bytes())
@@ -147,7 +147,7 @@ class Manifest:
         return manifest
 
     def check_files(self, dataset: str | Path | Location) -> None:
-        """Every listed file is there and as long as it should be. Asks for sizes only; reads no examples."""
+        """Raises ManifestError unless every listed file exists with its listed size. Reads no examples."""
         folder = Location.of(dataset)
         vocab = folder / self.vocab_path
         try:
@@ -175,7 +175,7 @@ class Manifest:
 
     @property
     def remarks(self) -> list[str]:
-        """What of the corpus was not as it should be, a line each."""
+        """What was wrong with the corpus, a line each."""
         found = (
             (self.counts.nulls, "rows or tokens without a value were skipped"),
             (self.counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
@@ -184,7 +184,7 @@ class Manifest:
         return [f"{number:,} {what}" for number, what in found if number]
 
     def __str__(self) -> str:
-        """What the dataset holds, for people, in a few lines."""
+        """What the dataset holds, in a few lines for people."""
         counts = self.counts
         size = sum(shard.bytes for shard in self.shards)
         held = sum(shard.rows for shard in self.shards if shard.split == "heldout")

@@ -1,7 +1,7 @@
-"""Vocab: which words there are, their ids and counts.
+"""Vocab: words, their ids and their counts.
 
-Ids go by falling count, ties by spelling (code points). Id 0 is ``<unk>``: every word that is not kept, and the literal
-token ``<unk>`` of any corpus. It is never a center, a context or a negative, so 0 can be the padding.
+Ids are ordered by falling count, then by spelling (code points). Id 0 is ``<unk>``: all words that are not kept, and
+the token ``<unk>`` of a corpus. It is never a center, a context or a negative, so 0 is also the padding.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Vocab:
     def from_counts(
         cls, words: pa.StringArray, counts: pa.Int64Array, num_tokens: int, max_vocab: int | None
     ) -> "Vocab":
-        """The vocabulary of counted words, in any order; ``num_tokens`` less the kept words' counts is ``<unk>``'s."""
+        """The vocabulary of counted words, in any order. ``<unk>`` counts the rest of ``num_tokens``."""
         table = pa.table({"word": words, "count": counts})
         table = table.filter(pc.not_equal(table["word"], UNKNOWN))
         table = table.sort_by([("count", "descending"), ("word", "ascending")]).slice(0, max_vocab)
@@ -52,14 +52,14 @@ class Vocab:
         )
 
     def digest(self) -> str:
-        """SHA-256 over words and counts, whatever file they lie in."""
+        """SHA-256 of words and counts; it does not depend on the file format."""
         sha = hashlib.sha256()
         for word, count in zip(self.words.to_pylist(), self.counts_V.tolist(), strict=True):
             sha.update(f"{count} {word}\n".encode())
         return sha.hexdigest()
 
     def write(self, path: Path | Location) -> None:
-        """A Parquet file of SCHEMA, whole or not at all. Raises OSError."""
+        """Writes a Parquet file of SCHEMA, atomically. Raises OSError."""
         ids = pa.array(np.arange(len(self), dtype=np.int32))
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
@@ -67,7 +67,7 @@ class Vocab:
 
     @classmethod
     def read(cls, path: Path | Location) -> "Vocab":
-        """What ``write`` has written. Raises OSError, pa.ArrowException or KeyError for anything else."""
+        """Reads what ``write`` wrote. Raises OSError, pa.ArrowException or KeyError for other files."""
         with Location.of(path).open() as file:
             table = pq.read_table(file)
         return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())

@@ -1,8 +1,8 @@
-"""Where a dataset lies: a local folder, or a prefix of an object store, behind one small class.
+"""Location: a local file or folder, or one in an object store.
 
 Local paths and every URI that pyarrow knows (``s3://``, ``gs://``, ``abfs://``, ``hdfs://``, ``file://``) go through
-pyarrow, so that an executor needs nothing but pyarrow for them; any other scheme goes through fsspec. Credentials and
-endpoints come from where these libraries look for them (for S3: AWS_* variables, ~/.aws, the machine's role).
+pyarrow, so an executor needs only pyarrow for them; any other scheme goes through fsspec. Credentials and endpoints
+come from where these libraries look for them (for S3: AWS_* variables, ~/.aws, the machine's role).
 """
 
 import os
@@ -28,23 +28,20 @@ _COPY_BYTES = 8 << 20
 _S3_ATTEMPTS = 4
 _S3_CONNECT_TIMEOUT_S = 10
 _S3_SILENCE_S = 5
-"""How long a server may send nothing. With all attempts and their pauses that is an error within half a minute."""
+"""How long a server may send nothing. With all attempts and pauses, the error comes within half a minute."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder; ``location / "name"`` is one inside it. Printed as the user wrote it.
-
-    Methods raise OSError, as files do.
-    """
+    """A file or folder; ``location / "name"`` is one inside it. Printed as the user wrote it. Methods raise OSError."""
 
     shown: str
     path: str
-    """What ``filesystem`` calls it."""
+    """Its path in ``filesystem``."""
 
     @classmethod
     def of(cls, where: "str | Path | Location") -> "Location":
-        """The place that a path or URI names. Raises InputError when no library here knows the URI's scheme."""
+        """The location of a path or URI. Raises InputError when no installed library knows the URI's scheme."""
         if isinstance(where, Location):
             return where
         if is_uri(str(where)):
@@ -53,7 +50,7 @@ class Location:
 
     @property
     def local(self) -> Path | None:
-        """The path, where it is one of this machine's."""
+        """The path on this machine; None of a remote location."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
     @property
@@ -61,9 +58,9 @@ class Location:
         return _filesystem(_base(self.shown))[0] if is_uri(self.shown) else _LOCAL
 
     def reader(self) -> Callable[[int, int], bytes]:
-        """``read(offset, num_bytes)`` of the file: one request, not tried again here; for several threads at once.
+        """``read(offset, num_bytes)`` of the file: one request without retries; safe for several threads at once.
 
-        At the file's end it gives fewer bytes. Opening asks an object store once whether the file is there.
+        Returns fewer bytes at the end of the file. Opening asks an object store once whether the file exists.
         """
         filesystem = _filesystem(_base(self.shown), s3_attempts=1)[0] if is_uri(self.shown) else _LOCAL
         if isinstance(filesystem, pafs.PyFileSystem):
@@ -72,7 +69,7 @@ class Location:
         return lambda offset, num_bytes: file.read_at(num_bytes, offset)
 
     def absolute(self) -> "Location":
-        """The same, independent of the folder we are in."""
+        """The same location, independent of the working directory."""
         return self if is_uri(self.shown) else Location(self.path, self.path)
 
     def __truediv__(self, name: str) -> "Location":
@@ -83,7 +80,7 @@ class Location:
         return self.shown
 
     def open(self) -> pa.NativeFile:
-        """The file, open for reading anywhere in it."""
+        """The file, open for random access."""
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
@@ -91,7 +88,7 @@ class Location:
             return bytes(file.read())
 
     def sizes(self, names: list[str]) -> list[int | None]:
-        """The bytes of each of the files in this folder; None for one that is not there. Asked all at once."""
+        """The sizes in bytes of these files of this folder, in one request; None for a missing file."""
         infos = self.filesystem.get_file_info([f"{self.path}/{name}" for name in names])
         return [info.size if info.type == pafs.FileType.File else None for info in infos]
 
@@ -99,7 +96,7 @@ class Location:
         return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def entries(self) -> list[pafs.FileInfo]:
-        """What lies right inside this folder; nothing when there is none."""
+        """The files and folders directly in this folder; none when it does not exist."""
         return list(self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)))
 
     def files(self) -> list[pafs.FileInfo]:
@@ -115,9 +112,9 @@ class Location:
 
     @contextmanager
     def atomic_write(self) -> Iterator[IO[bytes]]:
-        """A file to write to, which becomes this one when the block ends without an error: readers see all or nothing.
+        """Yields a temporary file, whose content becomes this file's when the block ends; after an error nothing does.
 
-        On a disk it is renamed; elsewhere it is one upload, from this machine's temporary folder.
+        On a disk the temporary file is renamed, durably; to elsewhere it is uploaded.
         """
         if self.local is not None:
             with atomic_write(self.local) as file:
@@ -135,7 +132,7 @@ class Location:
             file.write(content)
 
     def remove(self) -> None:
-        """Removes a file, or a folder with all that is in it; what is not there need not be removed."""
+        """Removes a file, or a folder with its content. Idempotent."""
         kind = self.filesystem.get_file_info(self.path).type
         if kind == pafs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
@@ -147,12 +144,12 @@ _LOCAL = pafs.LocalFileSystem()
 
 
 def is_uri(where: str) -> bool:
-    """Whether it is a URI and not a path of this machine; ``C:/`` is not one."""
+    """Whether ``where`` is a URI, not a path of this machine; ``C:/`` is a path."""
     return _SCHEME.match(where) is not None
 
 
 def _base(uri: str) -> str:
-    """Scheme, host or bucket, and query: what decides the file system."""
+    """Scheme, host or bucket, and query, which determine the file system."""
     parts = urlsplit(uri)
     return parts._replace(path="", fragment="").geturl()
 
@@ -163,7 +160,7 @@ def _below_base(uri: str) -> str:
 
 @lru_cache(maxsize=16)
 def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI without its path, and how paths on it begin."""
+    """The file system of a URI without its path, and the prefix of its paths."""
     scheme = urlsplit(base).scheme
     try:
         if scheme == "s3":
@@ -181,9 +178,9 @@ def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSy
 
 
 def _s3(base: str, attempts: int) -> pafs.FileSystem:
-    """S3 with bounded patience. The query may hold pyarrow's own options, as ``s3://b/p?endpoint_override=host:port``.
+    """S3 with short timeouts; pyarrow's own are minutes when no server answers.
 
-    pyarrow would wait for minutes when there is nobody at the other end.
+    The query may hold pyarrow's options, as in ``s3://b/p?endpoint_override=host:port``.
     """
     parts = urlsplit(base)
     if not parts.netloc or "@" in parts.netloc:
@@ -214,10 +211,10 @@ def _through_fsspec(base: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _read_through_fsspec(filesystem: Any, path: str, offset: int, num_bytes: int) -> bytes:
-    """One request for exactly these bytes, where a file of fsspec's would read ahead as it likes."""
+    """One request for exactly these bytes; an open file of fsspec would read ahead."""
     try:
         return bytes(filesystem.cat_file(path, start=offset, end=offset + num_bytes))
     except OSError:
         raise
-    except Exception as error:  # its libraries have errors of their own
+    except Exception as error:  # each of fsspec's libraries has exceptions of its own
         raise OSError(f"{type(error).__name__}: {error}") from error
