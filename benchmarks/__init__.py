@@ -1,1 +1,1 @@
-"""Scripts that measure; reports/ holds what they found."""
+"""Benchmark scripts; their results are in reports/."""

@@ -1,4 +1,4 @@
-"""What checkpoints cost: whole training runs with --checkpoint-every and without, in turns, by the wall clock.
+"""Measures the cost of checkpoints: whole training runs, alternately with and without --checkpoint-every, in wall time.
 
 python benchmarks/checkpoints.py --data data/ptb --repeats 7          ten minutes on 2 cores
 """
@@ -51,11 +51,11 @@ def main() -> None:
         "median of the pairs' differences",
     )
     print("\n".join(table(header, rows)))
-    print(f"\nMedians of {arguments.repeats} pairs of runs. A checkpoint at each epoch's end is in both.")
+    print(f"\nMedians of {arguments.repeats} pairs of runs. Both write a checkpoint at the end of each epoch.")
 
 
 def run(flags: list[str]) -> tuple[float, float]:
-    """Seconds of the command, and of training in it."""
+    """Seconds of the whole command, and of the training inside it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "training" / "train.py"), *flags, "--output", folder]
         started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Encodings of the same examples: pyarrow's writer against dataset/encode.py, in speed of reading, writing, and size.
+"""Compares encodings of the same examples: pyarrow's writer and dataset/encode.py, in read speed, write speed and size.
 
     python benchmarks/encodings.py --data data/ptb                        a minute
 
-Takes up to --rows rows of the dataset's first sampled epoch, and the same rows with ids of a larger vocabulary; writes
-them in each encoding and reads that: the trainer's columns, then all. All encodings are tried in turn, so that a change
-of the machine's speed meets all of them. Times are the processor's, of one thread.
+The data are up to --rows rows of the dataset's first sampled epoch, and the same rows with ids of a larger vocabulary.
+The script writes them in each encoding, then reads the trainer's columns, then all columns. The encodings alternate, so
+that a change of the machine's speed affects all of them. Times are processor time of one thread.
 """
 
 import io
@@ -44,8 +44,8 @@ def main() -> None:
         "python benchmarks/encodings.py --data data/ptb",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
-    parser.add_argument("--rows", type=int, default=200_000, help="rows at most")
-    parser.add_argument("--large", type=int, default=1_000_000, help="words of the larger vocabulary")
+    parser.add_argument("--rows", type=int, default=200_000, help="maximum number of rows")
+    parser.add_argument("--large", type=int, default=1_000_000, help="size of the larger vocabulary")
     parser.add_argument("--repeats", type=int, default=7, help="runs of each encoding")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
@@ -71,7 +71,7 @@ def first_rows(dataset: Path, manifest: Manifest, num_rows: int) -> pa.Table:
 
 
 def with_vocabulary(examples: pa.Table, manifest: Manifest, vocab_size: int) -> pa.Table:
-    """The same rows, their real ids drawn anew: Zipf's law to the power 0.75, as negatives are."""
+    """The same rows with their real ids replaced by random ones: Zipf's law to the power 0.75, like negatives."""
     mask = examples["mask"].combine_chunks().flatten().to_numpy().astype(bool)
     weights = (np.arange(1, vocab_size) + 10.0) ** -0.75
     uniform = np.random.default_rng(0).random(mask.size)
@@ -139,7 +139,7 @@ def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: in
 
 
 def timed_read(path: Path, columns: list[str] | None) -> float:
-    """Seconds in which pyarrow decodes all row groups, one after the other."""
+    """Seconds that pyarrow takes to decode all row groups, one after the other."""
     started = time.process_time()
     with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         for row_group in range(parquet.num_row_groups):
@@ -148,7 +148,7 @@ def timed_read(path: Path, columns: list[str] | None) -> float:
 
 
 def timed_trainer(path: Path, layout: Layout) -> float:
-    """Seconds in which the trainer does, its rows permuted."""
+    """Seconds that the trainer takes to decode all row groups and permute their rows."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(row_group).num_rows for row_group in range(metadata.num_row_groups)]
     orders = [

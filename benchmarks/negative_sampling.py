@@ -1,10 +1,10 @@
-"""Ways to draw negatives: what each costs, how well it fits count ** 0.75, and what bends that law.
+"""Compares ways to draw negatives: their speed, how well they fit count ** 0.75, and what biases the draws.
 
     python benchmarks/negative_sampling.py --data data/ptb --plot benchmarks/reports/negative-sampling.png
 
-takes some three minutes. Words by Zipf's law. Ways are tried in turn, so that a change of the machine's speed meets all
-of them; times are the processor's, of one thread. The contexts that negatives avoid are those of the dataset's real
-rows.
+takes about three minutes. Word counts follow Zipf's law. The ways alternate, so that a change of the machine's speed
+affects all of them. Times are processor time of one thread. For negatives that avoid contexts, the script uses the
+contexts of the dataset's real rows.
 """
 
 import io
@@ -34,10 +34,10 @@ from pipeline.shared.cli import Parser, command, path
 
 TIMED = 50_000
 STEPS = 10**7
-"""Words looked at, at most, by a way that looks at all of them for each example; 20 times as many for the fit."""
+"""A way that reads all words for each example may read this many words in total; 20 times as many for the fit."""
 SIZES = (100, 10_000, 1_000_000)
 WITHOUT = [(100, 5), (10_000, 5), (100, 50), (10_000, 50)]
-"""Words and negatives of the examples drawn without replacement; 50 is what a row of 10 contexts has in the book."""
+"""V and K of the examples drawn without replacement; in the book, a row of 10 contexts has 50 negatives."""
 EXAMPLES = 10_000
 RANKS = (1, 2, 3, 5, 10, 30, 100, 1000, 5000)
 
@@ -45,7 +45,7 @@ RANKS = (1, 2, 3, 5, 10, 30, 100, 1000, 5000)
 def main() -> None:
     parser = Parser(
         "benchmarks/negative_sampling.py",
-        "Compares ways to draw negatives: times, fit, and bent laws.",
+        "Compares ways to draw negatives: times, fit to the noise law, and biases.",
         "python benchmarks/negative_sampling.py --data data/ptb",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
@@ -54,14 +54,14 @@ def main() -> None:
         type=int,
         nargs="+",
         default=SIZES,
-        help="words of the vocabularies (default: 100, 10,000, 1,000,000)",
+        help="sizes of the vocabularies (default: 100, 10,000, 1,000,000)",
     )
     parser.add_argument("--draws", type=int, default=2_000_000, help="draws for the fit")
     parser.add_argument("--repeats", type=int, default=7, help="runs of each timing")
-    parser.add_argument("--plot", type=path, help="where to write a PNG of the fit (default: nowhere)")
+    parser.add_argument("--plot", type=path, help="a PNG file for the plot of the fit (default: none)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    beside = f"one thread; other work beside it, load average {os.getloadavg()[0]:.1f}"
+    beside = f"one thread; load average of the machine {os.getloadavg()[0]:.1f}"
     lines = ["# Ways to draw negatives", "", *provenance("torch", "numpy", "scipy", hardware=beside)]
 
     lines += times(arguments.sizes, arguments.repeats)
@@ -84,10 +84,10 @@ def main() -> None:
 
 
 def times(sizes: list[int], repeats: int) -> list[str]:
-    """Markdown: milliseconds of 50,000 draws, and of setting up, for each way and vocabulary."""
+    """Markdown: milliseconds for 50,000 draws and for set-up, for each way and vocabulary."""
     taken: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for way in WAYS:
-        way.set_up(zipf_counts(10), 0)(5)  # compiles, and loads what is loaded late
+        way.set_up(zipf_counts(10), 0)(5)  # compiles, and performs late imports
     for repeat in range(repeats):
         for size in sizes:
             for way in WAYS:
@@ -96,17 +96,17 @@ def times(sizes: list[int], repeats: int) -> list[str]:
     for way in WAYS:
         medians = [[statistics.median(column) for column in zip(*taken[way.name, size], strict=True)] for size in sizes]
         rows.append((way.name, *(f"{1e3 * cost[part]:,.2f}" for part in (1, 0) for cost in medians)))
-    header = ["way", *(f"{what}, V = {size:,}" for what in ("draws", "setting up") for size in sizes)]
+    header = ["way", *(f"{what}, V = {size:,}" for what in ("draws", "set-up") for size in sizes)]
     note = (
-        f"Milliseconds of {TIMED:,} draws, K = 5, and of setting up; medians of {repeats}. Without replacement fewer"
-        f" are drawn where {TIMED:,} would look at more than {STEPS:,} words, and the time is scaled up."
+        f"Milliseconds for {TIMED:,} draws with K = 5, and for set-up; medians of {repeats}. Without replacement, if"
+        f" {TIMED:,} draws would read more than {STEPS:,} words, fewer are drawn and the time is scaled up."
         f"\n{limit_of_multinomial()}"
     )
     return ["", "## Time", "", *table(header, rows), "", note]
 
 
 def timed(way: Way, size: int, seed: int) -> tuple[float, float]:
-    """Seconds of setting up and of 50,000 draws."""
+    """Seconds for set-up and for 50,000 draws."""
     counts_V = zipf_counts(size)
     num = num_draws(way, size, TIMED, STEPS)
     started = time.process_time()
@@ -118,7 +118,7 @@ def timed(way: Way, size: int, seed: int) -> tuple[float, float]:
 
 
 def num_draws(way: Way, size: int, wanted: int, steps: int) -> int:
-    """``wanted``, or as many as ``steps`` allow, in examples of 5."""
+    """``wanted``, or as many draws as ``steps`` allow, in whole examples of 5."""
     return wanted if not way.reads_all else max(1, min(wanted // 5, steps // size)) * 5
 
 
@@ -127,7 +127,7 @@ def limit_of_multinomial() -> str:
         torch.multinomial(torch.ones(2**24 + 1), 1, replacement=True)
     except RuntimeError as error:
         return f"torch.multinomial of {2**24 + 1:,} words: {str(error).splitlines()[0]}."
-    return f"torch.multinomial takes {2**24 + 1:,} words."
+    return f"torch.multinomial accepts {2**24 + 1:,} words."
 
 
 # --- the fit ---
@@ -135,7 +135,7 @@ def limit_of_multinomial() -> str:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How often each word was drawn, beside the law."""
+    """How often each word was drawn, and the law."""
 
     way: Way
     counts_V: npt.NDArray[np.int64]
@@ -149,7 +149,7 @@ def drawn_by(way: Way, size: int, num: int) -> Drawn:
 
 
 def fits(drawn: list[Drawn]) -> list[str]:
-    """Markdown: the chi-square test of each."""
+    """Markdown: the chi-square tests of all ways."""
     rows = []
     for one in drawn:
         off = max(tenths(one.counts_V, one.law_V) - 1, key=abs)
@@ -157,14 +157,14 @@ def fits(drawn: list[Drawn]) -> list[str]:
         rows.append((one.way.name, *numbers))
     header = ("way", "V", "draws", "chi-square", "degrees of freedom", "p", "furthest tenth")
     note = (
-        "Cells expect at least 5 draws. *Furthest tenth*: of the ten tenths of the vocabulary, by rank, the one whose"
-        " draws differ most from the law's. Fewer draws than words are not tested."
+        "Every cell expects at least 5 draws. *Furthest tenth*: of the ten tenths of the vocabulary, by rank, the one"
+        " whose draws differ most from the law. Ways with fewer draws than words are not tested."
     )
     return ["", "## Fit to the law", "", *table(header, rows), "", note]
 
 
 def tenths(counts_V: npt.NDArray[np.int64], law_V: Law) -> Law:
-    """Drawn to expected, of each tenth of the words (10,)."""
+    """The ratio of drawn to expected counts for each tenth of the words, shape (10,)."""
     edges = np.linspace(0, law_V.size, 11).astype(int)[:-1]
     return np.asarray(np.add.reduceat(counts_V, edges) / (np.add.reduceat(law_V, edges) * counts_V.sum()))
 
@@ -175,13 +175,13 @@ def cells(found: Fit) -> tuple[str, str, str]:
 
 
 def plot(drawn: list[Drawn]) -> bytes:
-    """A panel for each way, a color for each vocabulary."""
+    """A PNG with a panel per way and a color per vocabulary."""
     figure = Figure(figsize=(10, 6.4), dpi=100, layout="constrained")
     sizes = sorted({one.law_V.size for one in drawn}, reverse=True)
     for axes, way in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, WAYS, strict=True):
         for one in sorted((one for one in drawn if one.way is way), key=lambda one: -one.law_V.size):
             expected_V = one.law_V * one.counts_V.sum()
-            shown = np.unique(np.geomspace(1, expected_V.size, 1500).astype(int)) - 1  # as many of every size
+            shown = np.unique(np.geomspace(1, expected_V.size, 1500).astype(int)) - 1  # as many points for every V
             color = f"C{sizes.index(one.law_V.size)}"
             label = f"V = {one.law_V.size:,}"
             axes.plot(expected_V[shown], one.counts_V[shown], ".", markersize=3, color=color, label=label)
@@ -191,18 +191,18 @@ def plot(drawn: list[Drawn]) -> bytes:
         axes.axline((1, 1), (10, 10), color="black", linewidth=0.7)  # on log scales, through two points
         axes.grid(alpha=0.3)
         axes.legend(markerscale=3, loc="upper left", fontsize="small")
-    figure.supxlabel("count that the law expects of a word", fontsize="medium")
-    figure.supylabel("count that was drawn", fontsize="medium")
+    figure.supxlabel("expected count of a word", fontsize="medium")
+    figure.supylabel("drawn count of the word", fontsize="medium")
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
 
 
-# --- what bends the law ---
+# --- what biases the draws ---
 
 
 def without() -> list[str]:
-    """Markdown: what drawing without replacement expects of words, beside K times the law."""
+    """Markdown: expected counts of words when drawn without replacement, compared with K times the law."""
     rows = []
     for size, num_negatives in WITHOUT:
         law_V = noise_law(zipf_counts(size))
@@ -217,7 +217,7 @@ def without() -> list[str]:
 
 
 def avoided(data: Path) -> list[str]:
-    """Markdown: what avoiding contexts expects of words in the dataset's rows, and what the dataset has."""
+    """Markdown: expected counts of words if negatives avoid contexts, compared with the counts in the dataset."""
     manifest = Manifest.load(data)
     vocab = Vocab.read(data / manifest.vocab_path)
     contexts_RC, counts_V = contexts_and_negatives(data, manifest)
@@ -233,19 +233,18 @@ def avoided(data: Path) -> list[str]:
     header = ("word", "rank", "the law", "avoiding contexts", "in the dataset", "expected", "found")
     against = [
         (name, *cells(fit(counts_V[1:], law[1:] / law.sum())))
-        for name, law in (("the law", law_V), ("the law of avoiding", expected_V))
+        for name, law in (("the law", law_V), ("the law that avoids contexts", expected_V))
     ]
     note = (
         f"{len(contexts_RC):,} rows of {manifest.vocab_size - 1:,} words, {counts_V.sum():,} negatives; *expected* and"
-        " *found* are differences to the law.\n"
+        " *found* are differences from the law.\n"
     )
-    fits = table(("the dataset's negatives against", "chi-square", "degrees of freedom", "p"), against)
+    fits = table(("the dataset's negatives compared with", "chi-square", "degrees of freedom", "p"), against)
     return ["", "## Avoiding a row's contexts", "", *table(header, rows), "", note, *fits]
 
 
 def contexts_and_negatives(data: Path, manifest: Manifest) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The contexts of every row of the first sampled epoch (R, 2·window), then 0; and each word's count (V,) among
-    their negatives."""
+    """The contexts of each row of the first sampled epoch (R, 2·window), 0-padded, and counts of negatives (V,)."""
     contexts, counts_V = [], np.zeros(manifest.vocab_size, dtype=np.int64)
     for shard in manifest.select(0):
         columns = pq.read_table(data / shard.path, columns=["contexts_negatives", "label", "mask"])

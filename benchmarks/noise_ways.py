@@ -1,6 +1,6 @@
-"""Ways to draw words from the noise law, count ** 0.75. Each is set up for a vocabulary, then draws.
+"""Ways to draw words from the noise law, count ** 0.75. Each is set up for a vocabulary and then draws words.
 
-V words, with ids 1 to V as everywhere here: id 0 is ``<unk>``, which has no noise. K negatives an example.
+V words have the ids 1 to V, as in the whole project: id 0 is ``<unk>``, which is never drawn. K negatives per example.
 """
 
 import random
@@ -17,40 +17,40 @@ from pipeline.shared.randomness import Purpose, stream
 
 EXPONENT = 0.75
 CACHED = 10_000
-"""How many words the book draws at a time."""
+"""The number of words that the book draws at a time."""
 DOMAIN = 2**31 - 1
-"""The last number of gensim's table."""
+"""The last value of gensim's table."""
 
 Counts = npt.NDArray[np.int64]
 Law = npt.NDArray[np.float64]
 Words = npt.NDArray[np.integer]
 Draw = Callable[[int], Words]
-"""As many words as it is asked for; those of the next call are others."""
+"""Returns the requested number of words. Each call continues the random stream."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """``set_up`` makes a Draw from the words' counts (V,) and a seed."""
+    """A name, and a function that makes a Draw from the words' counts (V,) and a seed."""
 
     name: str
     set_up: Callable[[Counts, int], Draw]
     reads_all: bool = False
-    """Whether every example costs a walk over all V words: then fewer are drawn and the time is scaled up."""
+    """Whether every example reads all V words. If so, the benchmark draws fewer words and scales the time up."""
 
 
 def zipf_counts(num_words: int, top: int = 1_000_000) -> Counts:
-    """Counts (V,) by Zipf's law: ``top`` / rank, rounded down, at least 1."""
+    """Counts (V,) that follow Zipf's law: ``top`` / rank, rounded down, at least 1."""
     return np.maximum(1, top // np.arange(1, num_words + 1, dtype=np.int64))
 
 
 def noise_law(counts_V: Counts, exponent: float = EXPONENT) -> Law:
-    """The law itself: count ** exponent over its sum."""
+    """The law itself (V,): count ** exponent, divided by the sum over all words."""
     powers_V = counts_V.astype(np.float64) ** exponent
     return np.asarray(powers_V / powers_V.sum())
 
 
 def without_replacement(counts_V: Counts, seed: int, num_negatives: int = 5) -> Draw:
-    """K different words for each example, by one call of torch.multinomial an example. Asked for a multiple of K."""
+    """Draws K different words per example with one call of torch.multinomial. Accepts only multiples of K."""
     p_V = torch.from_numpy(noise_law(counts_V)).float()
     generator = torch.Generator().manual_seed(seed)
 
@@ -65,14 +65,14 @@ def without_replacement(counts_V: Counts, seed: int, num_negatives: int = 5) -> 
 
 
 def multinomial(counts_V: Counts, seed: int, dtype: torch.dtype = torch.float32) -> Draw:
-    """One large call of torch.multinomial with replacement, to be cut into examples. At most 2^24 words."""
+    """Draws with one large call of torch.multinomial, with replacement. V is at most 2^24."""
     p_V = torch.from_numpy(noise_law(counts_V)).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     return lambda num: 1 + torch.multinomial(p_V, num, replacement=True, generator=generator).numpy()
 
 
 def choices(counts_V: Counts, seed: int) -> Draw:
-    """random.choices, 10,000 words at a time, handed out one by one (d2l 15.3.4, RandomGenerator)."""
+    """Draws 10,000 words at a time with random.choices and hands them out singly (d2l 15.3.4, RandomGenerator)."""
     population, weights = list(range(1, counts_V.size + 1)), [int(count) ** EXPONENT for count in counts_V]
     chance = random.Random(seed)
     candidates: list[int] = []
@@ -89,19 +89,19 @@ def choices(counts_V: Counts, seed: int) -> Draw:
 
 
 def cumulative_table(counts_V: Counts) -> npt.NDArray[np.uint32]:
-    """gensim's Word2Vec.make_cum_table: the law's running sum as integers up to 2^31 - 1."""
+    """The running sum of the law as integers up to 2^31 - 1, as in gensim's Word2Vec.make_cum_table."""
     running_V = np.cumsum(counts_V.astype(np.float64) ** EXPONENT)
     return np.asarray(np.round(running_V / running_V[-1] * DOMAIN).astype(np.uint32))
 
 
 def cumulative(counts_V: Counts, seed: int) -> Draw:
-    """A random integer for each word, and a binary search for it in gensim's table (its ``bisect_left``)."""
+    """Draws a random integer per word and finds it in gensim's table by binary search (gensim's ``bisect_left``)."""
     table_V, chance = cumulative_table(counts_V), np.random.default_rng(seed)
     return lambda num: 1 + np.searchsorted(table_V, chance.integers(0, DOMAIN, size=num, dtype=np.uint32))
 
 
 def alias(counts_V: Counts, seed: int) -> Draw:
-    """What the pipeline does: integer weights, an alias table, and 64 bits a word, a function of its place."""
+    """Draws as the pipeline does: integer weights, an alias table, and 64 bits per word as a function of its place."""
     noise = build_noise(noise_weights(np.concatenate([[0], counts_V]), EXPONENT))
     no_context = np.empty(0, dtype=np.int32)
     calls = 0

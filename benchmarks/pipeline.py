@@ -1,17 +1,18 @@
-"""What prepare costs: tokens a second of the whole job, of its parts a core, peak memory, bytes; the book beside it.
+"""Measures prepare: tokens/s of the whole job and of its parts, peak memory, bytes; compares it with the book's code.
 
-    python benchmarks/pipeline.py --data corpora --corpus ptb wiki17 --repeats 3   minutes; all six 15
+    python benchmarks/pipeline.py --data corpora --corpus ptb wiki17 --repeats 3   some minutes; 15 with all six
 
-Every run is a process of its own, with Spark's default memory, `local[*]`; its clock runs from the first look at the
-corpus to the manifest, so without the start of the session, but with the JVM cold. Peaks are VmHWM, read when the
-dataset is there: of the driver's Python, of the JVM (driver and executor in one here), of the largest Python worker.
+Every run is a separate process with Spark's default memory and `local[*]`. Its clock starts when prepare first looks at
+the corpus and stops when the manifest is written. So the start of the session is not included, but the JVM is cold.
+Peaks are VmHWM, read when the dataset is complete: the peak of the driver's Python, of the JVM (here, driver and
+executor share one), and of the largest Python worker.
 
-    ptb      Penn Treebank, 0.9 M tokens, as it is
+    ptb      Penn Treebank, 0.9 M tokens, unchanged
     wiki17   wiki100 (17 M tokens) in lines of 1,000 tokens
-    wiki70   the same four times and a bit: each copy starts elsewhere, so its lines are others, and has new words
+    wiki70   wiki17 about four times over; each copy starts at another token, so its lines differ, and has new words
     line30   wiki17 with 30 % of its tokens in one line
-    oneline  wiki100 as it is: one line of 100 MB, gzip
-    vocab1m  24 M tokens of a vocabulary of 1,000,000
+    oneline  wiki100 unchanged: one line of 100 MB, gzip
+    vocab1m  24 M tokens with a vocabulary of 1,000,000
 
 The book's preparation, benchmarks/rivals/plain_prepare.py, gets the first 2 M tokens of large corpora.
 """
@@ -53,7 +54,7 @@ def main() -> None:
         runs, book = [], []
         for _ in range(arguments.repeats):
             runs.append(ours(path, folder / "out"))
-            if name in ("ptb", "wiki17"):  # in turn, so that both meet the same machine
+            if name in ("ptb", "wiki17"):  # alternately, so that a change of the machine's speed affects both
                 book.append(book_rate(path))
         rows.append(row(name, runs, book))
         print(*rows[-1], file=sys.stderr)
@@ -63,9 +64,9 @@ def main() -> None:
         if path.parent == folder:
             path.unlink()
     notes = [
-        "- Seconds, rates and bytes are medians over the runs, peaks the largest of them.",
+        "- Seconds, rates and bytes are medians over the runs; peaks are the largest values.",
         *("", *table(HEADER, rows)),
-        *("", "One core, outside Spark, million a second of processor time, medians of 5:"),
+        *("", "One core, outside Spark, millions per second of processor time, medians of 5:"),
         *("", *table(PART_HEADER, parts)),
     ]
     report = "\n".join(["# Pipeline", "", *origin, *notes, ""])
@@ -77,10 +78,10 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = Parser(
         "benchmarks/pipeline.py",
-        "Measures prepare, with the book's own preparation beside it.",
+        "Measures prepare, and compares it with the book's own preparation.",
         "python benchmarks/pipeline.py --data corpora --corpus ptb wiki17 --repeats 3",
     )
-    files = "a folder with ptb/ptb.train.txt and wiki/wiki100.txt.gz, or the one that is asked for"
+    files = "a folder with ptb/ptb.train.txt and wiki/wiki100.txt.gz, as far as --corpus needs them"
     parser.add_argument("--data", type=path, required=True, help=files)
     parser.add_argument(
         "--corpus",
@@ -94,9 +95,9 @@ def parse() -> argparse.Namespace:
         "--scratch",
         type=path,
         default=None,
-        help="where corpora and datasets go, and go again (default: the system's folder)",
+        help="a folder for temporary corpora and datasets (default: the system's)",
     )
-    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output, too (default: none)")
+    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output too (default: none)")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -139,7 +140,7 @@ def line30(data: Path, folder: Path) -> Path:
 
 
 def vocab1m(_: Path, folder: Path) -> Path:
-    """Every word 10 times, and 14 M tokens more by Zipf's law."""
+    """Writes every word 10 times, and 14 M more tokens that follow Zipf's law."""
     rng = np.random.default_rng(0)
     zipf = np.minimum((1_000_000 ** rng.random(14_000_000)).astype(np.int64), 999_999)
     words = np.concatenate([np.tile(np.arange(1_000_000), 10), zipf])
@@ -201,7 +202,7 @@ def descendants() -> list[tuple[int, str]]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, fields = stat.read_text().partition(" (")[2].rsplit(") ", 1)
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         children.setdefault(int(fields.split()[1]), []).append((int(stat.parent.name), name))
     found: list[tuple[int, str]] = []
@@ -214,13 +215,13 @@ def descendants() -> list[tuple[int, str]]:
 
 
 def peak_mb(pid: int) -> float:
-    """The largest resident set a process has had."""
+    """The largest resident set size of a process so far."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and all below it that are still there or were waited for."""
+    """Processor time of this process and of all its descendants that are still running or were waited for."""
     ticks = 0
     for pid in [os.getpid(), *(pid for pid, _ in descendants())]:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
@@ -229,7 +230,7 @@ def cpu_seconds() -> float:
 
 
 def part_rates(name: str, output: Path, path: Path) -> list[str]:
-    """Rates of one core for tokenising with counting, encoding, sampling and writing, outside Spark."""
+    """Rates of one core, outside Spark: tokenising and counting, encoding, sampling, writing."""
     import pyarrow as pa
 
     from pipeline.dataset.manifest_file import Manifest
@@ -286,7 +287,7 @@ def part_rates(name: str, output: Path, path: Path) -> list[str]:
 
 
 def best_rate(part: Callable[[], int]) -> float:
-    """Things a second of processor time: the median of five runs, after one that compiles."""
+    """Items per second of processor time: the median of five runs, after one that compiles."""
     part()
     rates = []
     for _ in range(5):
@@ -303,13 +304,13 @@ HEADER = (
     "V",
     "seconds",
     "tokens/s",
-    "CPU us a token",
+    "CPU us per token",
     "the book's tokens/s",
     "ratio",
     "worker MB",
     "JVM MB",
     "driver's Python MB",
-    "bytes a row",
+    "bytes per row",
 )
 PART_HEADER = ("corpus", "tokenise and count, tokens", "tokenise and encode, tokens", "sample, examples", "write, rows")
 

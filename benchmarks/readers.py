@@ -1,9 +1,9 @@
-"""Both readers of shards, one process each time: rows/s of the batches alone, and tokens/s of training with them.
+"""Compares the two readers of shards, one process each: rows/s of batches alone, and tokens/s of training with them.
 
     .venv-petastorm/bin/python benchmarks/readers.py --data data/ptb      some minutes
 
-Runs where petastorm does, so both have pyarrow 14 and NumPy 1.26. Readers take turns, so that a change of the machine's
-speed meets both.
+Runs in petastorm's environment, so both readers use pyarrow 14 and NumPy 1.26. The readers alternate, so that a change
+of the machine's speed affects both.
 """
 
 import json
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def reading(reader: str, data: Path, manifest: Manifest, global_batch: int) -> list[float]:
-    """Rows/s of each epoch, from asking for its first batch to its last one's end; nothing is done with them."""
+    """Rows/s of each epoch, from the request for the first batch to the end of the last; the rows are not used."""
 
     def stream(epoch: int) -> ArrowStream:
         shards = manifest.select(epoch % manifest.sampled_epochs)
@@ -79,7 +79,7 @@ def reading(reader: str, data: Path, manifest: Manifest, global_batch: int) -> l
 
 
 def training(reader: str, data: Path, global_batch: int) -> float:
-    """Tokens/s of two epochs of training, as the trainer measures it."""
+    """Tokens/s of two epochs of training, as the trainer reports it."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--data", str(data), "--output", folder, "--epochs", str(len(EPOCHS)), "--device", "cpu"]
         command = [sys.executable, str(ROOT / "training" / "train.py"), "--reader", reader, *flags]

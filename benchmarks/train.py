@@ -1,15 +1,15 @@
-r"""What training costs and gives, beside the book's plain loop and gensim: speed, losses, quality, text to vectors.
+r"""Compares training with the book's plain loop and with gensim: speed, losses, quality, and from text to vectors.
 
     python benchmarks/train.py --ptb ptb.train.txt                                         minutes
     python benchmarks/train.py --ptb ptb.train.txt --wiki wiki100.txt.gz --pairs wordsim353.txt \
         --analogies questions-words.txt --repeats 3 --report report.md                     about half an hour
 
-Every training is a process of its own, one at a time, and ours is `training/train.py` as a user runs it, reading from
-Parquet. The loops take turns, --repeats times, so that what else the machine does meets all of them; the number of the
-turn is the seed of training, ours and gensim's, and of the sampling of Wikipedia. Datasets and runs go to --scratch,
-and go again.
+Every training run is a separate process, one at a time. Ours is `training/train.py` as a user runs it, reading Parquet.
+The loops take turns, --repeats times, so that other load on the machine affects all of them. The number of the turn is
+the seed of training (ours and gensim's) and of the sampling of Wikipedia. Datasets and runs are written to --scratch
+and removed afterwards.
 
-A token is an example, one center that subsampling kept, as in the book; gensim calls it an effective word.
+A token is one example (one center that subsampling kept), as in the book; gensim calls it an effective word.
 """
 
 import argparse
@@ -57,13 +57,13 @@ SGD = ("gensim", "in-place-1", "in-place-4")
 PTB_MIN_COUNT, PTB_EPOCHS = 10, 5
 WIKI_MIN_COUNT, WIKI_EPOCHS = 5, 3
 OTHER_RATE = "--lr=0.0125"
-"""What somebody might want to try on a dataset that is there."""
+"""A setting that a user might try next on an existing dataset."""
 
 PACKAGES = ("torch", "gensim", "numba", "numpy", "pyarrow", "pyspark")
 
 
 def main() -> None:
-    """Measures what the flags name, and prints the report."""
+    """Measures what the flags select, and prints the report."""
     try:
         arguments = parse()
         check(arguments)
@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def absolute(text: str) -> Path:
-    """A path given as an argument: processes are started in the project's root."""
+    """An absolute path from an argument, because the child processes start in the project's root."""
     return path(text).absolute()
 
 
 def parse() -> argparse.Namespace:
     parser = Parser(
         "benchmarks/train.py",
-        "Measures training beside the book's plain loop and gensim.",
+        "Compares training with the book's plain loop and with gensim.",
         "python benchmarks/train.py --ptb ptb.train.txt",
     )
     parser.add_argument("--ptb", type=absolute, metavar="FILE", help="Penn Treebank's training text: speed and losses")
@@ -99,34 +99,34 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=absolute, metavar="FILE", help="WordSim-353, for the quality of --wiki")
     parser.add_argument("--analogies", type=absolute, metavar="FILE", help="analogies, for the quality of --wiki")
-    parser.add_argument("--repeats", type=int, default=1, help="turns, each with a seed of its own (default: 1)")
+    parser.add_argument("--repeats", type=int, default=1, help="number of turns, each with its own seed (default: 1)")
     parser.add_argument(
         "--loops",
         nargs="+",
         choices=(*BOOKS_RECIPE, *SGD),
         default=[*BOOKS_RECIPE, *SGD],
         metavar="NAME",
-        help=f"which to measure on --ptb (default: {' '.join((*BOOKS_RECIPE, *SGD))})",
+        help=f"the loops to measure on --ptb (default: {' '.join((*BOOKS_RECIPE, *SGD))})",
     )
     parser.add_argument(
         "--workers",
         type=int,
         default=None,
-        help="threads: gensim's, the plain loop's, and ours in all (default: cores)",
+        help="threads of gensim, of the plain loop, and of all our processes together (default: cores)",
     )
     parser.add_argument(
         "--scratch",
         type=absolute,
         default=None,
         metavar="PATH",
-        help="a folder with 4 GB to spare for --wiki (default: the system's)",
+        help="a folder for temporary files; --wiki needs 4 GB (default: the system's)",
     )
-    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output, too (default: none)")
+    parser.add_argument("--report", type=path, default=None, help="a Markdown file for the output too (default: none)")
     return parser.parse_args()
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for what would fail later, after minutes of measuring."""
+    """Raises InputError for input that would otherwise fail after minutes of measuring."""
     if not (arguments.ptb or arguments.wiki):
         raise InputError("found neither --ptb nor --wiki, expected texts to train on; name one")
     for name in ("ptb", "wiki"):
@@ -152,7 +152,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def measure_ptb(arguments: argparse.Namespace) -> Runs:
-    """The runs of the chosen loops on PTB, in turns: on the book's sampling, and on a fresh one for each epoch."""
+    """Runs the chosen loops on PTB in turns: on one sampling, as in the book, and on a new sampling per epoch."""
     runs: Runs = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="shardvec-bench-", dir=arguments.scratch) as folder:
         bench = Bench(Path(folder), arguments.workers)
@@ -172,7 +172,7 @@ def measure_ptb(arguments: argparse.Namespace) -> Runs:
 
 
 def measure_wiki(arguments: argparse.Namespace) -> tuple[Runs, list[float]]:
-    """The runs of SGD's loops and of ``once-more`` on a large text, judged, in turns; and the seconds of prepare."""
+    """Runs and judges SGD's loops and ``once-more`` on a large text, in turns; also returns the seconds of prepare."""
     runs: Runs = defaultdict(list)
     prepare_s = []
     for seed in range(arguments.repeats):
@@ -195,7 +195,7 @@ def measure_wiki(arguments: argparse.Namespace) -> tuple[Runs, list[float]]:
 
 
 def judged(run: Run, vectors: Vectors, arguments: argparse.Namespace) -> Run:
-    """``run`` with the quality of its vectors, where there are files to tell it by."""
+    """``run`` with the quality of its vectors, if the arguments name files to measure it."""
     if not arguments.pairs:
         return run
     pairs, found = word_pairs(vectors, arguments.pairs), analogies(vectors, arguments.analogies)
@@ -203,7 +203,7 @@ def judged(run: Run, vectors: Vectors, arguments: argparse.Namespace) -> Run:
 
 
 def gensim_vectors(file: Path) -> Vectors:
-    """gensim's vectors as ours are: by falling count, behind a row of zeros for <unk>."""
+    """gensim's vectors in our layout: a row of zeros for <unk>, then words by falling count."""
     found = KeyedVectors.load(str(file))
     return Vectors(["<unk>", *found.index_to_key], np.vstack([np.zeros_like(found.vectors[:1]), found.vectors]))
 
@@ -221,7 +221,7 @@ def say(corpus: str, seed: int, loop: str, run: Run) -> None:
 
 
 def report_lines(arguments: argparse.Namespace) -> list[str]:
-    """Markdown: measures, and says what was found."""
+    """Measures, and returns the report in Markdown."""
     origin = provenance(*PACKAGES, hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "")
     targets: list[Target] = []
     sections: list[str] = []
@@ -233,7 +233,7 @@ def report_lines(arguments: argparse.Namespace) -> list[str]:
         runs, prepare_s = measure_wiki(arguments)
         targets += wiki_targets(runs, prepare_s)
         sections += wiki_sections(runs, prepare_s)
-    wanted = ["", "## What is wanted", "", *target_table(targets)]
+    wanted = ["", "## Targets", "", *target_table(targets)]
     return ["# Training", "", *origin, *explained(arguments), *wanted, *sections]
 
 
@@ -247,7 +247,7 @@ def ptb_sections(runs: Runs) -> list[str]:
         lines += ["", "## PTB, SGD in place: speed", "", *speed_table(sgd, "gensim"), ""]
     if "gensim" in runs:
         seconds = median(run.parts_s["build_vocab_s"] for run in runs["gensim"])
-        lines += [f"gensim's build_vocab takes {seconds:.2f} s before that."]
+        lines += [f"Before training, gensim's build_vocab takes {seconds:.2f} s."]
     return lines
 
 
@@ -258,38 +258,38 @@ def wiki_sections(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
     if pairs and questions:
         lines += ["", "## Wikipedia: quality", "", *quality_table(sgd, "gensim"), ""]
         lines.append(
-            f"By training.evaluate, for all alike; {pairs.pairs:,} pairs and {questions.questions:,} analogies have "
+            f"training.evaluate measures all loops; {pairs.pairs:,} pairs and {questions.questions:,} analogies have "
             "words of the vocabulary only. A spread is the standard deviation over the seeds, pooled over both loops."
         )
     lines += ["", "## Wikipedia: from text to vectors", "", *end_to_end_table(runs, prepare_s), ""]
     lines.append(
-        "Ours are whole processes, `spark-submit jobs/prepare.py` with the start of its session, and training/train.py "
-        f"(in-place-1); *once more* is training/train.py alone on the same dataset with `{OTHER_RATE}`, where gensim "
-        "would begin again."
+        "Our figures are whole processes: `spark-submit jobs/prepare.py`, including the start of its session, and "
+        "training/train.py (in-place-1). *once more* is only training/train.py, on the same dataset with "
+        f"`{OTHER_RATE}`; gensim would start from scratch."
     )
     return lines
 
 
 def explained(arguments: argparse.Namespace) -> list[str]:
-    """Markdown: how it was measured, and what the names in the tables stand for."""
+    """Markdown: how the figures were measured, and what the names in the tables mean."""
     threads = arguments.workers or os.cpu_count()
     loops = {
         "plain": f"the book's loop, eager PyTorch, Adam, batches of 512, {threads} threads, its padded rows in memory",
-        "gensim": f"skip-gram, {threads} workers, sentences in memory as lists, cut at 1,000 tokens as ours; dim 100, "
-        "window 5, 5 negatives, t = 1e-4. With more than one worker its result differs from run to run, whatever the "
-        "seed",
+        "gensim": f"skip-gram, {threads} workers, sentences in memory as lists, cut at 1,000 tokens like ours; dim "
+        "100, window 5, 5 negatives, t = 1e-4. With more than one worker, its result differs from run to run, whatever "
+        "the seed",
     }
     for name, (nproc, flags) in OURS.items():
         loops[name] = f"`training/train.py {shlex.join((f'--nproc={nproc}', *flags))}`"
     ran = {*(arguments.loops if arguments.ptb else ()), *(SGD if arguments.wiki else ())}
     return [
-        f"- Medians of {arguments.repeats} turn(s), turn and seed the same number. A ratio is the median of the turns' "
-        "ratios. Each training is a process of its own.",
-        "- Centers are those that subsampling kept (gensim: effective words), over all epochs; tokens/s are centers a "
-        "second of training, without the start of the process, gensim's build_vocab, and the reading of its text and "
-        "of the plain loop's examples. Ours reads its Parquet in that time.",
-        "- dot products/s: tokens/s times the mean number of targets of a center, (1 + K) a pair, in our dataset; "
-        "gensim draws by the same law.",
+        f"- Medians of {arguments.repeats} turn(s); the number of a turn is its seed. A ratio is the median of the "
+        "turns' ratios. Each training run is a separate process.",
+        "- Centers are those that subsampling kept (gensim: effective words), over all epochs; tokens/s are centers "
+        "per second of training. That time excludes the start of the process, gensim's build_vocab and reading of its "
+        "text, and the plain loop's reading of its examples. It includes our reading of Parquet.",
+        "- dot products/s: tokens/s times the mean number of targets of a center, (1 + K) per pair, in our dataset; "
+        "gensim draws from the same law.",
         *(f"- *{name}*: {text}." for name, text in loops.items() if name in ran),
     ]
 

@@ -1,11 +1,11 @@
-"""What a warm start gives on a text that has grown by a tenth: epochs until the cold run's loss, and how much stays.
+"""Measures warm starts on a text that has grown by a tenth: epochs to the cold run's loss, and overlap of neighbours.
 
     python benchmarks/warm_start.py --text ptb.train.txt --repeats 3                                       minutes
     python benchmarks/warm_start.py --text wiki.txt --tokenizer words --epochs 4 --sampled-epochs 4    much longer
 
-Vectors trained on the first 10 of 11 parts of the text's lines are the published ones. On the whole text a cold run and
-warm ones are trained as users train, with the turn's number as seed. Their losses are those of the whole text's
-held-out examples, after each epoch; their neighbours are held against those of the published vectors.
+The published vectors are trained on the first 10 of 11 parts of the text's lines. A cold run and several warm runs then
+train on the whole text, as users would, with the number of the turn as the seed. After each epoch, the script computes
+the loss on the whole text's held-out examples, and compares the neighbours with those of the published vectors.
 """
 
 import argparse
@@ -39,12 +39,12 @@ WORDS, NEIGHBOURS = 1000, 10
 ADAM: dict[str, str] = {}
 IN_PLACE = {"sync-every": "4"}
 MODES = {"adam": (ADAM, (0.002, 0.001, 0.0005)), "in place": (IN_PLACE, (0.025, 0.0125, 0.005))}
-"""Flags, and the rates that warm runs are tried with; the first is the usual one."""
+"""Flags, and the learning rates of the warm runs; the first rate is the default."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A challenger's held-out loss after each epoch, and its neighbours' overlap with the published ones, 0 to 1."""
+    """A challenger's held-out loss after each epoch, and its neighbours' overlap (0 to 1) with the published ones."""
 
     losses: list[float]
     overlaps: list[float]
@@ -56,13 +56,13 @@ def main() -> None:
         "Compares warm starts with cold ones on a text that has grown.",
         "python benchmarks/warm_start.py --text ptb.train.txt --repeats 3",
     )
-    parser.add_argument("--text", type=path, required=True, help="a sequence a line, plain or .gz")
+    parser.add_argument("--text", type=path, required=True, help="a text with one sequence per line, plain or .gz")
     parser.add_argument("--tokenizer", default="whitespace", help="prepare's --tokenizer")
     parser.add_argument("--min-count", type=int, default=10, help="prepare's --min-count")
-    parser.add_argument("--epochs", type=int, default=5, help="passes of each run")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of each run")
     parser.add_argument("--sampled-epochs", type=int, default=1, help="prepare's --epochs")
-    parser.add_argument("--repeats", type=int, default=1, help="seeds, a turn each")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="ways to train (default: all)")
+    parser.add_argument("--repeats", type=int, default=1, help="number of turns, each with its own seed")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="training modes (default: all)")
     arguments = parser.parse_args()
 
     lines = provenance("torch", "numpy")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def prepared(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
-    """Datasets of the text's beginning, and of all of it."""
+    """Prepares datasets of the first part of the text, and of the whole text."""
     opener = gzip.open if arguments.text.suffix == ".gz" else open
     with opener(arguments.text, "rt", encoding="utf-8") as file:
         text = file.readlines()
@@ -98,7 +98,7 @@ def prepared(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
 def challengers(
     arguments: argparse.Namespace, mode: str, seed: int, data: Path, grown: Path, scratch: Path
 ) -> list[tuple[str, Found]]:
-    """The cold run and the warm ones of one seed, by name."""
+    """Trains the cold run and the warm runs of one seed; returns them with their names."""
     flags, rates = MODES[mode]
     published = scratch / f"published {mode} {seed}"
     epochs, half = arguments.epochs, arguments.epochs // 2
@@ -106,7 +106,7 @@ def challengers(
     kinds: dict[str, tuple[int, dict[str, str]]] = {"cold": (epochs, {})}
     for rate in rates:
         kinds[f"warm, lr {rate:g}"] = epochs, {"init-from": str(published), "lr": f"{rate:g}"}
-        if mode == "in place":  # its rate falls to the run's end: half the epochs are another run
+        if mode == "in place":  # the rate falls until the end of the run, so half the epochs need another run
             kinds[f"warm, lr {rate:g}, {half} epochs"] = half, {"init-from": str(published), "lr": f"{rate:g}"}
     kinds["warm, 1 epoch frozen"] = epochs, {"init-from": str(published), "freeze-epochs": "1"}
     heldout, before = Heldout.of_dataset(grown), Tables.load(published)
@@ -131,7 +131,7 @@ def run(program: str, script: str, flags: dict[str, object]) -> None:
 
 
 def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> list[Tables]:
-    """The tables after each epoch, from the run's checkpoints."""
+    """The tables after each epoch, from the checkpoints of the run."""
     manifest, last = Manifest.load(data), Tables.load(output)
     sync_every = int(MODES[mode][0].get("sync-every", "1"))
     config = TrainConfig(epochs=epochs, sync_every=sync_every, device="cpu")
@@ -148,14 +148,14 @@ def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> lis
 
 
 def heldout_loss(heldout: Heldout, tables: Tables) -> float:
-    """The mean over the held-out examples, 20,000 at most, of the mean over an example's targets."""
+    """The mean loss over at most 20,000 held-out examples; an example's loss is the mean over its targets."""
     found = losses(heldout, tables, tables)
     assert found is not None
     return found.first
 
 
 def report(lines: list[str], arguments: argparse.Namespace, found: dict[tuple[str, str], list[Found]]) -> list[str]:
-    """Markdown: means over the seeds, and the worst seed where a number has to hold."""
+    """Markdown: means over the seeds, and the worst seed for the gain in overlap."""
     out = ["# Warm starts on a text that has grown by a tenth", "", *lines]
     for mode in arguments.modes:
         colds = found[mode, "cold"]
@@ -168,23 +168,23 @@ def report(lines: list[str], arguments: argparse.Namespace, found: dict[tuple[st
             shown = [f"{loss:.4f}, {share:.0%}" for loss, share in zip(losses, overlaps, strict=True)]
             shown += [""] * (arguments.epochs - len(losses))
             reached = [reach(run.losses, cold.losses[-1]) for run, cold in zip(runs, colds, strict=True)]
-            told = ", ".join("never" if epoch is None else str(epoch) for epoch in reached)
+            reached_in = ", ".join("never" if epoch is None else str(epoch) for epoch in reached)
             gains = [run.overlaps[-1] - cold.overlaps[-1] for run, cold in zip(runs, colds, strict=True)]
-            rows.append((name, *shown, told, f"{100 * min(gains):+.1f}"))
+            rows.append((name, *shown, reached_in, f"{100 * min(gains):+.1f}"))
         numbers = [f"epoch {epoch}" for epoch in range(1, arguments.epochs + 1)]
-        header = (mode, *numbers, "cold's last loss reached in epoch", "points of overlap above cold's last, at least")
+        header = (mode, *numbers, "cold's last loss reached in epoch", "least gain in overlap over cold's last, points")
         out += ["", *table(header, rows)]
     out += [
         "",
         f"After each epoch: held-out loss, and overlap@{NEIGHBOURS} with the published vectors, means of "
-        f"{arguments.repeats} seed(s). overlap@{NEIGHBOURS}: of the words nearest to the {WORDS:,} most frequent ones, "
-        "those that are nearest in the published vectors too. The last columns: each seed, and the worst of them.",
+        f"{arguments.repeats} seed(s). overlap@{NEIGHBOURS}: the share of the nearest words of the {WORDS:,} most "
+        "frequent words that are also nearest in the published vectors. Last columns: each seed, and the worst seed.",
     ]
     return out
 
 
 def reach(losses: list[float], goal: float) -> int | None:
-    """The first epoch after which the loss is the goal or lower."""
+    """The first epoch after which the loss is at most the goal."""
     return next((epoch for epoch, loss in enumerate(losses, 1) if loss <= goal), None)
 
 

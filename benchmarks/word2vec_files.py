@@ -1,4 +1,4 @@
-"""Reading word2vec's files, beside gensim: made-up vectors, text and binary, both readers in one process in turn.
+"""Compares reading of word2vec files with gensim: random vectors, text and binary, both readers alternately.
 
 python benchmarks/word2vec_files.py --words 70000 --dim 100 --repeats 3          a minute
 """
@@ -26,12 +26,12 @@ from training.vectors.word_vectors import Vectors
 def main() -> None:
     parser = Parser(
         "benchmarks/word2vec_files.py",
-        "Reading word2vec's files, beside gensim.",
+        "Compares reading of word2vec files with gensim.",
         "python benchmarks/word2vec_files.py --words 70000 --dim 100",
     )
-    parser.add_argument("--words", type=int, default=70_000, help="made-up words")
-    parser.add_argument("--dim", type=int, default=100, help="length of a vector, in numbers")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each file is read; medians are shown")
+    parser.add_argument("--words", type=int, default=70_000, help="number of words")
+    parser.add_argument("--dim", type=int, default=100, help="dimensions of a vector")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each file is read; the medians are shown")
     arguments = parser.parse_args()
     print("\n".join(["# Reading word2vec's files", "", *provenance("gensim", "pyarrow", "numpy"), ""]))
     rows_VD = np.random.default_rng(0).standard_normal((arguments.words, arguments.dim), dtype=np.float32)

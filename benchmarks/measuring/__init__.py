@@ -1,1 +1,1 @@
-"""How benchmarks measure, and what they write down of it."""
+"""Code that several benchmarks use: provenance, measured processes, tables."""

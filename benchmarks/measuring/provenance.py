@@ -1,4 +1,4 @@
-"""What every report of a benchmark says of its figures' origin, and Markdown tables."""
+"""The origin of a benchmark's figures, for its report; and Markdown tables."""
 
 import os
 import platform
@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(*packages: str, hardware: str = "") -> list[str]:
-    """Markdown: command, hardware, versions of ``packages``, date. Call it first: the commit is that of this moment.
+    """Markdown: command, hardware, versions of ``packages``, date. Call it first: it records the current commit.
 
-    ``hardware`` is what to add to cores and processor. Absolute paths of the command are cut to their names.
+    ``hardware`` is added to cores and processor. Absolute paths in the command are cut to their last part.
     """
     script, *arguments = sys.argv
     shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in arguments]
@@ -31,7 +31,7 @@ def provenance(*packages: str, hardware: str = "") -> list[str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Markdown: names on the left, figures on the right."""
+    """A Markdown table: the first column is left-aligned, the others are right-aligned."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
@@ -46,7 +46,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of this code, "-dirty" behind it where files differ from it; "unknown" outside a checkout."""
+    """The commit of this code, with "-dirty" if files differ from it; "unknown" outside a checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

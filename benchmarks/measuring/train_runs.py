@@ -1,4 +1,4 @@
-"""The processes that benchmarks/train.py measures: prepare, the rivals' loops, training/train.py; one at a time."""
+"""Runs the processes that benchmarks/train.py measures, one at a time: prepare, the rivals, training/train.py."""
 
 import json
 import os
@@ -23,18 +23,18 @@ OURS: dict[str, tuple[int, tuple[str, ...]]] = {
     "in-place-1": (1, IN_PLACE),
     "in-place-4": (4, IN_PLACE),
 }
-"""Loops of ours: their processes, and flags of training/train.py."""
+"""Our loops: the number of processes, and the flags of training/train.py."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs processes, one at a time, on files below ``folder``; what they print but results goes to stderr."""
+    """Runs processes, one at a time, on files below ``folder``. Their output except results goes to stderr."""
 
     folder: Path
     workers: int | None
 
     def prepare(self, text: Path, seed: int, rule: str, min_count: int, epochs: int) -> tuple[Path, float]:
-        """A new dataset, and the seconds of its process, Spark's start and all."""
+        """Prepares a dataset; also returns the seconds of the whole process, including Spark's start."""
         dataset = self.new("data")
         flags = {"min-count": min_count, "subsample-rule": rule, "epochs": epochs, "seed": seed}
         flags |= {"input": text, "output": dataset}
@@ -49,7 +49,7 @@ class Bench:
         return Run(found["examples"], found["tokens_per_s"], wall_s, targets_per_row(dataset), losses)
 
     def gensim(self, text: Path, dataset: Path, min_count: int, epochs: int, seed: int) -> tuple[Run, Path]:
-        """And the file of its vectors. ``dataset`` is that of ours, with the same settings."""
+        """Trains with gensim; returns the run and the vectors' file. ``dataset`` is ours, with the same settings."""
         vectors = self.new("vectors")
         flags = {"min-count": min_count, "epochs": epochs, "seed": seed, "vectors": vectors}
         flags["workers"] = self.workers or os.cpu_count()
@@ -60,7 +60,7 @@ class Bench:
         return Run(found["effective_words"], speed, wall_s, targets_per_row(dataset), parts_s=parts_s), vectors
 
     def ours(self, loop: str, dataset: Path, epochs: int, seed: int, *more: str) -> tuple[Run, Path]:
-        """And its run's folder; ``more`` are flags of training/train.py."""
+        """Trains with training/train.py and the flags ``more``; returns the run and its folder."""
         nproc, flags = OURS[loop]
         output = self.new("run")
         settings = {"data": dataset, "output": output, "epochs": epochs, "seed": seed, "nproc": nproc}
@@ -73,7 +73,7 @@ class Bench:
         return Run(summary["examples"], summary["tokens_per_s"], wall_s, targets, losses, wait_share), output
 
     def new(self, name: str) -> Path:
-        """A place in a folder of its own, since gensim may write several files."""
+        """A new path in a folder of its own, because gensim may write several files."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / name
 
 
@@ -82,7 +82,7 @@ def options(flags: dict[str, Any]) -> list[str]:
 
 
 def run(command: list[str]) -> tuple[str, float]:
-    """What a process printed, and its seconds; ends this one with its exit code when it fails, for it has said why."""
+    """A process's output and its seconds. If the process fails, it has printed why, so we exit with its exit code."""
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode != 0:

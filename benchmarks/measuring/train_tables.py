@@ -1,7 +1,7 @@
 """The tables of benchmarks/train.py: pure functions from runs to Markdown.
 
-Loops take turns, so figures are compared turn by turn: a ratio is the median of the turns' ratios, never a ratio of
-medians, and what slows the machine for a turn slows both of its sides.
+The loops take turns, so figures are compared turn by turn: a ratio is the median of the turns' ratios, never a ratio of
+medians. Load that slows the machine in one turn then slows both sides of that turn's ratio.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from training.vectors.evaluation import AnalogiesResult, PairsResult
 
 @dataclass(frozen=True)
 class Run:
-    """One training, of any loop; what a loop does not say is left empty."""
+    """One training run of any loop. Values that a loop does not report are empty."""
 
     examples: int
-    """Centers trained on, over all epochs; gensim's effective words."""
+    """Centers that were trained on, over all epochs; for gensim, effective words."""
     tokens_per_s: float
-    """Of them, while it trained."""
+    """Examples per second of training."""
     wall_s: float
-    """Of the process, from its start to its end."""
+    """Seconds of the whole process."""
     targets_per_row: float
-    """Mean dot products of an example; gensim draws by the same law and gets the figure of ours."""
+    """Mean number of dot products per example. gensim draws from the same law, so it gets our figure."""
     losses: tuple[float, ...] = ()
-    """Mean over the examples of each epoch, then over the run."""
+    """The mean over the examples of each epoch, then over the whole run."""
     wait_share: float | None = None
     parts_s: dict[str, float] = field(default_factory=dict)
     pairs: PairsResult | None = None
@@ -33,12 +33,12 @@ class Run:
 
 
 Runs = dict[str, list[Run]]
-"""The runs of each loop, one a turn."""
+"""The runs of each loop, one per turn."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure, and the least (or, with ``most``, the largest) that is wanted."""
+    """A figure and its target: a minimum or, with ``most``, a maximum."""
 
     what: str
     found: float
@@ -62,7 +62,7 @@ def target_table(targets: Sequence[Target]) -> list[str]:
 
 
 def speed_table(runs: Runs, rival: str) -> list[str]:
-    """Medians over the turns, and each loop's speed as a multiple of the rival's."""
+    """Medians over the turns; each loop's speed as a multiple of the rival's."""
     header = ["loop", "centers", "tokens/s", "lowest to highest", f"/ {rival}", "dot products/s", "waiting for data"]
     rows = []
     for name, found in runs.items():
@@ -84,12 +84,12 @@ def speed_table(runs: Runs, rival: str) -> list[str]:
 
 
 def ratio(runs: Runs, ours: str, rival: str, of: Callable[[Run], float] = lambda run: run.tokens_per_s) -> float:
-    """The median, over the turns, of our figure over the rival's."""
+    """The median over the turns of our figure divided by the rival's."""
     return median(of(a) / of(b) for a, b in zip(runs[ours], runs[rival], strict=True))
 
 
 def loss_table(runs: Runs, rival: str) -> list[str]:
-    """Median losses of each epoch and of the run, and the largest difference of an epoch's to the rival's."""
+    """Median losses of each epoch and of the run, and the largest difference of an epoch's loss from the rival's."""
     losses = {
         name: [median(column) for column in zip(*(run.losses for run in found), strict=True)]
         for name, found in runs.items()
@@ -113,7 +113,7 @@ QUALITY: dict[str, Callable[[Run], float | None]] = {
 
 
 def quality_table(runs: Runs, rival: str) -> list[str]:
-    """Mean and range of each figure over the seeds, and how far the mean is from the rival's."""
+    """The mean and range of each figure over the seeds, and the distance of the mean from the rival's."""
     header = ["loop", *(text for name in QUALITY for text in (name, "lowest to highest", f"to {rival}, in spreads"))]
     rows = []
     for name, found in runs.items():
@@ -131,7 +131,7 @@ def figures(runs: Sequence[Run], of: Callable[[Run], float | None]) -> list[floa
 
 
 def spreads_apart(ours: Sequence[float], rivals: Sequence[float]) -> float | None:
-    """The difference of the means, in pooled standard deviations of one seed; None where seeds show no spread."""
+    """The difference of the means, in pooled standard deviations of one seed; None if the seeds show no spread."""
     if min(len(ours), len(rivals)) < 2:
         return None
     freedom = len(ours) + len(rivals) - 2
@@ -150,12 +150,12 @@ TEXT_TO_VECTORS, ONCE_MORE = "text to vectors", "once more on the dataset"
 
 
 def gensim_s(run: Run) -> float:
-    """What gensim needs once the sentences are in memory."""
+    """Seconds that gensim needs after the sentences are in memory."""
     return run.parts_s["build_vocab_s"] + run.parts_s["train_s"]
 
 
 def end_to_end_table(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
-    """Seconds, medians over the turns, and gensim's over ours for the same errand."""
+    """Median seconds over the turns, and gensim's seconds divided by ours for the same task."""
     rows: list[tuple[str, ...]] = [("ours, prepare", f"{median(prepare_s):.1f}", "", "")]
     for errand, ours_s in errands(runs, prepare_s).items():
         times = [
@@ -171,7 +171,7 @@ def end_to_end_table(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
 
 
 def errands(runs: Runs, prepare_s: Sequence[float]) -> dict[str, list[float]]:
-    """Seconds of ours in each turn, of processes with all that they do."""
+    """Our seconds in each turn for each task; whole processes."""
     return {
         TEXT_TO_VECTORS: [prepare + run.wall_s for prepare, run in zip(prepare_s, runs["in-place-1"], strict=True)],
         ONCE_MORE: [run.wall_s for run in runs["once-more"]],
@@ -179,15 +179,15 @@ def errands(runs: Runs, prepare_s: Sequence[float]) -> dict[str, list[float]]:
 
 
 def gensim_ratios(rivals: Sequence[Run], ours_s: Sequence[float], of: Callable[[Run], float] = gensim_s) -> list[float]:
-    """How many times as long as ours gensim took, in each turn."""
+    """gensim's seconds divided by ours, in each turn."""
     return [of(run) / seconds for run, seconds in zip(rivals, ours_s, strict=True)]
 
 
-# What is wanted
+# Targets
 
 
 def ptb_targets(runs: Runs) -> list[Target]:
-    """Of the loops that ran."""
+    """The targets of the loops that ran."""
     return speed_targets("PTB", runs, ("ours-1", "plain", 14), ("ours-4", "plain", 1.5), ("in-place-1", "gensim", 3))
 
 
@@ -208,7 +208,7 @@ def wiki_targets(runs: Runs, prepare_s: Sequence[float]) -> list[Target]:
 
 
 def speed_targets(corpus: str, runs: Runs, *wanted: tuple[str, str, float]) -> list[Target]:
-    """(ours, rival, least ratio) of the loops that ran; and how long the slowest reader kept its loop waiting."""
+    """Speed ratios from (ours, rival, least ratio) of the loops that ran, and the largest share of waiting time."""
     targets = [
         Target(f"{corpus}: {ours} / {rival}, tokens/s", ratio(runs, ours, rival), least)
         for ours, rival, least in wanted

@@ -1,1 +1,1 @@
-"""What shardvec is compared with."""
+"""The programs that shardvec is compared with."""

@@ -1,10 +1,10 @@
-"""gensim's skip-gram on a text; saves its vectors if asked, and prints one JSON object.
+"""Trains gensim's skip-gram on a text, saves the vectors if asked, and prints one JSON object.
 
     python benchmarks/rivals/gensim_loop.py ptb.train.txt --min-count 10 --epochs 5 --workers 2     seconds
 
-A rival that benchmarks/train.py measures, with the settings of ours: dim 100, window 5, 5 negatives, t = 1e-4. Imports
-nothing of ours, so that its process starts as fast as gensim does. It has every fair chance: sentences are lists in
-memory, with one string for each word, which gensim looks up some percent faster than a string for each token.
+benchmarks/train.py measures this rival with our settings: dim 100, window 5, 5 negatives, t = 1e-4. The script imports
+nothing of this project, so that its process starts as fast as gensim does. The comparison is fair to gensim: sentences
+are lists in memory, with one string object per word, which gensim looks up some percent faster than one per token.
 """
 
 import argparse
@@ -23,12 +23,12 @@ UNKNOWN = "<unk>"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains gensim's skip-gram; prints seconds and counts as JSON.")
-    parser.add_argument("text", type=Path, help="sentences, one a line; .gz is read too")
-    parser.add_argument("--min-count", type=int, required=True, help="rarer words are left out")
-    parser.add_argument("--epochs", type=int, required=True, help="passes")
-    parser.add_argument("--workers", type=int, required=True, help="threads that train")
-    parser.add_argument("--seed", type=int, default=0, help="gensim's (default: %(default)s)")
-    parser.add_argument("--vectors", type=Path, help="where KeyedVectors.save writes (default: nowhere)")
+    parser.add_argument("text", type=Path, help="a text with one sentence per line, plain or .gz")
+    parser.add_argument("--min-count", type=int, required=True, help="the minimum count of a word")
+    parser.add_argument("--epochs", type=int, required=True, help="epochs")
+    parser.add_argument("--workers", type=int, required=True, help="training threads")
+    parser.add_argument("--seed", type=int, default=0, help="gensim's seed (default: %(default)s)")
+    parser.add_argument("--vectors", type=Path, help="the output file of KeyedVectors.save (default: none)")
     arguments = parser.parse_args()
 
     clock = [time.perf_counter()]
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def read_sentences(text: Path) -> list[list[str]]:
-    """Cut at 1,000 tokens, and without the <unk> of the text: ours does the one and never trains on the other."""
+    """The sentences, cut at 1,000 tokens like ours, and without the text's <unk>, on which ours never trains."""
     sentences = []
     with (gzip.open if text.suffix == ".gz" else open)(text, "rt", encoding="utf-8") as lines:
         for line in lines:

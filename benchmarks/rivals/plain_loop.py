@@ -1,16 +1,16 @@
-"""The book's training loop in plain, eager PyTorch, on a dataset of ours; prints one JSON object.
+"""Runs the book's training loop in plain, eager PyTorch on one of our datasets; prints one JSON object.
 
     python benchmarks/rivals/plain_loop.py data/ptb --epochs 5                   a minute
 
-A rival that benchmarks/train.py measures. The book is Dive into Deep Learning (d2l), section 15.4; its loop is written
-anew: two nn.Embedding, Xavier-uniform, torch.optim.Adam as it comes, batches of 512 from a shuffling DataLoader. It has
-every fair chance: its examples lie in memory, padded, before its clock starts, and a batch is one indexing of each
-column, where the book pads 512 lists.
+benchmarks/train.py measures this rival. The book is Dive into Deep Learning (d2l), section 15.4. This is our rewrite of
+its loop: two nn.Embedding, Xavier-uniform, torch.optim.Adam with its defaults, batches of 512 from a shuffling
+DataLoader. The comparison is fair to the rival: its examples are in memory, padded, before its clock starts, and a
+batch takes one indexing operation per column, while the book pads 512 lists.
 
-tokens/s are the examples of all epochs over the time of all epochs; the book's own line divides the examples of all
-epochs by the time of the last one, so its figure is about 5 times this one.
+tokens/s is the number of examples of all epochs divided by the time of all epochs. The book's own line divides the
+examples of all epochs by the time of the last epoch, so its figure is about 5 times this one.
 
-B rows of a batch, L = max_len places a row, D dimensions, V words.
+B rows of a batch, L = max_len places per row, D dimensions, V words.
 """
 
 import json
@@ -39,21 +39,21 @@ from training.distributed import choose_device
 BATCH_SIZE, DIM, LEARNING_RATE = 512, 100, 0.002  # the book's
 
 Batches = Iterable[Sequence[Tensor]]
-"""Of one epoch: ``center`` (B, 1), ``contexts_negatives``, ``mask``, ``label`` (B, L)."""
+"""The batches of one epoch: ``center`` (B, 1), ``contexts_negatives``, ``mask``, ``label`` (B, L)."""
 
 
 def main() -> None:
     parser = Parser(
         "benchmarks/rivals/plain_loop.py",
-        "Trains as the book does; prints losses and speed as JSON.",
+        "Trains like the book; prints losses and speed as JSON.",
         "python benchmarks/rivals/plain_loop.py data/ptb --epochs 5",
     )
     parser.add_argument("data", type=path, help="the dataset, a folder with manifest.json")
     parser.add_argument(
-        "--epochs", type=int, default=5, help="passes; pass e reads sampled epoch e modulo their number"
+        "--epochs", type=int, default=5, help="epochs; epoch e reads sampled epoch e modulo their number"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
-    parser.add_argument("--seed", type=int, default=0, help="of torch's global generator")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of torch's global generator")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def read_examples(dataset: Path, manifest: Manifest, epoch: int) -> TensorDataset:
-    """The rows of one sampled epoch in memory, every row ``max_len`` places wide; ids int32, mask and label int8."""
+    """Loads the rows of one sampled epoch, padded to ``max_len`` places; ids are int32, mask and label int8."""
     columns = {"center": 1, "contexts_negatives": manifest.max_len, "mask": manifest.max_len, "label": manifest.max_len}
     shards = [dataset / shard.path for shard in manifest.select(epoch)]
     stored = pa.concat_tables(pq.read_table(path, columns=list(columns)) for path in shards)
@@ -77,13 +77,13 @@ def read_examples(dataset: Path, manifest: Manifest, epoch: int) -> TensorDatase
 
 
 def shuffled(examples: TensorDataset) -> Batches:
-    """Batches of ``examples`` in an order that is drawn afresh every time."""
+    """Batches of ``examples``, in a new random order for each pass."""
     rows = BatchSampler(RandomSampler(examples), BATCH_SIZE, drop_last=False)
     return DataLoader(examples, sampler=rows, batch_size=None)
 
 
 def train(loaders: Sequence[Batches], vocab_size: int, device: torch.device) -> dict[str, Any]:
-    """Trains an epoch for each of ``loaders``. Losses are means over the examples: of each epoch, and of the run."""
+    """Trains one epoch per loader. Losses are means over the examples of each epoch, and of the whole run."""
     center, context = (nn.Embedding(vocab_size, DIM).to(device) for _ in range(2))
     for embedding in (center, context):
         nn.init.xavier_uniform_(embedding.weight)
@@ -119,7 +119,7 @@ def row_losses(
     mask_BL: Tensor,
     label_BL: Tensor,
 ) -> Tensor:
-    """The loss of each row, its mean over the real places, shape (B,) (d2l 15.4.2)."""
+    """The loss of each row, shape (B,): the mean over its real places (d2l 15.4.2)."""
     v_B1D, u_BLD = center(center_B1), context(targets_BL)
     scores_BL = torch.bmm(v_B1D, u_BLD.permute(0, 2, 1)).squeeze(1)
     loss_BL = F.binary_cross_entropy_with_logits(scores_BL, label_BL.float(), weight=mask_BL, reduction="none")

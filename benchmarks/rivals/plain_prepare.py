@@ -1,7 +1,7 @@
-"""The book's preparation, in plain Python lists as there, with numpy nowhere. A rival of benchmarks/pipeline.py.
+"""The book's preparation in plain Python lists, like the book, without numpy. A rival for benchmarks/pipeline.py.
 
-The book is Dive into Deep Learning (d2l), section 15.3; its preparation is written anew here. It holds all examples in
-memory, so of large corpora it gets the first 2 M tokens.
+The book is Dive into Deep Learning (d2l), section 15.3; this is our rewrite of its preparation. It holds all examples
+in memory, so it gets only the first 2 M tokens of large corpora.
 """
 
 import math
@@ -15,7 +15,7 @@ BOOK_TOKENS = 2_000_000
 
 
 def book_rate(path: Path) -> float:
-    """Tokens a second of the book's preparation: from raw text to padded rows in memory."""
+    """Tokens/s of the book's preparation, from raw text to padded rows in memory."""
     started = time.perf_counter()
     with path.open() as file:
         sentences = list(first_tokens(line.split() for line in file))
@@ -53,7 +53,7 @@ def book_rate(path: Path) -> float:
 
 
 class Draws:
-    """Ids from 1 by weight, drawn 10,000 at a time."""
+    """Draws ids from 1 by weight, 10,000 at a time."""
 
     def __init__(self, weights: list[float]):
         self._ids, self._weights = range(1, len(weights) + 1), weights
