@@ -1,4 +1,4 @@
-"""Prints docs/settings.md, in which every setting has a row, from the fields of the config classes:
+"""Prints docs/settings.md: a table of all settings, generated from the fields of the config classes.
 
 python tools/settings_page.py > docs/settings.md
 """
@@ -39,16 +39,16 @@ SECTIONS: tuple[tuple[str, str, type], ...] = (
         "The config of `jobs/retrain.py`, a YAML file; see [retraining.md](retraining.md#the-config).",
         RetrainConfig,
     ),
-    ("`corpus`", "Its section for the corpus.", CorpusSettings),
-    ("`warm_start`", "Its section for training that begins with the published vectors.", WarmStart),
-    ("`gates`", "Its section for what new vectors must reach; `null` turns a gate off.", Gates),
-    ("`registry`", "Its section for MLflow.", RegistrySettings),
+    ("`corpus`", "Section of a retraining config.", CorpusSettings),
+    ("`warm_start`", "Section of a retraining config: runs that start from the published vectors.", WarmStart),
+    ("`gates`", "Section of a retraining config: bounds for new vectors; `null` turns a gate off.", Gates),
+    ("`registry`", "Section of a retraining config: MLflow.", RegistrySettings),
 )
 
 
 def page() -> Iterator[str]:
     yield "# Settings\n"
-    yield "Every setting, from the fields of the config classes, by `python tools/settings_page.py > docs/settings.md`."
+    yield "`python tools/settings_page.py > docs/settings.md` generates this page from the config classes."
     for title, about, kind in SECTIONS:
         yield f"\n## {title}\n\n{about}\n"
         yield "| setting | default | values | meaning |\n|---|---|---|---|"
@@ -58,15 +58,15 @@ def page() -> Iterator[str]:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    """A field's row. Where the default depends on other settings, the field's text says it."""
+    """The row of a field. If the default depends on other settings, the text of the field gives it."""
     text = str(field.description).replace("<unk>", "`<unk>`")
-    told = re.search(r" ?\(default: ([^)]*)\)", text)
-    default = told[1] if told else "must be given" if field.is_required() else shown(field.default)
-    return f"| `{name}` | {default} | {limits(field, is_flag=False)} | {text.replace(told[0], '') if told else text} |"
+    note = re.search(r" ?\(default: ([^)]*)\)", text)
+    default = note[1] if note else "must be given" if field.is_required() else shown(field.default)
+    return f"| `{name}` | {default} | {limits(field, is_flag=False)} | {text.replace(note[0], '') if note else text} |"
 
 
 def shown(default: Any) -> str:
-    """A default as YAML has it."""
+    """A default as YAML writes it."""
     if is_dataclass(default):
         return "see its section"
     if default in (None, (), PydanticUndefined):
@@ -76,7 +76,7 @@ def shown(default: Any) -> str:
 
 def main() -> None:
     example = "python tools/settings_page.py > docs/settings.md"
-    Parser("tools/settings_page.py", "Prints docs/settings.md, in which every setting has a row.", example).parse_args()
+    Parser("tools/settings_page.py", "Prints docs/settings.md, a table of all settings.", example).parse_args()
     print("\n".join(page()))
 
 
