@@ -87,6 +87,22 @@ def test_no_folder_has_more_than_twelve_modules() -> None:
     assert {folder: num for folder, num in folders.items() if num > 12} == {}
 
 
+INTRINSICS = {"scatter": "training.model.kernels.vector"}
+"""numba gives an intrinsic a parameter for each argument. All other compiled code, Triton's too, takes NamedTuples."""
+
+
+def test_no_function_has_more_than_eight_parameters() -> None:
+    """``self`` and ``cls`` do not count."""
+    found = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and INTRINSICS.get(node.name) != module:
+                names = {part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)} - {"self", "cls"}
+                if len(names) > 8:
+                    found[f"{module}.{node.name}"] = len(names)
+    assert found == {}
+
+
 @pytest.mark.parametrize(
     ("blocked", "modules"),
     [

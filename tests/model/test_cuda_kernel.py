@@ -166,23 +166,39 @@ def test_frozen_rows_stay_and_the_others_go_where_the_references_go(adagrad: boo
 
 
 COMPILE = """
+from types import SimpleNamespace
+
+import torch
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.runtime import driver
+
 from training.model.kernels import cuda
 
-types = {"center_B": "*i32", "contexts_negatives_BL": "*i32", "num_contexts_B": "*i16"}
-types |= {"num_rows": "i32", "rows_each": "i32", "frozen_V": "*u8"}
-update = [(cuda._update, {"adagrad": adagrad, "freezes": freezes}) for adagrad, freezes in ((0, 0), (1, 0), (1, 1))]
-for kernel, more in [(cuda._forward, {}), (cuda._backward, {}), *update]:
-    constants = {**cuda._sizes(60, 100, 5), **more}
-    options = {"num_warps": constants.pop("num_warps")}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if signature[name][0] == "*"}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
-    assembly = compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    print(*sorted({word for word in assembly.split() if word.startswith(("ld.global", "red.", "atom."))}))
+machine = {"target": GPUTarget("cuda", 90, 32), "device": 0}
+driver.set_active(SimpleNamespace(
+    get_current_stream=lambda device: 0, **{f"get_current_{name}": lambda it=it: it for name, it in machine.items()}
+))
+
+class Compiled:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self.compile
+
+    def compile(self, *arguments, **options):
+        assembly = self.kernel.warmup(*arguments, grid=(1,), **options).asm["ptx"]
+        print(*sorted({word for word in assembly.split() if word.startswith(("ld.global", "red.", "atom."))}))
+
+for name in ("_forward", "_backward", "_update"):
+    setattr(cuda, name, Compiled(getattr(cuda, name)))
+batch = torch.zeros(512, dtype=torch.int32), torch.zeros(512, 60, dtype=torch.int32), torch.ones(512, dtype=torch.int16)
+tables, sums = [torch.zeros(9, 100, requires_grad=True) for _ in range(2)], [torch.zeros(9) for _ in range(2)]
+cuda.row_losses(batch, tables, 5).sum().backward()
+for accumulators, frozen_V in (((), None), (sums, None), (sums, torch.zeros(9, dtype=torch.bool))):
+    cuda.update(batch, [table.detach() for table in tables], 5, 0.1, accumulators, frozen_V)
 """
+"""The launches of a step, by Triton's own binder of arguments, as far as the compiled code."""
 
 
 def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_path: Path) -> None:
