@@ -1,12 +1,12 @@
-"""Retrains on a corpus that grows, and publishes what is better: one cycle, or one step of it.
+"""Retrains on a growing corpus and publishes better vectors: one cycle, or one step of it. See docs/retraining.md.
 
 python jobs/retrain.py run --config examples/retrain-demo.yaml         all steps, in order
-python jobs/retrain.py plan|prepare|train|evaluate|publish --config F  one of them; done work is not done again
+python jobs/retrain.py plan|prepare|train|evaluate|publish --config F  one of them; finished steps are not repeated
 python jobs/retrain.py rollback --config F                             the version before the newest one
 python jobs/retrain.py status --config F                               what is published, and where the cycle is
 
-Exit codes: 0 done, or nothing is new (run); 2 what you can mend, in one line; 3 nothing is new (plan); 4 the gates said
-no and the published vectors stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 anything else. docs/retraining.md.
+Exit codes: 0 done, or nothing is new (run); 2 an error that you can fix; 3 nothing is new (plan); 4 the gates refused
+the new vectors and the published ones stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 any other error.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def parse() -> argparse.Namespace:
     parser = Parser("jobs/retrain.py", about, *map(example.format, ("run", "status")))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
     for name, text in (
-        ("run", "all steps in order; what is done is not done again"),
+        ("run", "all steps in order; finished steps are not repeated"),
         ("plan", "finds what is new; exit code 3 when nothing is"),
         ("prepare", "the corpus as a dataset (spark-submit)"),
-        ("train", "vectors, beginning with the published ones (torchrun)"),
-        ("evaluate", "turns them onto the published ones and asks the gates; exit code 4 when one says no"),
-        ("publish", "makes them the published ones"),
+        ("train", "vectors, starting from the published ones (torchrun)"),
+        ("evaluate", "aligns them with the published ones and evaluates the gates; exit code 4 when one refuses"),
+        ("publish", "publishes them"),
         ("rollback", "publishes an earlier version again"),
         ("status", "what is published, and where the newest cycle is"),
     ):
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
 
 
 class _Command(Parser):
-    """The parser of one command; newer versions of argparse hand it settings of their own, such as colour."""
+    """The parser of one subcommand. Newer versions of argparse pass it settings of their own, such as colour."""
 
     def __init__(self, prog: str, description: str, example: str, **_: object):
         super().__init__(prog, description, example)
@@ -82,8 +82,8 @@ def main() -> None:
 
 
 def take(step: str, config: RetrainConfig, workspace: Workspace, lock: int | None) -> int:
-    """Takes one step; its exit code."""
-    session = cache(lambda: build_session(f"shardvec: {config.name}"))  # for a corpus that lies elsewhere alone
+    """Runs one step; returns its exit code."""
+    session = cache(lambda: build_session(f"shardvec: {config.name}"))  # only a remote corpus needs Spark here
     try:
         if step == "plan":
             return 0 if plan(config, workspace, session) else NOTHING_NEW

@@ -1,1 +1,1 @@
-"""What jobs/retrain.py is made of."""
+"""One retraining cycle, the steps of jobs/retrain.py: plan, prepare, train, evaluate, publish."""

@@ -1,4 +1,4 @@
-"""The challenger: new vectors turned onto the published ones, in a folder as it would be published."""
+"""The challenger: new vectors, aligned with the published ones, in a folder that can be published as it is."""
 
 import json
 from pathlib import Path
@@ -16,26 +16,26 @@ OF_THE_RUN = (
     *("dataset_id", "vocab_size", "examples", "steps", "loss", "mean_loss"),
     *("world_size", "threads", "kernel", "device", "versions", "commit"),
 )
-"""What a version says of its training; nothing that differs between two equal runs, such as times."""
+"""What a version's summary takes from its run's; nothing that differs between equal runs, such as times."""
 
 
 def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None:
-    """Makes CYCLE/challenger, whole or not at all; equal bytes for equal runs. ``current`` is the published version."""
-    beside = cycle.challenger.with_name(".challenger")
-    remove(beside)
+    """Makes CYCLE/challenger, atomically; equal bytes for equal runs. ``current`` is the published version."""
+    temporary = cycle.challenger.with_name(".challenger")
+    remove(temporary)
     remove(cycle.challenger)
-    beside.mkdir()
+    temporary.mkdir()
     tables = Tables.load(cycle.run)
     if current is not None:
         alignment = align(tables, Tables.load(current))
-        alignment.write(beside)
+        alignment.write(temporary)
         tables = alignment.tables
     if holds_out:
-        Heldout.of_dataset(cycle.dataset).write(beside)
-    (beside / VECTORS).write_bytes(save({"center": tables.center_VD, "context": tables.context_VD}))
-    (beside / VOCAB).write_bytes((cycle.run / VOCAB).read_bytes())
+        Heldout.of_dataset(cycle.dataset).write(temporary)
+    (temporary / VECTORS).write_bytes(save({"center": tables.center_VD, "context": tables.context_VD}))
+    (temporary / VOCAB).write_bytes((cycle.run / VOCAB).read_bytes())
     summary = json.loads((cycle.run / SUMMARY).read_bytes())
     card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
     card |= {"run_id": cycle.run_id, "dim": tables.center_VD.shape[1], "supersedes": current.name if current else None}
-    write_json(beside / SUMMARY, card)
-    beside.replace(cycle.challenger)
+    write_json(temporary / SUMMARY, card)
+    temporary.replace(cycle.challenger)

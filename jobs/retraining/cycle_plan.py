@@ -1,4 +1,4 @@
-"""What a cycle is to do: which corpus there is, whether it is new, and the commands that follow from it."""
+"""What a cycle will do: the corpus, whether it is new, and the commands that follow."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ from pyspark.sql import SparkSession
 
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import DEMO, Workspace, card
-from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
 from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
 from pipeline.text.corpus import Corpus, corpus, demo
@@ -25,16 +26,16 @@ State = list[dict[str, Any]]
 
 
 def corpus_of(config: RetrainConfig, workspace: Workspace) -> Corpus:
-    """The corpus as it is now. Raises InputError when it is not there, or empty."""
+    """The corpus as it is now. Raises InputError when it is missing or empty."""
     if config.corpus.demo:
         return demo(workspace.folder / DEMO)
     return corpus(config.corpus.input, config.corpus.format, config.corpus.column)
 
 
 def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> State:
-    """One entry a file of the corpus: its path, its size, and its time or the digest of its content.
+    """One entry for each file of the corpus: its path, its size, and its time or the digest of its content.
 
-    Equal states mean an unchanged corpus. Of files elsewhere Spark is asked; ``session`` is made for these alone.
+    Equal states mean an unchanged corpus. Remote files are listed by Spark; ``session`` is called only for them.
     """
     found = [dict(entry) for entry in corpus_of(config, workspace).state(session)]
     if config.corpus.changed_by == "content":
@@ -46,31 +47,29 @@ def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], 
 
 
 def _digest_of(path: str) -> str:
-    """Read once, in pieces. Raises InputError where the file cannot be read."""
+    """The SHA-256 of a file. Raises InputError when the file cannot be read."""
     digest = hashlib.sha256()
-    try:
-        with Location.of(path.replace("s3a://", "s3://", 1)).open() as file:
-            while piece := file.read(HASHED_AT_ONCE):
-                digest.update(piece)
-    except OSError as error:
-        raise InputError(
-            f"corpus: {path} cannot be read ({one_line(error)}); mend that, or say changed_by: times"
-        ) from None
+    with (
+        os_errors(f"corpus: {path} cannot be read", "fix that, or set changed_by: times"),
+        Location.of(path.replace("s3a://", "s3://", 1)).open() as file,
+    ):
+        while piece := file.read(HASHED_AT_ONCE):
+            digest.update(piece)
     return digest.hexdigest()
 
 
 def run_id_of(state: State, config: RetrainConfig) -> str:
-    """What a cycle is called: equal for equal corpora and settings."""
+    """The name of a cycle: equal for equal corpora and settings."""
     return digest([state, config.numbers])[:16]
 
 
 def digest(value: object) -> str:
-    """The SHA-256 of a value as JSON has it, names in order."""
+    """The SHA-256 of a value's JSON with sorted names."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: paths as text, tuples as lists."""
+    """``value`` after a round trip through JSON: paths become text, tuples become lists."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -79,7 +78,7 @@ def num_bytes(state: State) -> int:
 
 
 def check_grown(state: State, config: RetrainConfig, workspace: Workspace, current: Path | None) -> str:
-    """How the corpus compares with the one of the published vectors. Raises InputError when it has shrunk."""
+    """Compares the corpus with that of the published vectors, in words. Raises InputError when it has shrunk."""
     files, size = sum("path" in entry for entry in state), num_bytes(state)
     found = f"{files:,} file(s), {size:,} bytes"
     plan = workspace.cycle(card(current)["run_id"]).read("plan") if current else None
@@ -97,7 +96,7 @@ def check_grown(state: State, config: RetrainConfig, workspace: Workspace, curre
 
 
 def check_dim(config: RetrainConfig, current: Path | None) -> None:
-    """Raises InputError where vectors would be of another length than the published ones."""
+    """Raises InputError when the vectors would not have the dimension of the published ones."""
     found = config.train.get("dim", fields_of(TrainConfig)["dim"].default)
     if current is not None and found != (published := card(current)["dim"]):
         raise InputError(
@@ -107,7 +106,7 @@ def check_dim(config: RetrainConfig, current: Path | None) -> None:
 
 
 def check_gates(config: RetrainConfig) -> None:
-    """Raises InputError for files of the gates that cannot be read: training would have been for nothing."""
+    """Raises InputError for files of the gates that cannot be read, before hours of training."""
     for file in config.gates.pairs:
         read_pairs(file)
     if config.gates.analogies:
@@ -115,7 +114,7 @@ def check_gates(config: RetrainConfig) -> None:
 
 
 def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) -> list[str]:
-    """spark-submit, with every setting of the sampling."""
+    """The command of `prepare`: spark-submit with every setting of the sampling."""
     source = config.corpus
     inputs = [str(workspace.folder / DEMO)] if source.demo else list(source.input)
     column = ["--column", source.column] if source.column is not None else []
@@ -125,7 +124,7 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
-    """torchrun, with what the file says of training; it begins with the published vectors where there are any."""
+    """The command of `train`: torchrun with the file's settings, starting from the published vectors if there are any."""
     settings = dict(config.train)
     if current is not None and (warm := config.warm_start).enabled:
         settings |= {**warm.changes, "init_from": str(current)}

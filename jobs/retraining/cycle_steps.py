@@ -1,7 +1,7 @@
 """The steps of a cycle, in order: plan, prepare, train, evaluate, publish; and rollback.
 
-Each may be given again at any time: what is finished is not done again, and what was interrupted goes on. A step is
-finished when its record is written, which is the last thing it does.
+Every step is idempotent: a finished step is not repeated, an interrupted one continues. A step writes its record last;
+with the record it is finished.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from training.vectors.word_vectors import Tables
 
 
 def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> bool:
-    """Finds what is new and says what will be done; False when nothing is."""
+    """Plans the cycle of the corpus as it is now, and prints what it will do; False when nothing is new."""
     state = state_of(config, workspace, session)
     cycle = workspace.cycle(run_id_of(state, config))
     champion = champion_for(cycle, workspace)
@@ -49,7 +49,7 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
     reach_registry(config, workspace)
     before = cycle.read("plan")
     base = champion.name if champion else None
-    if before and before["base"] != base:  # another version is published since: it would begin with other vectors
+    if before and before["base"] != base:  # another version was published since, and training starts from that
         cycle.forget("train", "decision")
         remove(cycle.run)
         remove(cycle.challenger)
@@ -64,7 +64,7 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
 
 
 def champion_for(cycle: Cycle, workspace: Workspace) -> Path | None:
-    """The published version that ``cycle`` has to beat; where it is the cycle's own, the one before."""
+    """The published version, which ``cycle`` has to beat; if that is the cycle's own, the version that it replaced."""
     current = workspace.current()
     if current is None or card(current)["run_id"] != cycle.run_id:
         return current
@@ -73,7 +73,7 @@ def champion_for(cycle: Cycle, workspace: Workspace) -> Path | None:
 
 
 def settled(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str | None:
-    """What has become of a cycle for which nothing is left to do."""
+    """How a cycle ended, in words; None when something is left to do."""
     if published := cycle.read("publish"):
         return f"was published as version {published['version']}"
     decision = cycle.read("decision")
@@ -83,7 +83,7 @@ def settled(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str |
 
 
 def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, session: Callable[[], SparkSession]) -> None:
-    """The corpus as a dataset. Raises InputError when the corpus is no longer the one that was planned for."""
+    """Makes a dataset of the corpus. Raises InputError when the corpus has changed since the plan."""
     cycle, planned = open_cycle(workspace)
     if is_done(cycle, "prepare"):
         return
@@ -102,7 +102,7 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
 def check_same(
     config: RetrainConfig, workspace: Workspace, planned: dict[str, Any], session: Callable[[], SparkSession]
 ) -> None:
-    """Raises InputError where the corpus is no longer the one of the plan."""
+    """Raises InputError when the corpus has changed since the plan."""
     if state_of(config, workspace, session) != planned["source_state"]:
         raise InputError(
             "corpus: found other files, sizes or times than when the cycle was planned, expected a corpus that stands "
@@ -111,7 +111,7 @@ def check_same(
 
 
 def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None:
-    """The dataset as vectors: an interrupted run goes on from its last checkpoint."""
+    """Trains vectors on the dataset. An interrupted run continues from its last checkpoint."""
     cycle, planned = open_cycle(workspace, "prepare")
     if is_done(cycle, "train"):
         return
@@ -120,10 +120,10 @@ def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None
 
 
 def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
-    """Turns the new vectors onto the published ones and asks the gates; whether all of them say yes."""
+    """Aligns the new vectors with the published ones and evaluates the gates. Returns whether all gates accept."""
     cycle, _ = open_cycle(workspace, "train")
     from jobs.retraining.challenger import (
-        make_challenger,  # torch and scipy take seconds, and most nights nothing is new
+        make_challenger,  # importing torch and scipy takes seconds, and on most nights nothing is new
     )
     from jobs.retraining.judge import judge
 
@@ -145,7 +145,7 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
 
 
 def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str:
-    """What a decision depends on: the vectors, the champion, the gates and the files that they read."""
+    """A digest of what a decision depends on: vectors, champion, gates, and the files that gates read."""
     gates = config.gates
     files = [file for file in (*gates.pairs, gates.analogies) if file is not None]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
@@ -153,7 +153,7 @@ def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> 
 
 
 def publish(config: RetrainConfig, workspace: Workspace) -> None:
-    """Puts the accepted vectors where readers find them: in the registry, then behind the link `current`."""
+    """Publishes the accepted vectors: in the registry, then with the link `current`."""
     cycle, _ = open_cycle(workspace, "evaluate")
     if is_done(cycle, "publish"):
         return
@@ -176,10 +176,9 @@ def publish(config: RetrainConfig, workspace: Workspace) -> None:
 
 
 def rollback(config: RetrainConfig, workspace: Workspace, to: str | None) -> None:
-    """Publishes an earlier version again: the one named, or the one before the newest publication.
+    """Publishes an earlier version again: ``to``, or the one that the newest publication replaced.
 
-    Given twice, it changes nothing more. Readers come first: where the registry cannot be reached they have it all the
-    same, and an InputError says so.
+    Idempotent. The link comes first: readers get the version even if the registry cannot be reached, which then raises.
     """
     publications = workspace.publications()
     if not publications:
@@ -198,7 +197,7 @@ def rollback(config: RetrainConfig, workspace: Workspace, to: str | None) -> Non
 
 
 def before_the_newest(publications: dict[str, Cycle]) -> str:
-    """The version that the newest publication took the place of. Raises InputError when that was the first."""
+    """The version that the newest publication replaced. Raises InputError when that was the first one."""
     newest = max(publications)
     record = publications[newest].read("publish")
     assert record is not None
@@ -208,7 +207,7 @@ def before_the_newest(publications: dict[str, Cycle]) -> str:
 
 
 def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[str, Any]]:
-    """The newest cycle and its plan. Raises InputError when there is none, or its step ``after`` is not finished."""
+    """The newest cycle and its plan. Raises InputError unless there is one whose step ``after`` is finished."""
     cycle = workspace.newest()
     planned = cycle.read("plan") if cycle else None
     if cycle is None or planned is None:
@@ -219,7 +218,7 @@ def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[s
 
 
 def is_done(cycle: Cycle, step: str) -> bool:
-    """Whether the step is finished, which it then says."""
+    """Whether the step is finished; prints it if so."""
     if cycle.read(step) is None:
         return False
     print(f"{step}: already done for cycle {cycle.run_id}")

@@ -1,7 +1,7 @@
-"""Gates: whether a challenger may take the champion's place, and the number behind every answer.
+"""The gates' decision: whether a challenger may replace the champion, and the numbers behind it.
 
-Both are compared on the same words, pairs, questions and held-out lines, so that a vocabulary that has grown changes
-nothing by itself. No number depends on how vectors are turned: they are the same before and after the alignment.
+Both are compared on the same words, pairs, questions and held-out lines, so a larger vocabulary alone changes nothing.
+All numbers are invariant to rotation: they are the same before and after the alignment.
 """
 
 import math
@@ -23,31 +23,31 @@ LOSS, OVERLAP, COVERAGE, NORMS = "held-out loss", "overlap@10", "coverage", "nor
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one gate says."""
+    """The result of one gate."""
 
     name: str
     passed: bool | None
-    """None where it was not asked: there is no champion yet."""
+    """None when the gate was not evaluated, because there is no champion yet."""
     value: float | None
-    """The challenger's; None where there is none, which does not pass."""
+    """The challenger's; None when it cannot be computed, which does not pass."""
     champion_value: float | None
-    """The champion's, on the same words; None where it has none."""
+    """The champion's, on the same words; None when it has none."""
     bound: str
     """``at most`` or ``at least``."""
     threshold: float | None
-    """What ``value`` was held against, in its unit."""
+    """The bound's number, in the unit of ``value``."""
     detail: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Every gate's outcome; accepted when none says no. The same for the same files: it holds no time and no path."""
+    """All outcomes; accepted when none failed. Equal for equal files, since it contains neither times nor paths."""
 
     accepted: bool
     gates: tuple[Outcome, ...]
 
     def __str__(self) -> str:
-        """A table for people, and the verdict in its last line."""
+        """A table for people, with the verdict in the last line."""
         header = ("", "gate", "challenger", "champion", "expected", "")
         rows = [
             (
@@ -70,7 +70,7 @@ class Decision:
 
     @property
     def verdict(self) -> str:
-        """One line: accepted, or refused and by which gates."""
+        """One line: accepted, or refused with the gates that failed."""
         reasons = [
             f"{gate.name} {_shown(gate.value) or 'cannot be computed'}"
             + ("" if gate.threshold is None else f", expected {gate.bound} {_shown(gate.threshold)}")
@@ -81,13 +81,13 @@ class Decision:
 
 
 def judge(gates: Gates, challenger: Path, champion: Path | None, dataset: Path) -> Decision:
-    """All gates' outcomes, whichever of them says no.
+    """Evaluates all gates, also after one has failed.
 
-    ``challenger`` and ``champion`` are folders of finished runs or published versions, ``dataset`` is the one that the
-    challenger was trained on. Without a champion this is a first version: what compares is not asked. A file of pairs
-    or questions that says nothing about the champion's words, or the first version's, is a mistake of the
-    configuration: InputError, as for a file that is missing. One that has nothing left on the shared words fails the
-    challenger. Takes half a minute of one core and 1 GB for 70,000 words and all of questions-words.txt.
+    ``challenger`` and ``champion`` are folders of finished runs or published versions; the challenger was trained on
+    ``dataset``. For a first version, without a champion, gates that compare are not evaluated. Raises InputError for a
+    file of pairs or questions that is missing, or that has nothing about the words of the champion (or of the first
+    version): that is a mistake in the config. A file that has nothing about the shared words fails the challenger.
+    Takes half a minute of one core and 1 GB for 70,000 words and all of questions-words.txt.
     """
     new = Tables.load(challenger)
     old = None if champion is None else Tables.load(champion)
@@ -117,11 +117,11 @@ def _losses(gates: Gates, new: Tables, old: Tables | None, champion: Path | None
             continue
         detail = f"{found.rows:,} rows; {found.words:,} words both know"
         threshold = found.second * (1 + gates.heldout_increase)
-        yield _held(name, found.first, found.second, "at most", threshold, detail)
+        yield _outcome(name, found.first, found.second, "at most", threshold, detail)
 
 
 Score = Callable[[Vectors], tuple[float, str]]
-"""A number, and how much of a file it is of. Raises InputError where the file says nothing about the vectors."""
+"""A score, and on how much of a file it is based. Raises InputError when the file has none of the vectors' words."""
 
 
 def _pairs(gates: Gates, new: Tables, old: Tables | None, file: Path) -> Iterator[Outcome]:
@@ -143,10 +143,10 @@ def _analogies(gates: Gates, new: Tables, old: Tables | None, file: Path) -> Ite
 def _on_a_file(
     name: str, score: Score, drop: float, least: float | None, new: Tables, old: Tables | None
 ) -> Iterator[Outcome]:
-    """The challenger's score against the champion's on shared words; and against ``least``, on all that it has."""
+    """Compares the challenger's score with the champion's on the shared words, and with ``least`` on its own words."""
     if old is None:
         yield _not_asked(name, "at least")
-        score(Vectors(new.words, new.center_VD))  # whether the file is of use shows now, and not at the next version
+        score(Vectors(new.words, new.center_VD))  # raises now, not at the next version, if the file is useless
     else:
         yield _compared(name, score, drop, new, old)
     if least is not None:
@@ -154,7 +154,7 @@ def _on_a_file(
         if own is None:
             yield Outcome(f"{name}, least", False, None, None, "at least", least, "says nothing about its words")
         else:
-            yield _held(f"{name}, least", own[0], None, "at least", least, own[1])
+            yield _outcome(f"{name}, least", own[0], None, "at least", least, own[1])
 
 
 def _compared(name: str, score: Score, drop: float, new: Tables, old: Tables) -> Outcome:
@@ -165,9 +165,9 @@ def _compared(name: str, score: Score, drop: float, new: Tables, old: Tables) ->
         for table_VD, rows_S in ((new.center_VD, new_S), (old.center_VD, old_S))
     )
     if ours is None or theirs is None:
-        score(Vectors(old.words, old.center_VD))  # raises where that is nothing new
+        score(Vectors(old.words, old.center_VD))  # raises if the file was useless before, too
         return Outcome(name, False, None, None, "at least", None, "says nothing about the words both know")
-    return _held(name, ours[0], theirs[0], "at least", theirs[0] - drop, ours[1])
+    return _outcome(name, ours[0], theirs[0], "at least", theirs[0] - drop, ours[1])
 
 
 def _if_any(score: Score, vectors: Vectors) -> tuple[float, str] | None:
@@ -187,9 +187,9 @@ def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outco
         grown = growth(new.words, new.counts_V, old.words, old.counts_V)
         if name == OVERLAP:
             value = neighbour_overlap(new, old, gates.frequent_words)
-            yield _held(name, value, None, "at least", least, f"{min(gates.frequent_words, grown.kept):,} words")
+            yield _outcome(name, value, None, "at least", least, f"{min(gates.frequent_words, grown.kept):,} words")
         else:
-            yield _held(name, 1 - grown.lost_share, None, "at least", least, str(grown))
+            yield _outcome(name, 1 - grown.lost_share, None, "at least", least, str(grown))
 
 
 def _norms(new: Tables) -> Outcome:
@@ -198,15 +198,17 @@ def _norms(new: Tables) -> Outcome:
         f"{name} " + (" ".join(f"{norm:.3g}" for norm in spread) if spread else "none finite")
         for name, spread in (("center", norms.center), ("context", norms.context))
     )
-    return _held(NORMS, norms.bad, None, "at most", 0, f"rows not finite or zero; least, median, most: {detail}")
+    return _outcome(NORMS, norms.bad, None, "at most", 0, f"rows not finite or zero; least, median, most: {detail}")
 
 
 def _not_asked(name: str, bound: str) -> Outcome:
     return Outcome(name, None, None, None, bound, None, "not asked: first version")
 
 
-def _held(name: str, value: float, champion_value: float | None, bound: str, threshold: float, detail: str) -> Outcome:
-    """The outcome of a number; one that is not finite, which JSON has no word for, is none and does not pass."""
+def _outcome(
+    name: str, value: float, champion_value: float | None, bound: str, threshold: float, detail: str
+) -> Outcome:
+    """The outcome of a number. One that is not finite, which JSON cannot express, becomes None and does not pass."""
     if not math.isfinite(value) or not math.isfinite(threshold):
         return Outcome(name, False, None, None, bound, None, f"no finite number; {detail}")
     passed = value <= threshold if bound == "at most" else value >= threshold

@@ -1,4 +1,4 @@
-"""A cycle's run in MLflow: its settings, metrics and files, and what the gates said."""
+"""A cycle's run in MLflow: its settings, metrics and files, and the gates' decision."""
 
 import json
 import math
@@ -19,15 +19,15 @@ ARTIFACTS = (
 OF_STEPS = ("loss", "tokens_per_s", "lr")
 OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
-"""As many as MLflow takes in one request."""
+"""MLflow's limits for one request."""
 VALUE_LENGTH = 500
-"""Longer settings are cut; plan.json has them whole."""
+"""Longer settings are cut; plan.json has all of them."""
 
 
 def log_cycle(client: Any, run: Any, cycle: Path) -> None:
-    """Settings, metrics and files of a cycle, as far as they are there: those of an old one are not.
+    """Logs a cycle's settings, metrics and files, if they still exist. Idempotent.
 
-    A metric of the same step, time and value is one metric to MLflow, so all have the time at which the run began.
+    MLflow takes metrics of equal step, time and value for one. So every metric has the time at which the run began.
     """
     from mlflow.entities import Metric, Param
 
@@ -51,7 +51,7 @@ def log_cycle(client: Any, run: Any, cycle: Path) -> None:
 
 
 def log_decision(client: Any, run: Any, cycle: Path) -> None:
-    """What the gates said; of a cycle that they judge again, the last decision."""
+    """Logs the gates' decision, the last one if there were several. Idempotent."""
     from mlflow.entities import Metric
 
     file = cycle / "decision.json"
@@ -71,7 +71,7 @@ def log_decision(client: Any, run: Any, cycle: Path) -> None:
 
 
 def curves(run: Path) -> Iterator[tuple[str, float, int]]:
-    """(name, value, step) of what metrics.jsonl tells of steps and epochs; what is not finite is left out."""
+    """(name, value, step) of every finite value of steps and epochs in metrics.jsonl."""
     file = run / "metrics.jsonl"
     if not file.is_file():
         return
@@ -82,7 +82,7 @@ def curves(run: Path) -> Iterator[tuple[str, float, int]]:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (path with dots, text); lists stay whole, long ones are cut, what is empty is left out."""
+    """Settings as (path with dots, text). Lists stay in one piece, long values are cut, empty ones are left out."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{_key(name)}.")
@@ -91,7 +91,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _key(name: str) -> str:
-    """``name`` with the characters that MLflow takes."""
+    """``name`` with only those characters that MLflow accepts."""
     return re.sub(r"[^\w.@ -]", "_", str(name)).replace("@", "_at_")[:100]
 
 
