@@ -67,10 +67,12 @@ class Corpus:
         if self.format == "parquet":
             rows = spark.read.parquet(*paths)
             kind = self._kind(rows.schema)
-        else:
+        elif self.format == "json":
             kind = self._kind_of_json(spark.read.text(paths).limit(JSON_SAMPLE_LINES).toArrow()["value"].to_pylist())
             fields = [T.StructField(str(self.column), kind), T.StructField(_CORRUPT, T.StringType())]
             rows = spark.read.schema(T.StructType(fields)).json(paths, columnNameOfCorruptRecord=_CORRUPT)
+        else:
+            raise AssertionError(f"no reader of {self.format}")
         value = F.col(f"`{str(self.column).replace('`', '``')}`")
         if self.format == "json":  # Spark would return a part of a truncated line
             value = F.when(F.col(_CORRUPT).isNull(), value)
@@ -182,7 +184,7 @@ def _local_files(given: str, format: str) -> list[Path]:
                 raise InputError(f"--input {given}: not found, expected {what}")
         for path in paths:
             _check_name(path)
-            (_check_parquet if format == "parquet" else _check_text)(path)
+            _CHECKS[format](path)
         if not any(path.stat().st_size for path in paths):
             raise InputError(f"--input {given}: empty, expected text, one sentence a line")
     return [path.absolute() for path in paths]
@@ -219,3 +221,6 @@ def _check_parquet(path: Path) -> None:
         pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"--input {path}: not a whole Parquet file ({one_line(error)}); give a whole copy") from None
+
+
+_CHECKS = {"text": _check_text, "json": _check_text, "parquet": _check_parquet}

@@ -28,7 +28,7 @@ from ranks import train_here
 from safetensors.torch import save_file
 from tiny import damage_page, edit, tree
 
-from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.manifest_file import FORMAT_VERSION, Manifest
 from pipeline.shared.errors import InputError
 from training import neighbors, train
 from training.reading.plan import plan_epoch
@@ -235,8 +235,14 @@ def must_not_run(*_: object) -> None:
             "manifest.json cannot be read",
             id="binary manifest",
         ),
-        pytest.param(edit_manifest(format_version=3), "version 3 expected 2; newer", id="newer format"),
-        pytest.param(edit_manifest(format_version=0), "version 0 expected 2; prepare", id="older format"),
+        pytest.param(
+            edit_manifest(format_version=FORMAT_VERSION + 1),
+            f"version {FORMAT_VERSION + 1} expected {FORMAT_VERSION}; newer",
+            id="newer format",
+        ),
+        pytest.param(
+            edit_manifest(format_version=0), f"version 0 expected {FORMAT_VERSION}; prepare", id="older format"
+        ),
         pytest.param(edit_manifest(dataset_id=None), "manifest.json dataset_id", id="no dataset_id"),
         pytest.param(edit_manifest(dataset_id="0"), "manifest.json dataset_id", id="another's dataset_id"),
         pytest.param(edit_manifest(shards=None), "manifest.json shards", id="no shards listed"),

@@ -24,7 +24,7 @@ from test_parquet import expected as columns_of
 
 from pipeline import stages
 from pipeline.dataset import encode as parquet
-from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.dataset.manifest_file import FORMAT_VERSION, Manifest, ManifestError
 from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import MAX_SEQUENCE_TOKENS, PipelineConfig
 from pipeline.sampling.sample import Examples, Slice, Tables
@@ -508,10 +508,16 @@ def test_the_dataset_id_does_not_depend_on_the_folder(tiny: tuple[Path, Manifest
     assert other.dataset_id != tiny[1].dataset_id
 
 
+NEWER = FORMAT_VERSION + 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "found format version 3, expected 2; use the shardvec that wrote it"),
+        (
+            {"format_version": NEWER},
+            f"found format version {NEWER}, expected {FORMAT_VERSION}; use the shardvec that wrote it",
+        ),
         ({"format_version": None}, "found format version None"),
         ({"vocab_size": 5, "shards": []}, "dataset_id does not fit"),
         ({"config": {"window": 0}}, "not a valid manifest"),
