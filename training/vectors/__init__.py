@@ -1,4 +1,4 @@
-"""What a finished run has learnt: vectors to look up, compare, evaluate and export."""
+"""Trained vectors: look up, compare, align, evaluate and export them."""
 
 from training.vectors.word_vectors import Tables, Vectors
 

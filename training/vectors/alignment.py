@@ -1,9 +1,9 @@
-"""Alignment: new vectors turned onto the published ones, so that what was learnt on the old ones still works.
+"""Alignment: rotates new vectors towards the published ones, so that models trained on the old vectors still work.
 
-Training has no reason to prefer one turn of the space to another: loss, cosines and v·u are the same in all of them.
-The one that is nearest to the published vectors is found by orthogonal Procrustes (Schönemann 1966).
+Training does not prefer one rotation of the space: loss, cosines and v·u are invariant. Orthogonal Procrustes
+(Schönemann 1966) finds the rotation that is nearest to the published vectors.
 
-V words, S words that both have, D dimensions.
+V words, S shared words, D dimensions.
 """
 
 from dataclasses import dataclass
@@ -28,26 +28,26 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Alignment:
-    """The challenger after ``rotation_DD``, and how far each shared word is from where it was published."""
+    """The challenger after the rotation, and the drift of each shared word from its published vector."""
 
     rotation_DD: Float64
-    """Orthogonal, with or without a reflection: new vectors @ rotation_DD are the aligned ones."""
+    """Orthogonal, possibly with a reflection: aligned vectors = new vectors @ rotation_DD."""
     tables: Tables
-    """The challenger's; both tables turned."""
+    """The challenger's; both tables are rotated."""
     words: list[str]
     """The S shared words, most frequent first."""
     counts_S: npt.NDArray[np.int64]
-    """How often each occurs now."""
+    """Their counts in the new corpus."""
     drift_S: npt.NDArray[np.float32]
-    """1 - cosine of a word's aligned and published center vector: 0 has not moved, 1 has nothing left, 2 is opposite.
+    """1 - cosine of a word's aligned and published center vectors: 0 same direction, 1 orthogonal, 2 opposite.
 
     A zero vector has drift 1.
     """
 
     def write(self, folder: Path) -> None:
-        """Writes FOLDER/alignment.safetensors ("rotation") and FOLDER/drift.parquet, whole; equal bytes for equal ones.
+        """Writes FOLDER/alignment.safetensors ("rotation") and FOLDER/drift.parquet, atomically. Raises OSError.
 
-        Raises OSError.
+        Equal alignments give equal bytes.
         """
         drift = pa.table({"word": self.words, "count": self.counts_S, "drift": self.drift_S})
         with atomic_write(folder / ROTATION) as file:
@@ -57,14 +57,14 @@ class Alignment:
 
 
 def align(challenger: Tables, champion: Tables) -> Alignment:
-    """The challenger turned so that sum_S count·|v_new R - v_published|² is least, R orthogonal.
+    """Rotates the challenger by the orthogonal R that minimises sum_S count·|v_new R - v_published|².
 
-    The counts are the challenger's: it is published next, and they say how often a word is looked up from now on. The
-    center vectors decide, since they are what readers have; the contexts follow, so that v·u stays.
+    The counts are the challenger's: they say how often words are looked up after it is published. R is fitted to the
+    center vectors, which readers use, and applied to the context vectors too, so that v·u does not change.
 
-    With fewer shared words than D there are many such R: it is then orthogonal still, but arbitrary (the same every
-    time) in the directions that the shared words leave open. Equal bytes on one machine with as many threads. Memory is
-    two copies of the shared rows in float64. Raises InputError without a shared word, or for another D.
+    With fewer shared words than D, R is not unique: it is arbitrary, but the same every time, in the directions that
+    the shared words do not determine. Deterministic on one machine with a fixed number of threads. Memory: two copies
+    of the shared rows in float64. Raises InputError without a shared word, or when D differs.
     """
     dim, published_dim = challenger.center_VD.shape[1], champion.center_VD.shape[1]
     if dim != published_dim:
@@ -95,7 +95,7 @@ def align(challenger: Tables, champion: Tables) -> Alignment:
 
 
 def drift(aligned_SD: npt.NDArray[np.float32], published_SD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """1 - cosine of each pair of rows, 0 to 2; exactly 0 for equal vectors, 1 where one is zero."""
+    """1 - cosine of each pair of rows, 0 to 2; exactly 0 for equal vectors, 1 if one is zero."""
     dots_S, new_S, old_S = (
         np.einsum("sd,sd->s", first_SD, second_SD, dtype=np.float64)
         for first_SD, second_SD in (

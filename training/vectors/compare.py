@@ -1,6 +1,7 @@
-"""What two models have in common: words, neighbours, and the numbers of each that say whether it is sound.
+"""Compares two models: shared words, shared neighbours, growth of the vocabulary; and the norms of one model.
 
-V words of a table, S words that both have, N that are looked at, B of a block, D dimensions; row 0, <unk>, is no word.
+V words of a table, S shared words, N words that are compared, B words of a block, D dimensions; row 0, <unk>, is no
+word.
 """
 
 from dataclasses import dataclass
@@ -18,24 +19,24 @@ Counts = npt.NDArray[np.int64]
 
 
 def rows_in(words: list[str], others: list[str]) -> Rows:
-    """The row of each of ``words`` among ``others``, shape (V,); 0 for a word that is not there, and for <unk>."""
+    """The row of each of ``words`` in ``others``, shape (V,); 0 for a missing word, and for <unk>."""
     row_of = {word: row for row, word in enumerate(others) if row}
     return np.array([0, *(row_of.get(word, 0) for word in words[1:])], dtype=np.int64)
 
 
 def shared_rows(words: list[str], others: list[str]) -> tuple[Rows, Rows]:
-    """The rows of the words that both have, in either, shape (S,); in the order of ``words``."""
+    """The rows of the shared words in ``words`` and in ``others``, shape (S,) each; in the order of ``words``."""
     rows_V = rows_in(words, others)
     mine_S = np.flatnonzero(rows_V)
     return mine_S, rows_V[mine_S]
 
 
 def neighbour_overlap(challenger: Tables, champion: Tables, frequent_words: int = 1000, topk: int = 10) -> float:
-    """The mean share of a word's ``topk`` neighbours that are its neighbours in both, 0 to 1.
+    """The mean share of a word's ``topk`` nearest neighbours that both models have in common, 0 to 1.
 
-    Over the shared words that are most frequent in the champion: what is asked does not depend on who is judged.
-    Neighbours, by cosine, are shared words only: words that are new or lost change nothing. Where there are no
-    ``topk`` others, all of them are neighbours; 0 where fewer than two words are shared. Costs N·S·D.
+    The mean is over the ``frequent_words`` shared words that are most frequent in the champion, so the words do not
+    depend on the challenger. Neighbours, by cosine, are shared words only, so new and lost words change nothing. With
+    fewer than ``topk`` other words, all are neighbours; 0 for fewer than two shared words. Costs N·S·D.
     """
     published_S, rows_S = shared_rows(champion.words, challenger.words)
     num_asked, topk = min(frequent_words, len(rows_S)), min(topk, len(rows_S) - 1)
@@ -57,7 +58,7 @@ def unit(rows_SD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Rows, topk: int) -> Rows:
-    """The rows of highest cosine, in no order, themselves left out; shape (B, topk)."""
+    """The rows of highest cosine with each of ``asked_B``, excluding itself, unordered; shape (B, topk)."""
     scores_BS = unit_SD[asked_B] @ unit_SD.T
     scores_BS[np.arange(len(asked_B)), asked_B] = -np.inf
     return np.argpartition(scores_BS, -topk, axis=1)[:, -topk:]
@@ -65,15 +66,15 @@ def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Rows, topk: int) -> Rows
 
 @dataclass(frozen=True)
 class Growth:
-    """From one vocabulary to the next: words of both, words of the new one alone, words of the old one alone."""
+    """From one vocabulary to the next: the numbers of shared words, of new ones and of lost ones."""
 
     kept: int
     new: int
     lost: int
     kept_share: float
-    """Of the tokens of all words in the new vocabulary, those of kept words, 0 to 1."""
+    """The kept words' share of the new vocabulary's tokens, 0 to 1."""
     lost_share: float
-    """Of the tokens of all words in the old vocabulary, those of lost words, 0 to 1."""
+    """The lost words' share of the old vocabulary's tokens, 0 to 1."""
 
     def __str__(self) -> str:
         return (
@@ -83,7 +84,7 @@ class Growth:
 
 
 def growth(words: list[str], counts_V: Counts, words_before: list[str], counts_before_V: Counts) -> Growth:
-    """How a vocabulary has grown out of the one before, <unk> left out; V differs between the two."""
+    """The growth from the vocabulary before, without <unk>; the two have different V."""
     mine_S, theirs_S = shared_rows(words, words_before)
     return Growth(
         kept=len(mine_S),
@@ -95,22 +96,19 @@ def growth(words: list[str], counts_V: Counts, words_before: list[str], counts_b
 
 
 def _share(counts_V: Counts, rows_S: Rows) -> float:
-    """Of all tokens but <unk>, those of ``rows_S``; all of nothing."""
+    """The share of ``rows_S`` in all tokens but <unk>; 1 if there are none."""
     counted = int(counts_V[1:].sum())
     return int(counts_V[rows_S].sum()) / counted if counted else 1.0
 
 
 @dataclass(frozen=True)
 class Norms:
-    """The lengths of the rows from 1 on, as readers take them: in float32, where a number beyond 1e19 is too large.
-
-    None where there is no finite one.
-    """
+    """The norms of all rows but <unk>'s, in float32, as readers compute them: a value beyond 1e19 overflows."""
 
     bad: int
-    """Rows whose length is no finite number, and center vectors of length 0, which have no neighbours."""
+    """The number of rows whose norm is not finite, and of center vectors that are zero and so have no neighbours."""
     center: tuple[float, float, float] | None
-    """The smallest, the median and the largest of the finite ones."""
+    """Minimum, median and maximum of the finite norms; None when there are none."""
     context: tuple[float, float, float] | None
 
     @classmethod

@@ -28,21 +28,21 @@ BLOCK_SCORES = 1 << 24
 
 @dataclass(frozen=True)
 class PairsResult:
-    """How well cosines order pairs of words, against people's scores."""
+    """How well cosines agree with people's scores of pairs."""
 
     spearman: float
-    """Rank correlation, -1 to 1, of the pairs used; equal scores share their average rank."""
+    """Rank correlation over the pairs used, -1 to 1; equal scores share their average rank."""
     pairs: int
-    """Pairs used: those with two known words."""
+    """The number of pairs used: those with two known words."""
     unknown: int
-    """Pairs left out."""
+    """The number of pairs left out."""
     coverage: float
-    """Pairs used, as a share of all."""
+    """The share of pairs that were used."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Analogies of one kind, as AnalogiesResult has them of all; no accuracy where all are left out."""
+    """The result of one section, as AnalogiesResult for all; ``accuracy`` is None when no question was used."""
 
     section: str
     accuracy: float | None
@@ -52,24 +52,24 @@ class Section:
 
 @dataclass(frozen=True)
 class AnalogiesResult:
-    """How often the nearest word to b - a + c is the fourth of an analogy."""
+    """How often the word nearest to b - a + c is the analogy's fourth."""
 
     accuracy: float
-    """Share of the questions used, 0 to 1."""
+    """The share of right answers among the questions used, 0 to 1."""
     questions: int
-    """Questions used: those with four known words."""
+    """The number of questions used: those with four known words."""
     unknown: int
-    """Questions left out."""
+    """The number of questions left out."""
     coverage: float
-    """Questions used, as a share of all."""
+    """The share of questions that were used."""
     sections: tuple[Section, ...]
 
 
 def word_pairs(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB) -> PairsResult:
     """The rank correlation of cosine and score over the pairs of ``file``.
 
-    Raises InputError for a file that cannot be understood, and where there is no correlation: fewer than two known
-    pairs, or all of one score.
+    Raises InputError for a malformed file, and when there is no correlation: fewer than two known pairs, or scores or
+    cosines that are all equal.
     """
     pairs = read_pairs(file)
     row_of = rows_by_spelling(vectors.words[: restrict_vocab + 1])
@@ -96,9 +96,9 @@ def word_pairs(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCA
 
 
 def analogies(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB) -> AnalogiesResult:
-    """The share of analogies a : b = c : d in ``file`` whose d is found, over all and by section.
+    """The share of analogies a : b = c : d in ``file`` whose d is found, in total and by section.
 
-    Raises InputError for a file that cannot be understood, or without a question whose four words are all known.
+    Raises InputError for a malformed file, and for one without a question of four known words.
     """
     sections = read_analogies(file)
     words = vectors.words[: restrict_vocab + 1]
@@ -131,14 +131,14 @@ def analogies(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB
 
 
 def rows_by_spelling(words: list[str]) -> dict[str, int]:
-    """The first, most frequent, row of each word in upper case; row 0, <unk>, left out."""
+    """The first row, the most frequent word's, of each spelling in upper case; without row 0, <unk>."""
     return {words[row].upper(): row for row in reversed(range(1, len(words)))}
 
 
 def cosines(center_VD: npt.NDArray[np.float32], rows_Q2: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The cosine of each pair of rows; 0 where a vector is zero.
+    """The cosine of each pair of rows; 0 if a vector is zero.
 
-    Under one root, since sqrt(x * x) is x: a word and itself have exactly 1, and all such pairs one rank.
+    Both squares are under one root, since sqrt(x * x) is exactly x: a word and itself have cosine 1, so equal ranks.
     """
     first_QD, second_QD = (center_VD[rows].astype(np.float64) for rows in rows_Q2.T)
     squares_Q = (first_QD**2).sum(axis=1) * (second_QD**2).sum(axis=1)
@@ -148,10 +148,11 @@ def cosines(center_VD: npt.NDArray[np.float32], rows_Q2: npt.NDArray[np.int64]) 
 def is_fourth_found(
     center_WD: npt.NDArray[np.float32], spelling_W: npt.NDArray[np.int64], questions_Q4: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Whether the word of highest cosine with b - a + c, of vectors of length 1, is d.
+    """Whether d has the highest cosine with b - a + c, for vectors of length 1.
 
-    This is 3CosAdd (Mikolov et al. 2013; Levy & Goldberg 2014, Eq. 3): a, b and c are no answers, in whatever case.
-    ``questions_Q4`` are rows, ``spelling_W`` is the row that stands for each row. Costs W·D multiplications a question.
+    This is 3CosAdd (Mikolov et al. 2013; Levy & Goldberg 2014, Eq. 3): a, b and c, in any case, are not answers.
+    ``questions_Q4`` are rows; ``spelling_W`` maps each row to the row of its spelling. Costs W·D multiplications per
+    question.
     """
     unit_WD = unit(center_WD)
     other_cases = defaultdict(list)

@@ -20,17 +20,17 @@ from training.vectors.word_vectors import Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")
 CHUNK_VALUES = 1 << 20
-"""Numbers that are text at once: some 10 MB of it, however many there are in all."""
+"""How many numbers are converted to text at once: about 10 MB."""
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
-"""Readers, gensim among them, unpack files that are named so."""
+"""Readers such as gensim decompress files with these suffixes."""
 
 
 def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
-    """Writes the vectors of ``run`` to ``output``, and for the projector the words beside it; says what was written.
+    """Writes the vectors of ``run`` to ``output``, and for the projector the words beside it. Returns a summary.
 
-    Files appear whole or not at all. Raises InputError for a run that is not finished, an output that cannot be used,
-    and words that the format cannot tell apart.
+    Writes atomically. Raises InputError for a run that is not finished, an output that cannot be used, and words that
+    would be equal in the format.
     """
     metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
     for file in filter(None, (output, metadata)):
@@ -77,14 +77,14 @@ def check_free(file: Path, run: Path, overwrite: bool) -> None:
 
 
 def write_word2vec(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
-    """word2vec.c's text: a line of V and D, then of each word and its numbers."""
+    """word2vec.c's text format: a line with V and D, then a line for each word with its numbers."""
     file.write(b"%d %d\n" % center_VD.shape)
     for chunk in chunks(center_VD):
         write_lines(file, pc.binary_join_element_wise(words[chunk], number_lines(center_VD[chunk], " "), " "))
 
 
 def write_word2vec_binary(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
-    """word2vec.c's binary form, without its line ends, as gensim writes it: readers of either skip them."""
+    """word2vec.c's binary format, without line ends, as gensim writes it; readers skip line ends."""
     file.write(b"%d %d\n" % center_VD.shape)
     for chunk in chunks(center_VD):
         rows_BD = center_VD[chunk].astype("<f4")
@@ -93,15 +93,15 @@ def write_word2vec_binary(file: BinaryIO, words: pa.StringArray, center_VD: npt.
 
 
 def write_numbers(file: BinaryIO, center_VD: npt.NDArray[np.float32]) -> None:
-    """A word a line, tabs between its numbers."""
+    """A line for each word, with tabs between its numbers."""
     for chunk in chunks(center_VD):
         write_lines(file, number_lines(center_VD[chunk], "\t"))
 
 
 def write_metadata(file: BinaryIO, words: pa.StringArray, counts_V: npt.NDArray[np.int64] | None) -> None:
-    """A word a line and how often it occurs, below a line of names; where that is not known, words alone.
+    """A header, then a line for each word with its count. Without counts, words only.
 
-    The projector takes the first line of a single column for a word.
+    A single column has no header, since the projector would take it for a word.
     """
     if counts_V is None:
         return write_lines(file, words)
@@ -110,7 +110,7 @@ def write_metadata(file: BinaryIO, words: pa.StringArray, counts_V: npt.NDArray[
 
 
 def number_lines(rows_BD: npt.NDArray[np.float32], mark: str) -> pa.StringArray:
-    """The numbers of each row with ``mark`` between them: the fewest digits that read back as the same float32."""
+    """Each row's numbers separated by ``mark``, with the fewest digits that read back as the same float32."""
     numbers = pc.cast(pa.array(rows_BD.reshape(-1)), pa.string())
     ends = np.arange(len(rows_BD) + 1, dtype=np.int32) * rows_BD.shape[1]
     return pc.binary_join(pa.ListArray.from_arrays(ends, numbers), mark)
@@ -123,15 +123,15 @@ def write_lines(file: BinaryIO, lines: pa.StringArray) -> None:
 
 
 def chunks(rows_VD: npt.NDArray[np.float32]) -> Iterator[slice]:
-    """Stretches of the rows, of some CHUNK_VALUES numbers each."""
+    """Slices of the rows, of about CHUNK_VALUES numbers each."""
     num_rows = max(1, CHUNK_VALUES // rows_VD.shape[1])
     return (slice(begin, begin + num_rows) for begin in range(0, len(rows_VD), num_rows))
 
 
 def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
-    """The words with _ for each white space, which in these formats ends a word; and how many that changed.
+    """The words with _ for white space, which separates words in these formats, and how many words that changed.
 
-    Text is cut at white space, so only words that came as arrays can hold any. Raises InputError where two become one.
+    Only sequences that came as arrays can have white space in words. Raises InputError when two words become equal.
     """
     plain = [re.sub(r"\s", "_", word) for word in words]
     word_of = dict(zip(plain, words, strict=True))

@@ -1,6 +1,6 @@
-"""Held-out examples, and the loss of two models on them over the words that both know.
+"""Held-out examples, and the losses of two models on them over the words that both know.
 
-Every published version keeps those of its corpus, so that later ones are judged by the same lines.
+Every published version keeps its corpus' held-out examples, so that later versions are judged on the same lines.
 
 B examples, L places of each (contexts, then negatives, then 0), V words, D dimensions.
 """
@@ -28,10 +28,10 @@ from training.vectors.word_vectors import Tables
 FILE_NAME = "heldout.parquet"
 
 MAX_ROWS = 20_000
-"""Enough that chance moves a loss by less than half a percent, and two models' difference by far less; 2 MB."""
+"""Enough for a standard error of the loss below 0.5 %, and of two models' difference far below; 2 MB."""
 
 BLOCK_ROWS = 2048
-"""Examples that are in memory at once with all their vectors: 50 MB at 60 places and 100 dimensions."""
+"""How many examples have their vectors in memory at once: 50 MB at 60 places and 100 dimensions."""
 
 Int32 = npt.NDArray[np.int32]
 
@@ -40,7 +40,7 @@ Int32 = npt.NDArray[np.int32]
 class Heldout:
     """Examples in ids of ``words`` (V): center (B,), contexts_negatives (B, L), num_contexts (B,), all int32.
 
-    Id 0 is <unk>, which no example names, so it marks the places that are empty.
+    Id 0, <unk>, occurs in no example, so it marks empty places.
     """
 
     words: list[str]
@@ -50,10 +50,10 @@ class Heldout:
 
     @classmethod
     def of_dataset(cls, dataset: str | Path, max_rows: int = MAX_ROWS) -> "Heldout":
-        """The examples that a dataset holds out; where there are more than ``max_rows``, as many, spread evenly.
+        """The examples that a dataset holds out: at most ``max_rows``, evenly spaced.
 
-        Reads every row group that has one of them, and verifies its checksums. Raises ManifestError, and InputError
-        when nothing is held out.
+        Reads the row groups that contain them, and verifies the checksums. Raises ManifestError, and InputError when
+        nothing is held out.
         """
         manifest, folder = Manifest.load(dataset), Location.of(dataset)
         shards = manifest.select(0, "heldout")
@@ -78,10 +78,7 @@ class Heldout:
 
     @classmethod
     def load(cls, published: Path) -> "Heldout":
-        """What ``write`` left in the folder of a published version, whose vocabulary lies beside it.
-
-        Raises InputError when it is not there, or damaged.
-        """
+        """Reads what ``write`` wrote to a published version's folder. Raises InputError if it is missing or damaged."""
         path = published / FILE_NAME
         try:
             words = pq.read_table(published / VOCAB, columns=["word"])["word"].to_pylist()
@@ -102,9 +99,9 @@ class Heldout:
         return cls(words, center_B, targets_BL, num_contexts_B)
 
     def write(self, folder: Path) -> None:
-        """Writes FOLDER/heldout.parquet, whole, without the empty places; equal bytes for equal examples.
+        """Writes FOLDER/heldout.parquet, atomically, without the empty places; equal bytes for equal examples.
 
-        Raises OSError. What reads it back is ``load``, by the vocab.parquet of the same folder.
+        ``load`` reads it together with the folder's vocab.parquet. Raises OSError.
         """
         real_BL = self.contexts_negatives_BL > 0
         offsets = np.concatenate([[0], np.cumsum(real_BL.sum(1))]).astype(np.int32)
@@ -117,7 +114,7 @@ class Heldout:
 def _rows_of_shard(
     path: Location, manifest: Manifest, num_rows: int, wanted: npt.NDArray[np.int64]
 ) -> tuple[Int32, Int32, Int32]:
-    """``wanted`` rows, in rising order, of a shard of ``num_rows``."""
+    """The ``wanted`` rows, in rising order, of a shard of ``num_rows`` rows."""
     layout, group_rows = Layout(manifest.max_len, 1 + manifest.config.negatives), manifest.row_group_rows
     parts = []
     try:
@@ -144,19 +141,19 @@ class Losses:
     first: float
     second: float
     rows: int
-    """Examples that counted."""
+    """The number of examples that counted."""
     places: int
-    """Contexts and negatives that counted."""
+    """The number of contexts and negatives that counted."""
     words: int
-    """Words of the examples' vocabulary that both models know."""
+    """The number of words of the examples' vocabulary that both models know."""
 
 
 def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
-    """Both models' losses over what both know; None where there is nothing.
+    """Both models' losses over the words that both know; None when no example counts.
 
-    A place counts where both know its word, an example where both know its center and one context or more: negatives
-    alone say nothing of the text. The loss of an example is the mean over its places that count, as
-    training/model/kernels/reference.py has it, whose loss this is where all words are known. Equal bits on one machine.
+    A place counts if both know its word. An example counts if both know its center and one of its contexts: negatives
+    alone say nothing about the text. An example's loss is the mean over its places that count; if all count, it is the
+    loss of training/model/kernels/reference.py. Deterministic on one machine.
     """
     models = [(tables, rows_in(heldout.words, tables.words)) for tables in (first, second)]
     known_V = np.logical_and(*(rows_V > 0 for _, rows_V in models))

@@ -1,7 +1,7 @@
-"""Files to evaluate on: pairs of words with a score, and analogies.
+"""Files for evaluation: pairs of words with scores, and analogies.
 
-Text in UTF-8; blank lines, and those that begin with #, are skipped. What else cannot be understood is refused, since a
-line that is skipped in silence changes the figure.
+UTF-8 text. Blank lines and lines that begin with # are skipped. Any other malformed line is refused: skipping it
+silently would change the result.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from pipeline.shared.files import os_errors
 
 
 def read_pairs(file: Path) -> list[tuple[str, str, float]]:
-    """Two words and a score of each line, with tabs, semicolons, commas or blanks between them.
+    """Two words and a score from each line, separated by tabs, semicolons, commas or blanks.
 
-    The first line may be a header: a third column that is no number and holds no digit.
+    The first line may be a header, whose third column has no digit. Raises InputError.
     """
     pairs = []
     for index, (number, line) in enumerate(lines_of(file)):
@@ -25,7 +25,7 @@ def read_pairs(file: Path) -> list[tuple[str, str, float]]:
         if len(fields) != 3 or not all(fields):
             raise InputError(
                 f"{file}:{number}: found {line!r:.80}, expected two words and a score, with tabs, semicolons, commas "
-                "or blanks between them; mend the line, or begin it with # to leave it out"
+                "or blanks between them; fix the line, or begin it with # to leave it out"
             )
         try:
             score = float(fields[2])
@@ -36,7 +36,7 @@ def read_pairs(file: Path) -> list[tuple[str, str, float]]:
         if not np.isfinite(score):
             raise InputError(
                 f"{file}:{number}: found {fields[2]!r:.40} as the score, expected a number such as 7.35; "
-                "mend the line, or begin it with # to leave it out"
+                "fix the line, or begin it with # to leave it out"
             )
         pairs.append((fields[0], fields[1], score))
     if not pairs:
@@ -45,7 +45,7 @@ def read_pairs(file: Path) -> list[tuple[str, str, float]]:
 
 
 def read_analogies(file: Path) -> list[tuple[str, list[list[str]]]]:
-    """Sections in the order of the file: their names, and questions of four words in upper case."""
+    """Sections in the file's order: name, and questions of four words in upper case. Raises InputError."""
     sections: list[tuple[str, list[list[str]]]] = []
     for number, line in lines_of(file):
         words = line.split()
@@ -57,7 +57,7 @@ def read_analogies(file: Path) -> list[tuple[str, list[list[str]]]]:
             expected = "four words between blanks" if sections else "a section's name before the questions"
             raise InputError(
                 f"{file}:{number}: found {line!r:.80}, expected {expected}, as in ': capitals' and then "
-                "'Athens Greece Oslo Norway'; mend the file"
+                "'Athens Greece Oslo Norway'; fix the file"
             )
     if not any(questions for _, questions in sections):
         raise InputError(f"{file}: found no questions, expected lines of four words; name another file")
@@ -65,14 +65,14 @@ def read_analogies(file: Path) -> list[tuple[str, list[list[str]]]]:
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and text of the lines that are neither blank nor comments (#)."""
+    """(number, text) of the lines that are neither blank nor comments (#). Raises InputError."""
     with os_errors(f"{file}: cannot be read", "name a text file"):
         content = file.read_bytes()
     try:
         text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file}:{number}: found bytes that are no UTF-8; convert the file to UTF-8") from None
+        raise InputError(f"{file}:{number}: found bytes that are not UTF-8; convert the file to UTF-8") from None
     for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         if line and not line.startswith("#"):
             yield number, line

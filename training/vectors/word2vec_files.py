@@ -1,8 +1,8 @@
-"""word2vec's files, text and binary, as gensim, word2vec.c and fastText write them: read whole, or refused in one line.
+"""Reads word2vec's text and binary formats, as gensim, word2vec.c and fastText write them.
 
-Both begin with a line of V and D. In text a line follows for each word, with its D numbers; in binary the word, a blank
-and D float32, with a line's end or without. export_formats.py writes both; benchmarks/word2vec_files.py measures
-reading beside gensim.
+Both begin with a line of V and D. In text, a line with D numbers follows for each word; in binary, the word, a blank
+and D float32, with or without a line end. export_formats.py writes both formats; benchmarks/word2vec_files.py compares
+the reading speed with gensim's.
 
 V words, D dimensions.
 """
@@ -22,20 +22,20 @@ from pipeline.shared.files import os_errors
 Float32 = npt.NDArray[np.float32]
 
 HEADER_BYTES = 64
-"""Within these the first line of V and D ends."""
+"""The first line is at most this long."""
 
 HEAD_BYTES = 1 << 16
-"""Text is told from binary by these."""
+"""How many bytes are read to tell text from binary."""
 
 OF_NUMBERS = b"0123456789+-.eEinfatyINFATY \t\r"
 OF_BINARY = bytes({*range(32)} - set(b"\t\n\v\f\r"))
-"""What text has none of."""
+"""Bytes that do not occur in text."""
 
 
 def read(file: Path) -> tuple[list[str], Float32]:
-    """The words and their vectors (V + 1, D); row 0, which the file does not have, is <unk> and zero.
+    """The words and their vectors (V + 1, D); row 0, which is not in the file, is <unk> and zero.
 
-    Takes memory for what the file holds, whatever its first line says. Raises InputError.
+    Memory depends on the file's size, not on what its first line claims. Raises InputError.
     """
     with os_errors(f"{file}: cannot be read", "name another file"), file.open("rb") as opened:
         line = opened.readline(HEADER_BYTES)
@@ -60,7 +60,7 @@ def read(file: Path) -> tuple[list[str], Float32]:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether what follows the first line is text, though it may be damaged: else it is binary."""
+    """Whether the file is text, possibly damaged, and not binary; ``head`` is what follows the first line."""
     numbers = head.partition(b"\n")[0].partition(b" ")[2]
     if numbers and not numbers.translate(None, OF_NUMBERS):
         return True
@@ -69,7 +69,7 @@ def _is_text(head: bytes) -> bool:
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        return error.end >= len(head) - 3  # a letter that the head's end has cut
+        return error.end >= len(head) - 3  # a character that the end of ``head`` cuts
     return True
 
 
@@ -104,7 +104,7 @@ def _read_text(file: Path, content: mmap.mmap, begin: int, num_words: int, dim: 
 
 
 def _refuse_text(file: Path, content: mmap.mmap, begin: int, num_words: int, dim: int, otherwise: str = "") -> NoReturn:
-    """Raises the InputError of the first line that is wrong, with its number."""
+    """Raises InputError for the first malformed line, with its number."""
     content.seek(begin)
     count = 0
     for number, line in enumerate(iter(content.readline, b""), start=2):
@@ -116,11 +116,11 @@ def _refuse_text(file: Path, content: mmap.mmap, begin: int, num_words: int, dim
         try:
             word = fields[0].decode()
         except UnicodeDecodeError:
-            raise InputError(f"{where}: found bytes that are no UTF-8; convert the file to UTF-8") from None
+            raise InputError(f"{where}: found bytes that are not UTF-8; convert the file to UTF-8") from None
         if len(fields) != dim + 1:
             raise InputError(
                 f"{where}: found {len(fields) - 1} numbers for {word!r:.40}, expected {dim}, as the first line says, "
-                "with a blank before each; mend the line"
+                "with a blank before each; fix the line"
             )
         for field in fields[1:]:
             try:
@@ -130,12 +130,12 @@ def _refuse_text(file: Path, content: mmap.mmap, begin: int, num_words: int, dim
             if value is None or not np.isfinite(value):
                 raise InputError(
                     f"{where}: found {field.decode(errors='replace')!r:.40} as a number of {word!r:.40}, expected a "
-                    "finite one such as 0.25; mend the line"
+                    "finite one such as 0.25; fix the line"
                 )
     if count != num_words:
         raise InputError(
             f"{file}: found {count:,} words, expected {num_words:,}, as the first line says; get the whole file, or "
-            "mend that line"
+            "fix that line"
         )
     raise InputError(f"{file}: cannot be read ({otherwise}); write it again")
 
@@ -167,7 +167,7 @@ def _read_binary(file: Path, content: mmap.mmap, begin: int, num_words: int, dim
             words.append(content[at:blank].decode())
         except UnicodeDecodeError:
             raise InputError(
-                f"{file}: found bytes that are no UTF-8 as word {number:,}, expected a word and {dim:,} float32; "
+                f"{file}: found bytes that are not UTF-8 as word {number:,}, expected a word and {dim:,} float32; "
                 "write it again"
             ) from None
         center_VD[number] = np.frombuffer(content[blank + 1 : blank + 1 + num_bytes], "<f4")
@@ -175,13 +175,13 @@ def _read_binary(file: Path, content: mmap.mmap, begin: int, num_words: int, dim
     if left := len(content[at:].strip()):
         raise InputError(
             f"{file}: found {left:,} bytes after its {num_words:,} words of {dim:,} dimensions, expected none; "
-            "mend the first line, or write it again"
+            "fix the first line, or write it again"
         )
     bad_V = ~np.isfinite(center_VD).all(axis=1)
     if bad_V.any():
         number = int(bad_V.argmax())
         raise InputError(
-            f"{file}: found a value that is no finite number in word {number:,}, {words[number - 1]!r:.40}, expected "
+            f"{file}: found a value that is not finite in word {number:,}, {words[number - 1]!r:.40}, expected "
             "float32; write it again"
         )
     return words, center_VD

@@ -1,6 +1,6 @@
-"""What a finished run has learnt: Vectors, to look words up in, and Tables, to go on from or to compare.
+"""The result of a finished run: Vectors, for looking up words, and Tables, for warm starts and comparisons.
 
-V words, D dimensions, K words of a question.
+V words, D dimensions, K words of a query.
 """
 
 import difflib
@@ -31,25 +31,25 @@ Float32 = npt.NDArray[np.float32]
 class Vectors:
     """``words`` (V) and their center vectors ``center_VD`` (float32), the most frequent word first.
 
-    Row 0 is <unk>: zero, nobody's neighbour, and no word that can be looked up, so ``len`` is V - 1. Searches are exact
-    and cost V·D; what they need more than once is kept, so do not change ``center_VD``.
+    Row 0 is <unk>: a zero vector that is never a neighbour and cannot be looked up, so ``len`` is V - 1. Searches are
+    exact and cost V·D. Norms are cached, so do not change ``center_VD``.
     """
 
     words: list[str]
     center_VD: Float32
     counts_V: npt.NDArray[np.int64] | None = None
-    """How often each word occurs (int64); None of a file that does not say."""
+    """How often each word occurs (int64); None when the file has no counts."""
 
     @classmethod
     def load(cls, source: Path | str) -> "Vectors":
-        """The vectors of a run or a published version (its folder), of a version that is registered with MLflow
-        ("models:/demo@champion"), or of a file, told by its content:
+        """The vectors of a run or published version (its folder), of a version that is registered with MLflow
+        ("models:/demo@champion"), or of a file in one of these formats, recognised by its content:
 
-        - word2vec's text or binary form, as gensim, word2vec.c, fastText and training.export write them;
+        - word2vec's text or binary format, as gensim, word2vec.c, fastText and training.export write it;
         - safetensors with a table "center", and a vocab.parquet with "word" and "count" beside it.
 
-        A row for <unk> is put before the words of a word2vec file; a <unk> of its own is a word like others there.
-        Raises InputError for a run that is not finished, and for a file that is not whole and sound.
+        A row for <unk> is added before the words of a word2vec file; if the file has <unk> itself, that is an ordinary
+        word. Raises InputError for a run that is not finished, and for a damaged file.
         """
         with opened(source) as place, os_errors(f"{place}: cannot be read", "name another file"):
             if place.is_file() and not is_safetensors(place):
@@ -65,7 +65,7 @@ class Vectors:
         return word in self._row_of
 
     def vector(self, word: str) -> Float32:
-        """The vector of ``word``, shape (D,), as it was trained: a view that cannot be written to.
+        """The vector of ``word``, shape (D,), as it was trained: a read-only view.
 
         Raises InputError, with the closest spellings, for a word without a vector.
         """
@@ -74,7 +74,7 @@ class Vectors:
         return vector_D
 
     def similarity(self, first: str, second: str) -> float:
-        """The cosine of two words' vectors, -1 to 1; 0 where one is zero. Raises InputError for an unknown word."""
+        """The cosine of two words' vectors, -1 to 1; 0 if one is zero. Raises InputError for an unknown word."""
         first_D, second_D = (self.center_VD[self.word_id(word)].astype(np.float64) for word in (first, second))
         squares = (first_D @ first_D) * (second_D @ second_D)  # under one root: a word and itself have exactly 1
         return float(first_D @ second_D / np.sqrt(squares)) if squares else 0.0
@@ -84,8 +84,8 @@ class Vectors:
     ) -> list[tuple[str, float]]:
         """The ``topk`` words nearest to ``query`` by cosine, nearest first (d2l 15.4.5); equal ones by frequency.
 
-        ``query`` is a word, several words (the mean of their vectors of length 1), or a vector of shape (D,). Words
-        that were asked for are left out. Raises InputError, with the closest spellings, for a word without a vector.
+        ``query`` is a word, several words (the mean of their unit vectors), or a vector of shape (D,). The query's
+        words are left out. Raises InputError, with the closest spellings, for a word without a vector.
         """
         if isinstance(query, np.ndarray):
             return self._nearest(query, [], topk)
@@ -95,9 +95,9 @@ class Vectors:
         return self._nearest(self._unit(rows_K).mean(axis=0), rows_K, topk)
 
     def analogy(self, a: str, b: str, c: str, topk: int = 10) -> list[tuple[str, float]]:
-        """The words that are to ``c`` as ``b`` is to ``a``: those nearest to b - a + c, of vectors of length 1.
+        """The words that are to ``c`` as ``b`` is to ``a``: those nearest to b - a + c, with unit vectors.
 
-        That is 3CosAdd (Levy & Goldberg 2014, Eq. 3), as in training.evaluate and gensim; a, b and c are left out.
+        This is 3CosAdd (Levy & Goldberg 2014, Eq. 3), as in training.evaluate and gensim; a, b and c are left out.
         Raises InputError for an unknown word.
         """
         rows_K = [self.word_id(word) for word in (a, b, c)]
@@ -118,7 +118,7 @@ class Vectors:
 
     @cached_property
     def _norms_V(self) -> Float32:
-        """Lengths; that of a zero vector is the least number above 0, so that its cosines are 0."""
+        """Norms; a zero vector's is the smallest positive number, so that its cosines are 0."""
         return np.asarray(np.maximum(np.linalg.norm(self.center_VD, axis=1), np.finfo(np.float32).tiny))
 
     def _unit(self, rows_K: list[int]) -> Float32:
@@ -137,7 +137,7 @@ class Vectors:
         topk = min(topk, len(self.words) - len({0, *left_out}))
         if topk == 0:
             return []
-        # The k-th largest first, then all that are as large: which of equal ones argpartition takes, it does not say.
+        # The k-th largest value first, then all rows that reach it: argpartition's choice among equals is undefined.
         least = np.partition(cosine_V, -topk)[-topk]
         rows = np.flatnonzero(cosine_V >= least)
         nearest = rows[np.argsort(-cosine_V[rows], kind="stable")[:topk]]
@@ -155,7 +155,7 @@ class Tables:
 
     @classmethod
     def load(cls, run: Path | str) -> "Tables":
-        """All that the run ``run`` has learnt: its folder, or a registered version. Raises InputError, as Vectors."""
+        """The tables of a run (its folder) or of a registered version. Raises InputError, as Vectors.load."""
         with opened(run) as place, os_errors(f"{place}: cannot be read", "name another file"):
             vocabulary, (center_VD, context_VD) = _read(place, run, "center", "context")
         counts_V = vocabulary["count"].to_numpy()
@@ -163,7 +163,7 @@ class Tables:
 
 
 def is_safetensors(file: Path) -> bool:
-    """By its first bytes: the length of a header, in 8 of them, and the header in JSON. Raises OSError."""
+    """Whether the file begins with a length in 8 bytes and a JSON header. Raises OSError."""
     with file.open("rb") as opened_file:
         return opened_file.read(9)[8:] == b"{"
 
@@ -171,7 +171,7 @@ def is_safetensors(file: Path) -> bool:
 def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[Float32]]:
     """The vocabulary and the tables ``names`` of a run, or of a .safetensors file and the vocabulary beside it.
 
-    All of one run, even where a link to it moves meanwhile. Errors speak of ``source``.
+    All files are of one run, even if a link to it moves meanwhile. Error messages name ``source``.
     """
     file, remedy = place.resolve(), "write it again"
     if not file.is_file():
