@@ -1,15 +1,16 @@
-"""The Parquet file of a shard, written by hand: ordinary Parquet, of this one schema, faster than any general writer.
+"""Writes a shard as a Parquet file: ordinary Parquet, of this one schema, faster than any general writer.
 
     center               int32   plain
     contexts_negatives   list    dictionary and one bit-packed run, LZ4; plain, LZ4, where the dictionary would be large
     mask, label          lists   runs of ones and zeros that follow from ``num_contexts``, LZ4
     num_contexts         int16   dictionary and one bit-packed run
 
-Every column chunk is one page, and one for its dictionary where it has one; every page has its checksum. No statistics:
-rows lie in random order, so every row group has nearly every word. benchmarks/encodings.py compares; most of what
-reading costs, though, is the lists' levels, which no encoding avoids.
+Every column chunk is one data page, preceded by a dictionary page if the column has a dictionary; every page has a
+checksum. There are no statistics: rows are in random order, so every row group has nearly every word.
+benchmarks/encodings.py compares encodings; most of the cost of reading, however, is in the lists' levels, which no
+encoding avoids.
 Source: parquet-format's README ("File format", "Data Pages", "Checksumming"), Encodings.md, LogicalTypes.md and
-parquet.thrift, whose field numbers stand here. N rows, L places in each.
+parquet.thrift, whose field numbers are used here. N rows, L places in each.
 """
 
 import base64
@@ -28,14 +29,14 @@ from pipeline.dataset.thrift import i32, i64
 Int32 = npt.NDArray[np.int32]
 Int16 = npt.NDArray[np.int16]
 
-MAX_DICTIONARY = 1 << 17  # a row group with more words than this is smaller, and read faster, plain
+MAX_DICTIONARY = 1 << 17  # with more words than this, a row group is smaller, and faster to read, without a dictionary
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
-# Not null throughout: it reads a third faster. Plain lists, since petastorm and Spark know no fixed-size ones.
+# Nothing is nullable: that reads a third faster. Plain lists, since petastorm and Spark know no fixed-size lists.
 SCHEMA = pa.schema(
     [
         pa.field("center", pa.int32(), nullable=False),
@@ -62,7 +63,7 @@ class Writable(Protocol):
 class ExampleWriter:
     """Writes row groups of examples to anything with ``write``; the bytes are a function of the rows and pyarrow's LZ4.
 
-    Raises whatever ``write`` raises. Memory is one encoded row group.
+    Raises whatever ``write`` raises. Needs memory for one encoded row group.
     """
 
     def __init__(self, where: Writable, negatives: int):
@@ -73,7 +74,7 @@ class ExampleWriter:
         self._write(_MAGIC)
 
     def write_row_group(self, center_N: Int32, contexts_negatives_NL: Int32, num_contexts_N: Int16) -> None:
-        """One row group, of one row or more; places past the n·(1+K) real ones must hold 0."""
+        """Writes a row group of at least one row; the places after the n·(1+K) real targets must hold 0."""
         num_rows, length = contexts_negatives_NL.shape
         num_contexts = num_contexts_N.astype(np.int32)
         num_real = num_contexts * np.int32(1 + self._negatives)
@@ -96,7 +97,7 @@ class ExampleWriter:
 
     def close(self) -> None:
         """Writes the footer, which makes the file readable; ``where`` stays open."""
-        arrow_schema = base64.b64encode(SCHEMA.serialize().to_pybytes())  # with it pyarrow gives back SCHEMA exactly
+        arrow_schema = base64.b64encode(SCHEMA.serialize().to_pybytes())  # so that pyarrow reads exactly SCHEMA
         footer = thrift.struct(
             i32(1, 2),
             thrift.structs(2, _schema_elements()),
@@ -114,7 +115,7 @@ class ExampleWriter:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A column's pages in one row group: a dictionary page of ``dictionary_size`` bytes or none, and a data page."""
+    """A column's pages in one row group: a dictionary page of ``dictionary_size`` bytes, or none, and a data page."""
 
     path: tuple[str, ...]
     codec: int
@@ -141,7 +142,7 @@ class _Chunk:
 def _chunk(
     path: tuple[str, ...], codec: int, num_values: int, values: bytes | memoryview, ids: Int32 | None = None
 ) -> _Chunk:
-    """A chunk of one data page; its values are indices into ``ids`` where these are given, plain where not."""
+    """A chunk of one data page, whose values are indices into ``ids``, or plain if there are no ``ids``."""
     dictionary_page, dictionary_extra = b"", 0
     if ids is not None:
         header = thrift.nested(7, i32(1, ids.size), i32(2, _PLAIN))
@@ -157,7 +158,7 @@ def _chunk(
 
 
 def _page(kind: int, kind_header: thrift.Field, body: bytes | memoryview, codec: int) -> tuple[bytes, int]:
-    """PageHeader and body; and how many bytes compression saved."""
+    """The page, header and body, and how many bytes compression saved."""
     stored = pa.compress(body, codec="lz4_raw", asbytes=True) if codec == _LZ4_RAW else body
     crc = zlib.crc32(stored)
     signed_crc = crc - (1 << 32) if crc >> 31 else crc
@@ -191,7 +192,7 @@ def _counts(name: str, counts_N: Int32) -> _Chunk:
 
 
 def _schema_elements() -> list[bytes]:
-    """SCHEMA as SchemaElements, depth first; lists of three levels, as LogicalTypes.md has them."""
+    """SCHEMA as SchemaElements, depth first; lists have three levels, as LogicalTypes.md demands."""
     elements = [thrift.struct(thrift.text(4, "schema"), i32(5, len(SCHEMA)))]
     for field in SCHEMA:
         value = field
@@ -207,7 +208,7 @@ def _schema_elements() -> list[bytes]:
 
 
 def _width(field: pa.Field) -> list[thrift.Field]:
-    """Converted and logical type of integers of fewer than 32 bits; Parquet's own type says the rest."""
+    """Converted and logical type of integers of fewer than 32 bits; others need only their Parquet type."""
     bits = field.type.bit_width
     if bits == 32:
         return []

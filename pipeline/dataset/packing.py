@@ -1,8 +1,8 @@
-"""What Parquet stores of a row group's values: a dictionary, bit-packed indices, runs.
+"""The parts of Parquet's data pages: a dictionary, bit-packed indices, runs, levels.
 
 N rows of L places, of which the first ``num_real_N`` of each row are real and the others padding (0).
 Sources: parquet-format Encodings.md, "Run Length Encoding / Bit-Packing Hybrid (RLE = 3)" and "Dictionary Encoding
-(RLE_DICTIONARY = 8)". Integer arithmetic throughout: the same bytes on every machine.
+(RLE_DICTIONARY = 8)". The arithmetic is on integers, so every machine writes the same bytes.
 """
 
 import numpy as np
@@ -16,9 +16,9 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def dictionary(ids_NL: Int32, num_real_N: Int32) -> tuple[Int32, Int32]:
-    """The ids that occur, rising, 0 always the first of them; and the place among them of every id that occurs.
+    """The ids that occur, in rising order after 0, which is always there; and the index of every id among them.
 
-    Time and memory grow with the largest id too: 5 bytes for each.
+    Time and memory also grow with the largest id V: 5·V bytes.
     """
     present_V = np.zeros(int(ids_NL.max()) + 1, dtype=np.bool_)
     present_V[0] = True
@@ -28,15 +28,15 @@ def dictionary(ids_NL: Int32, num_real_N: Int32) -> tuple[Int32, Int32]:
 
 
 def packed(prefix: bytes, ids_NL: Int32, num_real_N: Int32, place_V: Int32, size: int) -> memoryview:
-    """``prefix``, then indices into a dictionary of ``size`` entries in one bit-packed run, padding as index 0.
+    """``prefix``, then indices into a dictionary of ``size`` entries in one bit-packed run, with padding as index 0.
 
-    One run, since what runs of zeros would save LZ4 saves as well, and readers unpack a long run fastest.
+    One run, because LZ4 saves what runs of zeros would save, and readers unpack one long run fastest.
     """
     bits = max(1, (size - 1).bit_length())
     num_groups = -(-ids_NL.size // 8)
     prefix += bytes([bits]) + varint(num_groups << 1 | 1)
     words = np.zeros(len(prefix) // 8 + num_groups * bits // 8 + 3, dtype="<u8")
-    first = -(-len(prefix) // 8)  # the run begins with a word of its own, so the prefix ends with one
+    first = -(-len(prefix) // 8)  # the run begins at a word, and the prefix ends right before it
     _pack(ids_NL, num_real_N, place_V, bits, words[first:])
     page = words.view(np.uint8)[first * 8 - len(prefix) : first * 8 + num_groups * bits]
     page[: len(prefix)] = np.frombuffer(prefix, np.uint8)
@@ -44,15 +44,15 @@ def packed(prefix: bytes, ids_NL: Int32, num_real_N: Int32, place_V: Int32, size
 
 
 def flags(num_ones_N: Int32, length: int) -> bytes:
-    """Indices into the dictionary (0, 1): in every row ``num_ones_N`` ones, then zeros, as two runs."""
+    """Indices into the dictionary (0, 1): in every row a run of ``num_ones_N`` ones, then a run of zeros."""
     runs = np.empty(num_ones_N.size * 2 * (len(varint(length << 1)) + 1), dtype=np.uint8)
     return b"\1" + runs[: _write_flags(num_ones_N, length, runs)].tobytes()
 
 
 def levels(num_rows: int, length: int) -> bytes:
-    """Repetition and definition levels of lists that are all ``length`` long and hold no null.
+    """Repetition and definition levels of lists that all have ``length`` values, none of them null.
 
-    As a data page of version 1 has them, each with its size before it (Data Pages, in parquet-format's README).
+    They are those of a data page of version 1, each preceded by its size ("Data Pages" in parquet-format's README).
     """
     row = varint(1 << 1) + b"\0" + (varint((length - 1) << 1) + b"\1" if length > 1 else b"")
     parts = row * num_rows, varint(num_rows * length << 1) + b"\1"
@@ -68,7 +68,7 @@ def _mark(ids_NL: Int32, num_real_N: Int32, present_V: npt.NDArray[np.bool_]) ->
 
 @compiled
 def _pack(ids_NL: Int32, num_real_N: Int32, place_V: Int32, bits: int, words: npt.NDArray[np.uint64]) -> None:
-    """Packs into zeroed words; padding is skipped."""
+    """Packs the real places into ``words``, which must be zero; padding stays 0."""
     for row in range(ids_NL.shape[0]):
         start = row * ids_NL.shape[1] * bits
         at = start >> 6

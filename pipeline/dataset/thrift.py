@@ -1,7 +1,7 @@
-"""Thrift's compact protocol, as much of it as Parquet's headers and footer take.
+"""Thrift's compact protocol, as far as Parquet's headers and footer need it.
 
 Source: thrift/doc/specs/thrift-compact-protocol.md. A field is (id, type, encoded value); a struct is its fields by
-rising id. The field ids of what Parquet stores are those of parquet-format's parquet.thrift.
+rising id. parquet-format's parquet.thrift defines the ids of Parquet's fields.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _TRUE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 3, 5, 6, 8, 9, 12
 
 
 def varint(number: int) -> bytes:
-    """ULEB128: seven bits a byte, the lowest first."""
+    """ULEB128: seven bits a byte, the lowest bits first."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

@@ -50,7 +50,7 @@ class Noise(NamedTuple):
 def noise_weights(counts_V: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.int64]:
     """count ** exponent (Mikolov et al. 2013, section 2.2: 0.75) as integers >= 1 that sum to S · 2^32; 0 for id 0.
 
-    Powers are taken in decimal arithmetic of 50 digits: a processor's own pow differs in the last bit between
+    Powers are computed in decimal arithmetic of 50 digits, because a processor's pow differs in the last bit between
     machines, and the shards must not. Cost: 0.1 ms for each distinct count, 2 s for a million words of 10^9 tokens.
     """
     num_slots = _num_slots(counts_V.size)
@@ -60,16 +60,16 @@ def noise_weights(counts_V: npt.NDArray[np.int64], exponent: float) -> npt.NDArr
         power = decimal.Decimal(repr(exponent))
         laws = [decimal.Decimal(int(count)) ** power for count in distinct]
         norm = sum((law * int(times) for law, times in zip(laws, multiplicity, strict=True)), decimal.Decimal(0))
-        to_share = total - (counts_V.size - 1)  # every word has 1, so that none is impossible
+        to_share = total - (counts_V.size - 1)  # every word has 1 already, so that none is impossible
         shares = np.array([1 + int(law * to_share / norm) for law in laws], dtype=np.int64)
     weights_V = np.concatenate([[0], shares[inverse]]).astype(np.int64)
-    missing = total - int(weights_V.sum())  # fewer than V, lost by rounding down: the first ids take one more each
+    missing = total - int(weights_V.sum())  # fewer than V, lost by rounding down: the first ids get one more each
     weights_V[1 : 1 + missing] += 1
     return weights_V
 
 
 def build_noise(weights_V: npt.NDArray[np.int64]) -> Noise:
-    """The law with these weights, which sum to S · 2^32. Some 20 ms for a million words."""
+    """The law with these weights, which sum to S · 2^32. Takes some 20 ms for a million words."""
     return Noise.of(np.cumsum(weights_V), _alias_table(weights_V, _num_slots(weights_V.size)))
 
 
@@ -91,7 +91,7 @@ def _fill_slots(
     small: npt.NDArray[np.int32],
     large: npt.NDArray[np.int32],
 ) -> None:
-    """Vose's alias method in integers, so exact: slots with less than their share are filled up by those with more.
+    """Vose's alias method, exact because it is in integers: slots with more than their share fill those with less.
 
     ``small`` and ``large`` are stacks of slots.
     """

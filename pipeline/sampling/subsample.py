@@ -15,7 +15,7 @@ def keep_thresholds(counts_V: npt.NDArray[np.int64], sample: float, rule: str) -
 
     With f = count / sum of counts and t = ``sample``: ``paper`` is min(1, sqrt(t/f)) (Mikolov et al. 2013, Eq. 5; d2l),
     ``word2vec`` is min(1, sqrt(t/f) + t/f) (word2vec.c, gensim). ``sample`` 0 keeps everything. Id 0, <unk>, gets 0 and
-    is not part of the sum. Integer arithmetic throughout: every machine gets the same numbers.
+    is not part of the sum. The arithmetic is on integers, so every machine gets the same numbers.
     """
     known_V = counts_V.copy()
     known_V[0] = 0

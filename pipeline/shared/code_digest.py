@@ -1,4 +1,4 @@
-"""``code_digest``: names what a compiled function computes, whatever file, line or folder its source stands in."""
+"""``code_digest``: identifies what a compiled function computes, whatever file, line or folder its source is in."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from numba.core.extending import _Intrinsic
 
 @cache
 def code_digest(function: Callable[..., Any]) -> str:
-    """A digest of the function's bytecode and of all that it names: constants, and the functions that it calls.
+    """A digest of the function's bytecode and of everything it names: constants, and the functions that it calls.
 
-    Comments, docstrings, annotations and the rest of the file change nothing. Raises TypeError where a global is an
-    object whose ``repr`` says nothing of its value.
+    Comments, docstrings, annotations and the rest of the file do not change it. Raises TypeError if a global is an
+    object whose ``repr`` does not show its value.
     """
     digest = hashlib.sha256()
     functions = [function]
-    for reached in functions:  # which grows meanwhile
+    for reached in functions:  # the list grows in the loop
         digest.update(repr(_bytecode(reached.__code__, reached.__doc__)).encode())
         for name, value in _named(reached):
             if (callee := _callee(value, reached.__module__)) is None:
@@ -40,7 +40,7 @@ def _bytecode(code: CodeType, doc: str | None) -> tuple[Any, ...]:
 
 
 def _named(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Globals and closure variables that the function, or one inside it, may read, in an order of their own."""
+    """Globals and closure variables that the function, or one inside it, may read, in a fixed order."""
     scope = function.__globals__
     yield from ((name, scope[name]) for name in sorted(_names(function.__code__)) if name in scope)
     cells = function.__closure__ or ()
@@ -53,9 +53,10 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _callee(value: Any, module: str) -> Any:
-    """The Python function that ``value`` is or was made of, as seen from ``module``; None for anything else.
+    """The Python function that ``value`` is or was compiled from, if it counts for ``module``; else None.
 
-    Of plain functions those of the same package: they generate code. Libraries' are named by the library's version.
+    Plain functions count if they belong to the same package, since they generate code. The version of a library stands
+    for the library's functions.
     """
     if isinstance(value, Dispatcher):
         return value.py_func

@@ -1,11 +1,11 @@
-"""``compiled``: machine code by numba, kept on disk where that is possible, and never at the price of a run.
+"""``compiled``: machine code by numba, cached on disk if possible. A cache that fails never ends a run.
 
-Compiling takes seconds, loading what another process has compiled takes milliseconds. An entry is one function for one
-signature. Its file is named by all that decides the machine code, and by nothing else: neither where the source lies
-nor what else stands in its file. So entries may be copied to other machines, and editing a text compiles nothing anew.
-Entries are read from each of these folders, and written to the first that can be written: ``NUMBA_CACHE_DIR`` alone
-where it is set; else ``__pycache__`` beside the source, then ``shardvec`` in the user's cache (``XDG_CACHE_HOME``,
-``~/.cache``). Without any, every process compiles for itself.
+Compiling takes seconds; loading what another process has compiled takes milliseconds. An entry of the cache is one
+function for one signature. The name of its file depends on everything that decides the machine code and on nothing
+else: not on the folder of the source, nor on the rest of the source file. So entries may be copied to other machines,
+and a changed docstring compiles nothing again. Entries are read from each of these folders, and written to the first
+that is writable: only ``NUMBA_CACHE_DIR`` if it is set; else ``__pycache__`` beside the source, then ``shardvec`` in
+the user's cache (``XDG_CACHE_HOME``, ``~/.cache``). If none is writable, every process compiles for itself.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from pipeline.shared.files import AlreadyLocked, locked
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
-"""What lets float loops use vectors: sums in another order and fused products, but NaN and infinity stay what they are.
+"""What lets LLVM vectorise float loops: sums in another order and fused products. NaN and infinity keep their meaning.
 
-The same machine code gives the same bits every time; another kind of processor may round otherwise.
+The same machine code gives the same bits every time; another kind of processor may round differently.
 """
 
 PATIENCE_S = 60
-"""How long a process waits for another that compiles the same; that one may have been stopped in the middle."""
+"""How long a process waits for another that compiles the same function; the other may have been stopped meanwhile."""
 
 UNUSED_S = 30 * 24 * 3600
 """After this time without use an entry is removed."""
@@ -55,9 +55,9 @@ log = logging.getLogger(__name__)
 
 
 def compiled(function: F, fast_math: bool = False) -> F:
-    """The function in machine code, made at its first call. Integers do not overflow but wrap; indices are unchecked.
+    """The function in machine code, compiled at its first call. Integers wrap around; indices are not checked.
 
-    Mixing int64 and uint64 makes float64, so uint64 must be named throughout. A float divided by 0 is infinite.
+    int64 with uint64 makes float64, so every number that meets a uint64 must be one. A float divided by 0 is infinite.
     """
     dispatcher: Any = numba.njit(function, **_options(fast_math))
     kept = dispatcher._cache = _Cache(function, fast_math)
@@ -72,38 +72,39 @@ def compiled(function: F, fast_math: bool = False) -> F:
 
 
 def compiled_fast(function: F) -> F:
-    """``compiled``, and float loops may use vectors, see ``FAST_MATH``."""
+    """``compiled`` with vectorised float loops, see ``FAST_MATH``."""
     return compiled(function, fast_math=True)
 
 
 def inner(function: F, fast_math: bool = False) -> F:
-    """``compiled``, for compiled callers: without what Python needs to call it, they compile in an eighth less time.
+    """``compiled``, for compiled callers, which compile an eighth faster without the wrapper that Python calls.
 
-    Python may call it all the same, slowly, for tests: that compiles it a second time.
+    Tests may still call it from Python: that compiles it a second time.
     """
     options = {**_options(fast_math), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     dispatcher: Any = numba.njit(function, **options)
-    dispatcher._insert = lambda *_: None  # what numba would call from Python is not there: the process would crash
+    dispatcher._insert = lambda *_: None  # or numba would call the missing wrapper, and the process would crash
     for_python: Any = compiled(function, fast_math)
     dispatcher._compile_for_args = for_python._compile_for_args
     return dispatcher  # type: ignore[no-any-return]
 
 
 def inner_fast(function: F) -> F:
-    """``inner``, and float loops may use vectors, see ``FAST_MATH``."""
+    """``inner`` with vectorised float loops, see ``FAST_MATH``."""
     return inner(function, fast_math=True)
 
 
 def _options(fast_math: bool) -> dict[str, Any]:
-    # "numpy": with Python's error model a division may raise, and a loop that may end early uses no vectors.
+    # "numpy": with Python's error model a division may raise, and a loop that may end early is not vectorised.
     return {"nogil": True, "error_model": "numpy", **({"fastmath": FAST_MATH} if fast_math else {})}
 
 
 class _Cache(NullCache):
-    """Keeps one function's machine code. A damaged file or a full disk costs a compilation, and no run.
+    """The cache of one function. After a damaged file or on a full disk it compiles again; it never ends a run.
 
-    numba's own cache names its files by the source's path, line and time, none of which decides the code: text that
-    moves a line would compile anew, and a zip that Spark unpacks elsewhere each time would never find its code.
+    numba's own cache names its files by the source's path, line and time, none of which decides the code: a comment
+    that moves a line would compile everything again, and a zip that Spark unpacks elsewhere each time would never find
+    its code.
     """
 
     def __init__(self, function: Callable[..., Any], fast_math: bool):
@@ -145,7 +146,7 @@ class _Cache(NullCache):
 
     @contextmanager
     def alone(self, signature: Any, context: Any) -> Iterator[None]:
-        """Keeps other processes of this machine from compiling the same, or waits until one of them has done it."""
+        """Keeps other processes of this machine from compiling the same function, or waits until one has done so."""
         name = self._name(signature, context)
         with ExitStack() as held:
             if self._find(name) is None and (folder := self._writable()):
@@ -185,7 +186,7 @@ class _Cache(NullCache):
         return None
 
     def _remove_old(self, folder: Path, name: str) -> None:
-        """Removes this function's entries of other sources for this machine, and all that nobody has used for long."""
+        """Removes this machine's entries of older versions of the function, and all entries unused for long."""
         *for_this_machine, code, _, _ = name.split(".")
         for entry in folder.glob("*.nbc"):
             *machine, other_code, _, _ = entry.name.split(".")
@@ -196,7 +197,7 @@ class _Cache(NullCache):
 
 
 def _spelled_out(kinds: Any) -> Any:
-    """Argument types with the names of a NamedTuple's fields: code reads a field by its place, which ``repr`` hides."""
+    """Argument types with the field names of NamedTuples, whose order decides the code, and which ``repr`` omits."""
     if isinstance(kinds, tuple | tuple_type):
         return getattr(kinds, "name", None), getattr(kinds, "fields", None), *map(_spelled_out, kinds)
     return kinds

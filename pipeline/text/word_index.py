@@ -19,9 +19,9 @@ _SHIFT = np.uint64(32)
 
 
 class WordIndex:
-    """The ids of a vocabulary's words, found by hash and compared byte by byte; built once a Python worker.
+    """Finds the ids of a vocabulary's words, by hash and then byte by byte; each Python worker builds it once.
 
-    Takes the words' bytes, and 16 to 32 bytes a word more.
+    Needs memory for the words' bytes, and 16 to 32 bytes a word more.
     """
 
     def __init__(self, words: pa.StringArray):
@@ -43,14 +43,14 @@ class WordIndex:
 
 
 def word_hashes(words: pa.StringArray) -> U64:
-    """A 64-bit hash of every word's bytes; the same on every machine, as sequence keys are made of it."""
+    """A 64-bit hash of every word's bytes; the same on every machine, because sequence keys are made from it."""
     hashes = np.empty(len(words), np.uint64)
     _hash_all(*_parts(words), hashes)
     return hashes
 
 
 def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Offsets (len + 1) and bytes of an Arrow string array without nulls, as they lie in memory."""
+    """Offsets (len + 1) and bytes of an Arrow string array without nulls, without copying them."""
     if len(words) == 0:
         return np.zeros(1, np.int32), np.zeros(0, np.uint8)
     _, offsets, data = words.buffers()
@@ -68,10 +68,10 @@ class Encoded:
 
 
 def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
-    """Ids of the known words of every sequence; sequences with fewer than two of them are left out.
+    """Ids of the known words of every sequence; sequences with fewer than two known words are left out.
 
-    A sequence's key is a hash of its *words*, unknown ones too, so it is the same under every vocabulary: a line that
-    is held out today is held out when the corpus has grown.
+    A sequence's key is a hash of all its *words*, including unknown ones, so it is the same under every vocabulary: a
+    line that is held out today is still held out when the corpus has grown.
     """
     dictionary = words.dictionary_encode()
     hash_D = word_hashes(dictionary.dictionary)
@@ -103,7 +103,7 @@ def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], hashe
 
 @compiled
 def _build(hashes: U64, slots: npt.NDArray[np.int32]) -> None:
-    """Open addressing: a slot holds an id, or -1, as all do before."""
+    """Open addressing: a slot holds an id, or -1, which all slots hold before."""
     mask = np.uint64(slots.size - 1)
     for word in range(hashes.size):
         slot = hashes[word] & mask
@@ -123,7 +123,7 @@ def _find(
     asked_data: npt.NDArray[np.uint8],
     ids: npt.NDArray[np.int32],
 ) -> None:
-    """Writes the id of every word that is there; the others' stay 0."""
+    """Writes the ids of the words that are in the vocabulary; the ids of others stay 0."""
     mask = np.uint64(slots.size - 1)
     for asked in range(ids.size):
         slot = asked_hashes[asked] & mask

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Step = Callable[..., Tensor]
-"""Trains on the tensors of a batch, forwards, backwards and optimizer, and returns its losses."""
+"""Trains on the tensors of a batch (forward, backward, optimizer) and returns the losses."""
 
 WARM_UPS = 3  # as in PyTorch's notes; Triton compiles and libraries get their workspaces meanwhile
 
@@ -19,12 +19,13 @@ WARM_UPS = 3  # as in PyTorch's notes; Triton compiles and libraries get their w
 class Graphed:
     """``step``, captured once with copies of ``example`` and replayed for every batch of tensors of the same shapes.
 
-    ``step`` must not wait for the GPU, must do the same things whatever is in the batch, and use no collectives: one
-    process, without DistributedDataParallel. It calls ``optimizer.zero_grad()`` first, so that gradients get memory of
-    the graph's own. torch's Adam must be made with ``capturable=True``. A number is read once, when captured: what
-    changes from step to step, as a learning rate does, must be a tensor on the device, and is then changed in place.
+    ``step`` must not wait for the GPU, must do the same whatever the batch contains, and must use no collectives: it is
+    for one process, without DistributedDataParallel. It calls ``optimizer.zero_grad()`` first, so that gradients get
+    memory of the graph's own. torch's Adam must be made with ``capturable=True``. A Python number is read only once,
+    during capture: a value that changes between steps, such as a learning rate, must be a tensor on the device that is
+    changed in place.
 
-    ``tensors`` are all that ``step`` changes, the optimizer's state apart; making a Graphed leaves both as they were.
+    ``tensors`` are everything that ``step`` changes except the optimizer's state. Both are left as they were.
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class Graphed:
             warm_up(step, self._batch, tensors, optimizer)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may read shards and pin memory meanwhile: only this one's mistakes are to end a capture.
+        # Other threads may read shards and pin memory meanwhile: only errors of this thread should end a capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._losses = step(*self._batch)
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """The step's losses: the next call overwrites them."""
+        """The step's losses, which the next call overwrites."""
         for captured, given in zip(self._batch, batch, strict=True):
             captured.copy_(given, non_blocking=True)
         self._graph.replay()
@@ -50,10 +51,10 @@ class Graphed:
 
 
 def warm_up(step: Step, batch: Sequence[Tensor], tensors: Sequence[Tensor], optimizer: Optimizer | None = None) -> None:
-    """Takes ``WARM_UPS`` steps and takes them back, in place: a graph will read and write these very tensors.
+    """Takes ``WARM_UPS`` steps and undoes them in place, because a graph will read and write these very tensors.
 
-    State that the steps made, as Adam's first does, stays and is set to zero: made while capturing, it would be made
-    anew by every replay.
+    State that the first step creates, such as Adam's, stays and is set to zero: if it were created during capture,
+    every replay would create it again.
     """
     before = {id(tensor): tensor.detach().clone() for tensor in _changing(tensors, optimizer)}
     with warnings.catch_warnings():

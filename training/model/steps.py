@@ -3,9 +3,10 @@
 B rows of a rank's batch, W ranks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,46 +31,53 @@ TABLES = ("center", "context")
 """Names in a checkpoint, in the order of the model's parameters."""
 
 
-class Step(Protocol):
+class Step(ABC):
     """A rank's part of a step. Every rank makes the same calls."""
 
-    max_steps: int
+    max_steps = 1
     """How many steps one batch may hold."""
 
-    team: Team | None
+    team: Team | None = None
     """The threads that compute the step, unless torch's own do."""
 
-    world_size_invariant: bool
+    world_size_invariant = False
     """Whether every number of ranks gives the same bits, as long as each rank has the same number of threads."""
 
     @property
     def in_sync(self) -> bool:
         """Whether all ranks have the same tables now. While they do not, there is nothing to save."""
+        return True
 
+    @abstractmethod
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains; the loss of each row, shape (B,)."""
 
+    @abstractmethod
     def freeze(self, words_K: Tensor) -> None:
         """Freezes both rows of these words (ids, int64), bit for bit, until ``unfreeze``.
 
         Call it before any step has trained the words.
         """
 
+    @abstractmethod
     def unfreeze(self) -> None:
         """Lets all rows train again. Call it between two epochs."""
 
-    def sync(self) -> None:
+    def sync(self) -> None:  # noqa: B027
         """Averages the ranks' tables if they differ. Call it at the end of every epoch."""
 
-    def write_back(self) -> None:
-        """Copies the tables into the model, where the step trains copies of them."""
+    def write_back(self) -> None:  # noqa: B027
+        """Copies the tables into the model, if the step trains copies of them."""
 
+    @abstractmethod
     def is_finite(self) -> bool:
         """Whether the tables hold neither NaN nor infinity."""
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, except the batch: CPU tensors, which the next call overwrites."""
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continues from what ``state_dict`` returned. Call it before the first step.
 
@@ -100,11 +108,8 @@ def kernel_of(name: str) -> ModuleType:
     return {"reference": reference, "cpu": cpu}[name]
 
 
-class Gradients:
+class Gradients(Step):
     """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
-
-    max_steps, in_sync, world_size_invariant = 1, True, False
-    team: Team | None = None
 
     def __init__(
         self, model: SkipGram, row_losses: RowLosses, optimizer: Optimizer, world_size: int, captures: bool = False
@@ -153,12 +158,6 @@ class Gradients:
             hook.remove()
         self._graphed = None  # the hooks were captured
 
-    def sync(self) -> None:
-        """Does nothing: the ranks never differ."""
-
-    def write_back(self) -> None:
-        """Does nothing: the optimizer trains the model's own tables."""
-
     def is_finite(self) -> bool:
         return finite(self._model)
 
@@ -179,18 +178,18 @@ class Gradients:
         self._optimizer.load_state_dict({"state": found if any(found.values()) else {}, "param_groups": groups})
 
 
-class TouchedRows:
+class TouchedRows(Step):
     """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank for tables of 5 MB.
 
     Every rank then takes the gradients of the whole global batch, lane by lane as a single process would. So all ranks
     have the same tables, which are bit for bit those of a single process with as many threads.
     """
 
-    in_sync = world_size_invariant = True
+    world_size_invariant = True
 
     def __init__(self, adam: LazyAdam, lanes: int, rows_per_lane: int, world: World):
         self._adam, self._world = adam, world
-        self.team: Team | None = adam.team
+        self.team = adam.team
         self.max_steps = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
         places = [divmod(lane, world.world_size) for lane in range(lanes)]
         self._ranges = np.array([(rank, n * rows_per_lane, (n + 1) * rows_per_lane) for n, rank in places])
@@ -208,9 +207,6 @@ class TouchedRows:
     def unfreeze(self) -> None:
         self._adam.unfreeze()
 
-    def sync(self) -> None:
-        """Does nothing: the ranks never differ."""
-
     def write_back(self) -> None:
         self._adam.write_back()
 
@@ -225,15 +221,13 @@ class TouchedRows:
         self._adam.load_state_dict(state)
 
 
-class InPlace:
+class InPlace(Step):
     """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD)."""
-
-    max_steps, world_size_invariant = 1, False
 
     def __init__(self, model: SkipGram, tables: Any, sync_every: int, world_size: int):
         """``tables``: some kernel's ``InPlace`` over the tables of ``model``."""
         self._model, self._tables, self._every, self._world_size = model, tables, sync_every, world_size
-        self.team: Team | None = tables.team
+        self.team = tables.team
         # SGD: an average of W copies goes as far as one of them, on a W-th of the examples.
         self._factor = 1 if tables.accumulators else world_size
         self._since = 0
