@@ -223,7 +223,7 @@ def test_a_team_waits_for_what_is_fetched_only_when_it_is_asked_for_it() -> None
                 return NoRows(), np.zeros(1, np.int32)
 
             lanes = [[(Piece(0, 0, 1, 0, 1, 7), LazyRowGroup(opened, source))] for source in (fetch, None)]
-            yield Chunk(lanes, 1, 1, number, False, Rows.zeros(2, 1))
+            yield Chunk(lanes, 1, 1, Rows.zeros(2, 1))
 
     team = Team(2)
     with closing(prefetch(chunks(), 2, team)) as reader:

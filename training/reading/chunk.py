@@ -19,18 +19,26 @@ class Chunk:
     """The next ``num_steps`` steps of a rank, which ``do`` puts into ``memory`` from the parts of the rank's lanes.
 
     A step has ``share`` rows of each lane, one lane after the other; empty rows fill up a lane that has run out.
-    ``done`` steps of the run come before the chunk.
+    ``done`` steps of the run come before the chunk; ``at_once`` as ``read_epochs`` has it.
     """
 
     def __init__(
-        self, lanes: Sequence[Sequence[Part]], share: int, num_steps: int, done: int, ends_epoch: bool, memory: Rows
+        self,
+        lanes: Sequence[Sequence[Part]],
+        share: int,
+        num_steps: int,
+        memory: Rows,
+        at_once: int = 1,
+        done: int = 0,
+        ends_epoch: bool = False,
     ):
         self.num_steps, self.ends_epoch = num_steps, ends_epoch
-        self._done, self._memory = done, memory
+        self._memory, self._at_once, self._done = memory, at_once, done
         self._share, self._stride = share, share * len(lanes)
         self._unfilled = deque(enumerate(lanes))
         self._errors: dict[int, ManifestError] = {}
         """Errors of row groups, by the number of steps that come before the error."""
+        self._views = self._views_of(num_steps)  # made here, or the consumer would wait for that
 
     @property
     def is_done(self) -> bool:
@@ -66,16 +74,20 @@ class Chunk:
         if places.first < num_rows:
             empty_rows(num_rows - places.first, places, self._memory)
 
-    def batches(self, at_once: int) -> Iterator[Batch]:
-        """The steps as views of the memory, ``at_once`` or fewer to a batch, as ``read_epochs`` has them.
+    def batches(self) -> Iterator[Batch]:
+        """The steps as views of the memory, ``at_once`` or fewer to a batch.
 
         Raises ManifestError in place of the first step that has rows of a row group that could not be opened.
         """
         good = min([self.num_steps, *self._errors])
-        cuts = [0, *range(at_once - self._done % at_once, good, at_once), good] if good else []
-        for first, last in pairwise(cuts):
-            rows = slice(first * self._stride, last * self._stride)
-            center_B, targets_BL, num_contexts_B = (torch.from_numpy(column_N[rows]) for column_N in self._memory)
-            yield Batch(center_B, targets_BL, num_contexts_B, last - first)
+        yield from self._views if good == self.num_steps else self._views_of(good)
         if self._errors:
             raise self._errors[good]
+
+    def _views_of(self, num_steps: int) -> list[Batch]:
+        """The first steps, cut where the run's number of steps is a multiple of ``at_once``."""
+        cuts = [0, *range(self._at_once - self._done % self._at_once, num_steps, self._at_once), num_steps]
+        steps = [last - first for first, last in pairwise(cuts) if last > first]
+        rows = [count * self._stride for count in steps]
+        columns = (torch.split(torch.from_numpy(column_N[: sum(rows)]), rows) for column_N in self._memory)
+        return [Batch(*parts) for parts in zip(*columns, steps, strict=True)]

@@ -1,8 +1,9 @@
 """``prefetch``: makes items ahead of their consumer, in a thread or between the steps of threads that train."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
 
 from training.model.kernels.threads import Team
@@ -60,19 +61,26 @@ def _between_steps(items: Iterator[W], team: Team) -> Generator[W, None, None]:
     This is for machines where the team has all cores: a thread that reads would take one of them away in mid-step. Jobs
     that would have to wait are done when their item is asked for: so the wait is not taken for a part of the step.
     """
+    following: list[W | None] = []  # at most one, not done
+
+    def ahead(item: W, member: int) -> None:
+        if member == 0:
+            following.append(next(items, None))
+        item.do(may_wait=False)
+
     try:
         coming = next(items, None)
         while (item := coming) is not None:
             team.afterwards = None
             if not item.is_done:
-                team.run(_by_each_member(item, may_wait=True))
-            coming = next(items, None)
+                team.run(partial(_do, item))
+            coming = following.pop() if following else next(items, None)
             if coming is not None:
-                team.afterwards = _by_each_member(coming, may_wait=False)
+                team.afterwards = partial(ahead, coming)
             yield item
     finally:
         team.afterwards = None
 
 
-def _by_each_member(item: Work, may_wait: bool) -> Callable[[int], None]:
-    return lambda member: item.do(may_wait)
+def _do(item: Work, member: int) -> None:
+    item.do()

@@ -135,24 +135,31 @@ def read_epochs(
     ready when the last one of the epoch before ends.
     """
     requests, in_use = Requests(), NUM_CHUNKS - 1 if team else NUM_CHUNKS
-    chunks = prefetch(chunks_of(map(make, epochs), rank, world_size, in_use, requests, done), in_use, team)
+    unfilled = chunks_of(map(make, epochs), rank, world_size, in_use, requests, at_once, done)
+    chunks = prefetch(unfilled, in_use, team)
     with closing(chunks), closing(requests):
         for _ in epochs:
-            batches = _epoch(chunks, at_once)
+            batches = _epoch(chunks)
             yield batches
             for _ in batches:
                 pass  # skips batches that the caller did not take
 
 
-def _epoch(chunks: Iterator[Chunk], at_once: int) -> Iterator[Batch]:
+def _epoch(chunks: Iterator[Chunk]) -> Iterator[Batch]:
     for chunk in chunks:
-        yield from chunk.batches(at_once)
+        yield from chunk.batches()
         if chunk.ends_epoch:
             return
 
 
 def chunks_of(
-    streams: Iterable[ArrowStream], rank: int, world_size: int, in_use: int, requests: Requests, done: int = 0
+    streams: Iterable[ArrowStream],
+    rank: int,
+    world_size: int,
+    in_use: int,
+    requests: Requests,
+    at_once: int = 1,
+    done: int = 0,
 ) -> Iterator[Chunk]:
     """The chunks of one epoch after the other, not filled yet. They use the memory of ``in_use`` chunks in turn.
 
@@ -170,7 +177,8 @@ def chunks_of(
         steps = [last - first for first, last in pairwise([0, *ends])]
         parts = row_groups(lanes, plan.pieces(rank, world_size, steps), partial(stream.begin, requests=requests))
         for end, num_steps, of_lanes in zip(ends, steps, parts, strict=True):
-            chunk = Chunk(of_lanes, plan.rows_per_step, num_steps, done, end == plan.num_steps, next(memory))
+            ends_epoch = end == plan.num_steps
+            chunk = Chunk(of_lanes, plan.rows_per_step, num_steps, next(memory), at_once, done, ends_epoch)
             waiting.append((requests.num_begun + (len(lanes) if stream.remote else 0), chunk))
             while waiting and requests.num_begun >= waiting[0][0]:
                 yield waiting.popleft()[1]
