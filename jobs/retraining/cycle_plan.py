@@ -124,7 +124,7 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
-    """The command of `train`: torchrun with the file's settings, starting from the published vectors if there are any."""
+    """The command of `train`: torchrun with the file's settings, starting from published vectors if there are any."""
     settings = dict(config.train)
     if current is not None and (warm := config.warm_start).enabled:
         settings |= {**warm.changes, "init_from": str(current)}
