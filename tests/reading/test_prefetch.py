@@ -103,9 +103,10 @@ def test_a_team_makes_one_item_ahead_after_its_next_step() -> None:
         for _ in range(2):
             team.run(lambda _: None)
             assert made == list(range(number + 2))
+    next(ahead)
     ahead.close()
     team.run(lambda _: None)
-    assert made == list(range(6))
+    assert made == list(range(6)), "nothing happens after it is closed"
 
 
 @pytest.mark.parametrize("good", [0, 1, 5])

@@ -39,9 +39,10 @@ from training.reading import remote, stream
 from training.reading.chunk import Chunk
 from training.reading.plan import Piece, plan_epoch
 from training.reading.prefetch import prefetch
+from training.reading.remote import Requests
 from training.reading.row_groups import LazyRowGroup
 from training.reading.shard_cache import TOTAL, ShardCache
-from training.reading.stream import ArrowStream, read_epochs
+from training.reading.stream import ArrowStream, chunks_of, read_epochs
 
 EPOCHS = 2
 QUICK = ("--dim", "8", "--epochs", "2", "--device", "cpu", "--threads", "1")
@@ -199,6 +200,26 @@ def test_requests_of_different_lanes_overlap(
     most = max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
     assert most >= 4
     assert len(spans) > 8 + len(Manifest.load(local).select(0))
+
+
+def test_a_chunk_comes_when_a_row_group_more_for_every_lane_is_being_fetched(
+    local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the next epoch's too, where this one has no more."""
+    monkeypatch.setattr(stream, "CHUNK_ROWS", 32)
+    for path in filter(Path.is_file, local.rglob("*")):
+        Location.of(f"memory://ahead{path}").put(path.read_bytes())
+    streams = [open_stream(f"memory://ahead{local}", epoch) for epoch in range(2)]
+    num_row_groups = [sum(-(-shard.rows // ROW_GROUP) for shard in read.shards) for read in streams]
+    with closing(Requests()) as requests:
+        chunks = chunks_of(streams, 0, 1, 2, requests)
+        assert next(chunks).num_steps == 1
+        assert requests.num_begun == 4 + 4
+        while not next(chunks).ends_epoch:
+            pass
+        assert requests.num_begun in range(num_row_groups[0] + 4, num_row_groups[0] + 8)
+        list(chunks)
+        assert requests.num_begun == sum(num_row_groups)
 
 
 class NoRows:
