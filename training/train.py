@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run as a script: the project's root belongs on the path, this folder does not.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    # Threads that wait should sleep: on a machine that does anything else, spinning makes a step several times slower.
+    # OpenMP's waiting threads should sleep: on a busy machine, spinning makes a step several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -61,7 +61,7 @@ from training.train_config import TrainConfig, parse
 
 @command()
 def main() -> None:
-    """Parses and checks; then makes the ranks, or is one. What the user can mend is said here, once."""
+    """Parses and checks, then starts the ranks or is one of them. Prints an InputError once per machine."""
     try:
         config, nproc = parse()
         config.check_world(world_size_with(nproc))
@@ -77,14 +77,14 @@ def main() -> None:
             tell(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        pass  # and out of here, so that what spawn held is freed before the process ends
+        pass  # leave the handler first: its traceback holds the objects of spawn, which must be freed before exit
     if launched().local_rank == 0:
         tell("interrupted; there are no new vectors, --resume goes on from the last checkpoint")
     sys.exit(130)
 
 
 def be_a_rank(config: TrainConfig) -> None:
-    """Checks, on this machine, and trains as one rank."""
+    """Repeats the checks on this machine, and trains as one rank."""
     world = launched()
     manifest = check_inputs(config, world.local_world_size)
     device = choose_device(config.device, world.local_rank)
@@ -103,7 +103,7 @@ def be_a_rank(config: TrainConfig) -> None:
 
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
-    """The dataset's manifest, once all that training needs is there and the run's folder is free. Raises InputError."""
+    """The dataset's manifest. Raises InputError if training lacks anything, or the run's folder is taken."""
     device = check_device(config.device, ranks_here)
     config.check_kernel(device)
     if config.cache == "device" and device == "cpu":
@@ -125,7 +125,7 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
 
 
 def train(run: Run) -> bool:
-    """The run, from tables to files, in the order in which it happens. Returns False when SIGTERM stopped it."""
+    """The whole run, in the order in which it happens. Returns False if SIGTERM stopped it."""
     config, world = run.config, run.world
     with ExitStack() as held:
         sigterm = held.enter_context(Sigterm(world))
@@ -134,13 +134,13 @@ def train(run: Run) -> bool:
         resumed = read_checkpoint(run)
         progress = Progress.of(resumed.record) if resumed else Progress()
 
-        # The model: tables that are equal on every rank, and a step that keeps them so, or brings them together.
+        # The model: equal tables on every rank, and a step that keeps them equal or averages them now and then.
         model = SkipGram(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
         start = Start.of(resumed) if resumed else warm_start(run, model)
         model.to(run.device)
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
         step = make_step(config, model, run.manifest.config.negatives, num_steps, world)
-        # The bits of a run depend on how many threads share the columns, which may be fewer than were asked for.
+        # The bits of a run depend on how many threads share a table's columns; a small dim uses fewer than --threads.
         threads = step.team.size if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
         execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
@@ -151,7 +151,7 @@ def train(run: Run) -> bool:
         if start and progress.epoch < config.freeze_epochs:
             step.freeze(start.kept_K)
 
-        # What is written and said, by rank 0 alone.
+        # What rank 0 alone writes and prints.
         recorder = NullRecorder()
         if world.is_first:
             recorder = Recorder(run, num_steps, execution, start, resumed)
@@ -168,7 +168,7 @@ def train(run: Run) -> bool:
         run_epochs(run, model, step, progress, recorder, sigterm)
         recorder.wait()
         if progress.epoch < config.epochs:
-            world.barrier()  # a rank that ended now would make a launcher end rank 0 too
+            world.barrier()  # otherwise a launcher that sees a rank end would end rank 0 before it has written
             if world.is_first:
                 tell(f"stopped after step {progress.done:,}; --resume goes on from there")
             return False
@@ -224,7 +224,7 @@ def run_epochs(
 
 
 def learning_rate(config: TrainConfig, examples_seen: int, num_examples: int) -> float:
-    """SGD's falls in place, by the run's examples that all ranks have seen; every other stays."""
+    """In place, SGD's rate decays with the number of examples that all ranks have seen. All others are constant."""
     return linear_decay(config.lr, examples_seen, num_examples) if config.rate_falls else config.lr
 
 
@@ -250,7 +250,7 @@ def warm_up(run: Run) -> float:
             for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
                 stream.read(piece)
 
-    # One process compiles what the others wait for: so two of them begin with what the other does not need yet.
+    # Each function is compiled by one process while the others wait, so odd and even ranks start with different ones.
     for part in (read, step) if world.local_rank % 2 else (step, read):
         part()
     return time.perf_counter() - started
@@ -266,7 +266,7 @@ def check_finite(moment: Moment, progress: Progress, config: TrainConfig) -> Mom
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
+    """Each batch, with the seconds spent waiting for it."""
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)

@@ -392,12 +392,10 @@ def test_a_new_run_that_was_killed_while_it_took_the_old_ones_place_takes_it_lat
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", killed)
-            try:
-                training("--overwrite")
-            except RuntimeError:
-                pass
-            else:
-                break
+            ended = training("--overwrite")
+        if ended.code == 0:
+            break
+        assert "RuntimeError: killed" in ended.stderr
         training().assert_refused("finished run")
         assert training("--resume").code == 0
         assert_same_run(tmp_path / "run", expected)
