@@ -6,7 +6,8 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from jobs.retraining.workspace import Cycle, remove, write_json
+from jobs.retraining.workspace import Cycle, remove
+from pipeline.shared.files import write_json
 from training.vectors.alignment import align
 from training.vectors.heldout import Heldout
 from training.vectors.run_files import SUMMARY, VECTORS, VOCAB

@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, atomic_write, fsync, locked, os_errors
+from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write_json
 from training.vectors.run_files import SUMMARY
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
@@ -53,6 +53,7 @@ class Cycle:
         return read_json(self.folder / f"{name}.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{name}.json", record)
 
     def forget(self, *names: str) -> None:
@@ -254,12 +255,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); remove it, and its step is done again") from None
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def remove(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Files on a disk: atomic and durable writes, locks, and an OSError as one line for the user."""
 
 import fcntl
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -28,6 +29,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a whole file atomically. Raises OSError."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, record: object) -> None:
+    """Writes a JSON file atomically; what JSON does not know, such as a Path, becomes a string. Raises OSError."""
+    write(path, f"{json.dumps(record, indent=1, default=str)}\n".encode())
 
 
 def fsync(path: Path) -> None:

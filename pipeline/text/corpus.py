@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipeline.shared.errors import InputError, one_line
-from pipeline.shared.files import atomic_write, os_errors
+from pipeline.shared.files import os_errors, write
 from pipeline.shared.storage import is_uri
 from pipeline.text.demo import demo_lines
 
@@ -148,8 +148,7 @@ def write_copy(path: Path, content: bytes) -> None:
     """Writes a generated or downloaded text atomically. Raises InputError when ``path`` cannot be written."""
     with os_errors(f"{path}: cannot be written", "name a copy of the text with --input"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(content)
+        write(path, content)
 
 
 def _json_kind(value: object) -> T.DataType:

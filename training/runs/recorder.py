@@ -15,7 +15,7 @@ from training.run import Run
 from training.runs.checkpoint import Checkpoint, Writer
 from training.runs.metrics import Metrics, Moment
 from training.runs.progress import Progress, record_of
-from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors
+from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors, writing
 from training.runs.tensorboard import Board
 from training.runs.warm_start import Start
 from training.vectors.run_files import REPORT
@@ -61,7 +61,8 @@ class Recorder(NullRecorder):
         """``num_steps`` are the whole run's. ``execution`` says how it is computed: ranks, threads, kernel."""
         config = self._config = run.config
         self._run, self._execution, self._start = run, execution, start
-        self._folder = claim(run, resumed=resumed is not None)
+        with writing(config.output):
+            self._folder = claim(run, resumed=resumed is not None)
         done, num_bytes = (resumed.record["step"], resumed.record["metrics_bytes"]) if resumed else (0, 0)
         with ExitStack() as held:
             board = held.enter_context(closing(Board(self._folder, done))) if config.tensorboard else None
@@ -111,9 +112,10 @@ class Recorder(NullRecorder):
         }
         self._metrics.close()
         summary = summary_of(self._run.manifest, self._metrics.epochs, totals)
-        center_VD = write_vectors(self._folder, self._config.output, model)
-        write_pages(self._folder, self._run, center_VD, summary)
-        finish(self._folder, self._config.output, summary)
+        with writing(self._config.output):
+            center_VD = write_vectors(self._folder, model)
+            write_pages(self._folder, self._run, center_VD, summary)
+            finish(self._folder, self._config.output, summary)
         self.say(f"{self._config.output / REPORT} shows the run")
         print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {self._run.device}", flush=True)
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import atomic_write
+from pipeline.shared.files import write
 from training.runs.report_data import Evaluation, FinishedRun, Rows, read_evaluation
 from training.runs.report_plots import MOST_POINTS, bars, lines, map_of
 from training.vectors.compare import Growth
@@ -33,9 +33,7 @@ def write_report(
     run: FinishedRun, folder: Path, probes: Sequence[str] = (), evaluation: Evaluation | None = None
 ) -> None:
     """Writes report.html into ``folder``, atomically. Raises InputError for a probe that has no vector."""
-    content = page(run, probes, evaluation).encode()
-    with atomic_write(folder / REPORT) as file:
-        file.write(content)
+    write(folder / REPORT, page(run, probes, evaluation).encode())
 
 
 def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | None = None) -> str:

@@ -3,7 +3,6 @@
 V words, D dimensions.
 """
 
-import json
 import platform
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from safetensors.torch import save
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, atomic_write, locked, os_errors
+from pipeline.shared.files import AlreadyLocked, locked, os_errors, write, write_json
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
@@ -63,7 +62,7 @@ def locked_folder(output: Path) -> Iterator[None]:
     """Holds the lock of ``output``. Raises InputError when another run holds it."""
     with ExitStack() as stack:
         try:
-            with _writing(output):
+            with writing(output):
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(output / LOCK))
         except AlreadyLocked:
@@ -83,17 +82,15 @@ def claim(run: Run, resumed: bool) -> Path:
     fresh = output / NEW if is_finished(output) else output
     folder = active_folder(output) if resumed else fresh
     vocabulary = read_vocabulary(config.data, run.manifest)
-    with _writing(output):
-        if not resumed:
-            shutil.rmtree(output / NEW, ignore_errors=True)
-            folder.mkdir(exist_ok=True)
-            for name in OWN_FILES:
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / FOLDER, ignore_errors=True)
-            shutil.rmtree(folder / BOARD, ignore_errors=True)
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-        _write_json(folder / "config.json", settings)
-        _write(folder / VOCAB, vocabulary)
+    if not resumed:
+        shutil.rmtree(output / NEW, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        for name in OWN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / BOARD, ignore_errors=True)
+    write_json(folder / "config.json", asdict(config))
+    write(folder / VOCAB, vocabulary)
     return folder
 
 
@@ -106,12 +103,11 @@ def read_vocabulary(data: str, manifest: Manifest) -> bytes:
         raise ManifestError.unreadable(vocab, error) from None
 
 
-def write_vectors(folder: Path, output: Path, model: SkipGram) -> npt.NDArray[np.float32]:
+def write_vectors(folder: Path, model: SkipGram) -> npt.NDArray[np.float32]:
     """Writes both tables into ``folder``; returns the center table, of shape (V, D)."""
     weights = {"center": model.center.weight, "context": model.context.weight}
     tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    with _writing(output):
-        _write(folder / VECTORS, save(tables))
+    write(folder / VECTORS, save(tables))
     return tables["center"].numpy()
 
 
@@ -136,24 +132,21 @@ def write_pages(folder: Path, run: Run, center_VD: npt.NDArray[np.float32], summ
     """Writes what people look at: loss.png, report.html and the files of TensorBoard's projector."""
     from training.runs import report_data, report_page, report_plots  # half a second, and only rank 0 draws
 
-    config = run.config
-    with _writing(config.output):
-        vocabulary = pq.read_table(folder / VOCAB)
-        words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
-        name = config.output.absolute().name
-        finished = report_data.FinishedRun.at_end(folder, name, summary, words, counts_V, center_VD, run.manifest)
-        _write(folder / "loss.png", report_plots.loss_png(finished.steps, finished.epochs, config.log_every))
-        report_page.write_report(finished, folder)
-        if config.tensorboard:
-            write_projector(folder, words, counts_V, center_VD)
+    vocabulary = pq.read_table(folder / VOCAB)
+    words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
+    name = run.config.output.absolute().name
+    finished = report_data.FinishedRun.at_end(folder, name, summary, words, counts_V, center_VD, run.manifest)
+    write(folder / "loss.png", report_plots.loss_png(finished.steps, finished.epochs, run.config.log_every))
+    report_page.write_report(finished, folder)
+    if run.config.tensorboard:
+        write_projector(folder, words, counts_V, center_VD)
 
 
 def finish(folder: Path, output: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json, last: it marks the run as finished. Then the run replaces an older one in ``output``."""
-    with _writing(output):
-        _write_json(folder / SUMMARY, summary)
-        if folder != output:
-            _replace(output)
+    write_json(folder / SUMMARY, summary)
+    if folder != output:
+        _replace(output)
 
 
 def is_finished(output: Path) -> bool:
@@ -177,17 +170,9 @@ def _replace(output: Path) -> None:
     shutil.rmtree(new)
 
 
-def _writing(output: Path) -> AbstractContextManager[None]:
+def writing(output: Path) -> AbstractContextManager[None]:
+    """Raises an OSError of the block as one line for the user. The functions of this module raise OSError."""
     return os_errors(f"--output {output}: cannot be written", "choose another folder")
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    _write(path, f"{json.dumps(record, indent=1)}\n".encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def _commit() -> str | None:

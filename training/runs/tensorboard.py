@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import atomic_write, os_errors
+from pipeline.shared.files import atomic_write, os_errors, write
 from training.vectors.run_files import BOARD
 
 SCALARS = ("loss", "mean_loss", "lr", "tokens_per_s", "wait_share")
@@ -106,5 +106,4 @@ def write_projector(
         write_numbers(file, center_VD[shown])
     with atomic_write(board / "words.tsv") as file:
         write_lines(file, pa.array(["word\tcount", *rows]))
-    with atomic_write(board / "projector_config.pbtxt") as file:
-        file.write(PROJECTOR.encode())
+    write(board / "projector_config.pbtxt", PROJECTOR.encode())

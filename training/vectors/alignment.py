@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import atomic_write
+from pipeline.shared.files import atomic_write, write
 from training.vectors.compare import shared_rows
 from training.vectors.word_vectors import Tables
 
@@ -50,8 +50,7 @@ class Alignment:
         Equal alignments give equal bytes.
         """
         drift = pa.table({"word": self.words, "count": self.counts_S, "drift": self.drift_S})
-        with atomic_write(folder / ROTATION) as file:
-            file.write(save({"rotation": np.ascontiguousarray(self.rotation_DD)}))
+        write(folder / ROTATION, save({"rotation": np.ascontiguousarray(self.rotation_DD)}))
         with atomic_write(folder / DRIFT) as file:
             pq.write_table(drift, file, compression="zstd")
 
