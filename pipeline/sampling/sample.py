@@ -15,8 +15,9 @@ from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
 from pipeline.sampling.subsample import keep_thresholds
+from pipeline.sampling.window import copy_contexts, draw_radius
 from pipeline.shared.compiled import compiled, inner
-from pipeline.shared.draws import draw, draw_below
+from pipeline.shared.draws import draw
 from pipeline.shared.randomness import U64, Purpose, stream
 
 _32 = np.uint64(32)
@@ -85,44 +86,64 @@ class Tables:
             return cls(keep_V=file["keep"], noise=Noise.of(file["ends"], file["slots"]))
 
 
+class EpochParameters(NamedTuple):
+    """Streams, settings and tables of one epoch for the compiled loops, which cannot take a PipelineConfig."""
+
+    subsample_stream: np.uint64
+    window_stream: np.uint64
+    negative_stream: np.uint64
+    window: int
+    negatives: int
+    keep_V: U64
+    noise: Noise
+
+
 def sample(piece: Slice, tables: Tables, config: PipelineConfig, epoch: int) -> Examples:
     """The examples of one epoch. Each depends on its own sequence alone, so slices may be cut anywhere between."""
 
     def epoch_stream(purpose: Purpose) -> np.uint64:
         return np.uint64(stream(config.seed, purpose, epoch))
 
+    parameters = EpochParameters(
+        subsample_stream=epoch_stream(Purpose.SUBSAMPLE),
+        window_stream=epoch_stream(Purpose.WINDOW),
+        negative_stream=epoch_stream(Purpose.NEGATIVE),
+        window=config.window,
+        negatives=config.negatives,
+        keep_V=tables.keep_V,
+        noise=tables.noise,
+    )
     # numba would compile once more for Arrow's memory, which is read-only, and for signed repeats.
     piece = piece._replace(ids=piece.ids.copy(), repeats=piece.repeats.astype(np.uint64))
     kept = Kept(np.empty_like(piece.ids), np.empty_like(piece.ids), np.empty_like(piece.lengths))
-    num_examples = keep_tokens(piece, epoch_stream(Purpose.SUBSAMPLE), tables.keep_V, kept)
+    num_examples = keep_tokens(piece, parameters, kept)
     examples = Examples(
         center_N=np.empty(num_examples, dtype=np.int32),
         contexts_negatives_NL=np.empty((num_examples, config.max_len), dtype=np.int32),
         num_contexts_N=np.empty(num_examples, dtype=np.int16),
         num_subsampled=piece.ids.size - int(kept.lengths_Q.sum()),
     )
-    streams = epoch_stream(Purpose.WINDOW), epoch_stream(Purpose.NEGATIVE)
-    fill_rows(piece, kept, *streams, config.window, config.negatives, tables.noise, examples)
+    fill_rows(piece, kept, parameters, examples)
     return examples
 
 
 @compiled
-def keep_tokens(piece: Slice, epoch_stream: np.uint64, keep_V: U64, kept: Kept) -> int:
-    """Writes to ``kept`` what subsampling keeps of every sequence; returns how many examples that gives.
+def keep_tokens(piece: Slice, parameters: EpochParameters, kept: Kept) -> int:
+    """Writes the tokens that subsampling keeps to ``kept``. Returns the number of examples.
 
     A sequence with one token left has no example.
     """
-    ids_T, lengths_Q, keys_Q, repeats_Q = piece
+    ids_T, lengths_Q = piece.ids, piece.lengths
     kept_ids_T, kept_positions_T, kept_lengths_Q = kept
     token = num_kept = num_examples = 0
     for q in range(lengths_Q.size):
-        stream = draw(draw(epoch_stream, keys_Q[q]), repeats_Q[q])
+        stream = sequence_stream(parameters.subsample_stream, piece, q)
         start = num_kept
         for position in range(lengths_Q[q]):
             word = ids_T[token]
             kept_ids_T[num_kept] = word
             kept_positions_T[num_kept] = position
-            num_kept += (draw(stream, np.uint64(position)) >> _32) < keep_V[word]
+            num_kept += (draw(stream, np.uint64(position)) >> _32) < parameters.keep_V[word]
             token += 1
         kept_lengths_Q[q] = num_kept - start
         if kept_lengths_Q[q] > 1:
@@ -131,32 +152,24 @@ def keep_tokens(piece: Slice, epoch_stream: np.uint64, keep_V: U64, kept: Kept) 
 
 
 @compiled
-def fill_rows(
-    piece: Slice,
-    kept: Kept,
-    window_stream: np.uint64,
-    negative_stream: np.uint64,
-    window: int,
-    negatives: int,
-    noise: Noise,
-    examples: Examples,
-) -> None:
-    """Writes the examples: center; contexts, then negatives, then 0; and how many contexts there are."""
+def fill_rows(piece: Slice, kept: Kept, parameters: EpochParameters, examples: Examples) -> None:
+    """Writes the examples: center; contexts, then negatives, then 0; and the number of contexts."""
     ids_T, positions_T, lengths_Q = kept
+    noise = parameters.noise  # read in the loop, a tuple within a tuple costs an eighth of the time
     start = example = 0
     for q in range(lengths_Q.size):
         stop = start + lengths_Q[q]
         if stop - start < 2:
             start = stop
             continue
-        windows = draw(draw(window_stream, piece.keys[q]), piece.repeats[q])
-        noise_stream = draw(draw(negative_stream, piece.keys[q]), piece.repeats[q])
+        window_stream = sequence_stream(parameters.window_stream, piece, q)
+        negative_stream = sequence_stream(parameters.negative_stream, piece, q)
         for token in range(start, stop):
             row_L, position = examples.contexts_negatives_NL[example], np.uint64(positions_T[token])
-            radius: int = 1 + np.int64(draw_below(windows, position, np.uint64(window)))  # type: ignore[assignment]
+            radius = draw_radius(window_stream, position, parameters.window)
             n = copy_contexts(ids_T, start, token, stop, radius, row_L)
-            real = n * (1 + negatives)
-            row_stream = draw(noise_stream, position)
+            real = n * (1 + parameters.negatives)
+            row_stream = draw(negative_stream, position)
             if draw_negatives(row_L[n:real], row_L[:n], row_stream, noise):
                 redraw_contexts(row_L[n:real], row_L[:n], row_stream, noise)
             row_L[real:] = 0
@@ -167,17 +180,6 @@ def fill_rows(
 
 
 @inner
-def copy_contexts(
-    ids_T: npt.NDArray[np.int32], start: int, token: int, stop: int, radius: int, row_L: npt.NDArray[np.int32]
-) -> int:
-    """Writes the contexts of a token, left to right, to the front of a row; returns how many there are.
-
-    A window of radius r reaches r tokens to either side, but not beyond the ends of its sequence, ``start`` and
-    ``stop`` (Mikolov et al. 2013; d2l 15.3.3).
-    """
-    n = 0
-    for other in range(max(start, token - radius), min(stop, token + radius + 1)):
-        if other != token:
-            row_L[n] = ids_T[other]
-            n += 1
-    return n
+def sequence_stream(epoch_stream: np.uint64, piece: Slice, q: int) -> np.uint64:
+    """The stream of sequence ``q``: a function of its words and of how many equal sequences came before."""
+    return draw(draw(epoch_stream, piece.keys[q]), piece.repeats[q])

@@ -6,6 +6,7 @@ from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Tables
 from pipeline.sampling.subsample import CERTAIN
+from pipeline.sampling.window import mean_contexts
 
 OTHER_BYTES = 20
 """Bytes of an example beside its ids: center, mask, label and a share of the row group; 6 to 17 were measured."""
@@ -22,7 +23,7 @@ def expected_examples(vocab: Vocab, tables: Tables) -> float:
 def bytes_an_example(vocab_size: int, config: PipelineConfig) -> float:
     """An estimate for long sequences. In short ones, centers have fewer contexts: up to a third less."""
     bits = math.ceil(math.log2(vocab_size))
-    return (config.window + 1) * (1 + config.negatives) * bits / 8 + OTHER_BYTES
+    return mean_contexts(config.window) * (1 + config.negatives) * bits / 8 + OTHER_BYTES
 
 
 def core_seconds(num_tokens: int, epochs: int) -> float:

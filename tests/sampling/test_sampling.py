@@ -14,8 +14,9 @@ from scipy import stats
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
-from pipeline.sampling.sample import Examples, Slice, Tables, copy_contexts, sample
+from pipeline.sampling.sample import Examples, Slice, Tables, sample
 from pipeline.sampling.subsample import CERTAIN, keep_thresholds
+from pipeline.sampling.window import copy_contexts, mean_contexts
 from pipeline.shared.errors import InputError
 from pipeline.shared.randomness import Purpose, fold, stream
 
@@ -151,6 +152,16 @@ def test_radii_are_uniform() -> None:
     counts = np.bincount(radius, minlength=6)[1:]
     assert counts.sum() == 4000
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 20])
+def test_a_center_far_from_the_ends_has_the_mean_number_of_contexts(window: int) -> None:
+    """``mean_contexts`` follows from the law of the radius; the forecast of a dataset's size uses it."""
+    config = PipelineConfig(sample=0, window=window, negatives=1)
+    long = [[1 + token % 190 for token in range(20_000)]]
+    found = sample(piece_of(long), Tables.build(ZIPF_V, config), config, 0)
+    error = found.num_contexts_N[window:-window].std() / math.sqrt(20_000)
+    assert abs(found.num_contexts_N[window:-window].mean() - mean_contexts(window)) <= 5 * error
 
 
 @pytest.mark.parametrize("exponent", [0.75, 1.0, 0.0, -0.5])
