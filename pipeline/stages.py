@@ -22,17 +22,17 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipeline.dataset.manifest_file import VOCAB, Counts, Manifest, ManifestError, ShardInfo
+from pipeline.dataset.manifest_file import VOCAB, CorpusCounts, Counts, Manifest, ManifestError, ShardInfo
 from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Tables
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
 from pipeline.spark.forecast import expected_examples, forecast
-from pipeline.spark.generation import check_unchanged, current, new_generation, writing
+from pipeline.spark.generation import check_unchanged, current_generation, new_generation, writing
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS, versions
 from pipeline.spark.sink import RESULTS, ShardSink
-from pipeline.spark.spark_errors import user_error
+from pipeline.spark.spark_errors import input_errors
 from pipeline.spark.task import TABLES, from_the_driver, to_binary
 from pipeline.text.corpus import Corpus
 from pipeline.text.tokens import tokenized
@@ -52,51 +52,46 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     the next run removes what a killed run left behind. Raises InputError for what the user can fix.
     """
     output = Location.of(output).absolute()  # executors may have another working directory
-    with new_generation(output) as generation:
-        before = current(output)
-        try:
-            source_state = corpus.state(lambda: spark)
-            rows = corpus.read(spark)
+    with new_generation(output) as generation, input_errors(corpus.description):
+        before = current_generation(output)
+        source_state = corpus.state(lambda: spark)
+        rows = corpus.read(spark)
 
-            sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
-            log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
-            with timed("counting"):
-                vocab, seen = count(rows, config)
-            check_vocab(vocab, config)
-            tables = Tables.build(vocab.counts_V, config)
-            with writing(output):
-                vocab.write(generation / VOCAB)
-                (generation / TABLES).put(tables.to_bytes())
+        sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
+        log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
+        with log_duration("counting"):
+            vocab, seen = count_words(rows, config)
+        check_vocab(vocab, config)
+        tables = Tables.build(vocab.counts_V, config)
+        with writing(output):
+            vocab.write(generation / VOCAB)
+            (generation / TABLES).put(tables.to_bytes())
 
-            num_shards = config.num_shards or default_num_shards(vocab, tables)
-            log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
-            log.info("%s", forecast(vocab, tables, config, spark.sparkContext.defaultParallelism))
-            sequences = shuffle(encoded(rows, config, generation), num_shards)
-            with timed("shuffling, sampling and writing"):
-                write(sequences, config, generation)
+        num_shards = config.num_shards or default_num_shards(vocab, tables)
+        log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
+        log.info("%s", forecast(vocab, tables, config, spark.sparkContext.defaultParallelism))
+        sequences = shuffle(encode_words(rows, config, generation), num_shards)
+        with log_duration("shuffling, sampling and writing"):
+            sample_and_write(sequences, config, generation)
 
-            manifest = collect(generation, config, source_state, vocab, seen)
-            check_shared(manifest, output)
-            check_unchanged(output, before)
-            with writing(output):
-                manifest.save(output)
-            remove_unlisted(output, manifest)
-            return manifest
-        except InputError:
-            raise
-        except Exception as error:
-            raise user_error(error, corpus.description) or error from None
+        manifest = manifest_of(generation, config, source_state, vocab, seen)
+        check_shared(manifest, output)
+        check_unchanged(output, before)
+        with writing(output):
+            manifest.save(output)
+        remove_unlisted(output, manifest)
+        return manifest
 
 
 @contextmanager
-def timed(stage: str) -> Iterator[None]:
+def log_duration(stage: str) -> Iterator[None]:
     """Logs at DEBUG how long the block took."""
     started = time.perf_counter()
     yield
     log.debug("%s took %.1f s", stage, time.perf_counter() - started)
 
 
-def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int]]:
+def count_words(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, CorpusCounts]:
     """The vocabulary, and the numbers of lines, tokens and so on. Python counts each partition, the JVM adds up."""
 
     def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -115,15 +110,16 @@ def count(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, dict[str, int
         .agg(F.sum("count").alias("count"))
         .where(~F.col("is_word") | (F.col("count") >= config.min_count))
     )
+    seen = Totals().seen
     if config.max_vocab is not None:  # rarer words need not come to the driver
         most_frequent = counted.orderBy("is_word", F.desc("count"), "name")
-        counted = most_frequent.limit(config.max_vocab + 1 + len(Totals().seen))  # 1: the corpus may hold <unk> itself
+        counted = most_frequent.limit(config.max_vocab + 1 + len(seen))  # 1: the corpus may hold <unk> itself
     totals = counted.toArrow()
     words = totals.filter(totals["is_word"]).combine_chunks()
     others = totals.filter(pc.invert(totals["is_word"])).to_pydict()
-    seen = dict(zip(others["name"], others["count"], strict=True))
-    vocab = Vocab.from_counts(words["name"], words["count"], seen.get("tokens", 0), config.max_vocab)
-    return vocab, seen
+    seen.update(dict(zip(others["name"], others["count"], strict=True)))
+    vocab = Vocab.from_counts(words["name"], words["count"], seen["tokens"], config.max_vocab)
+    return vocab, CorpusCounts(**seen)
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
@@ -147,7 +143,7 @@ def default_num_shards(vocab: Vocab, tables: Tables) -> int:
     return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
 
 
-def encoded(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
+def encode_words(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
     """(key bigint, ids binary): every sequence with two known words or more, as int32 ids."""
     folder = str(generation)
 
@@ -174,21 +170,21 @@ def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
     return sequences.repartition(num_shards, "key").sortWithinPartitions("key", "ids")
 
 
-def write(sequences: DataFrame, config: PipelineConfig, generation: Location) -> None:
+def sample_and_write(sequences: DataFrame, config: PipelineConfig, generation: Location) -> None:
     """Samples every partition and writes its shards; returns when Spark has committed all tasks."""
     sequences.sparkSession.dataSource.register(ShardSink)
     writer = sequences.write.format(ShardSink.name()).mode("append")
     writer.options(path=str(generation), config=json.dumps(asdict(config))).save()
 
 
-def collect(
+def manifest_of(
     generation: Location,
     config: PipelineConfig,
     source_state: tuple[dict[str, str | int], ...],
     vocab: Vocab,
-    seen: dict[str, int],
+    seen: CorpusCounts,
 ) -> Manifest:
-    """The manifest of a generation, from the results of the committed tasks."""
+    """The manifest of a generation, from the results of the committed tasks. Raises InputError if it has no example."""
     results = json.loads((generation / RESULTS).read_bytes())
     shards = sorted(
         (ShardInfo(**shard) for result in results for shard in result["shards"]),
@@ -203,14 +199,12 @@ def collect(
                 f"{spelled(versions())}; install the same on all machines"
             )
     counts = Counts(
-        **seen,
+        **asdict(seen),
         unknown=int(vocab.counts_V[0]),
         subsampled=sum(result["subsampled"] for result in results),
         examples=sum(shard.rows for shard in shards),
         pairs=sum(result["pairs"] for result in results),
     )
-    for leftover in (TABLES, RESULTS):
-        (generation / leftover).remove()
     return Manifest(
         generation=generation.path.rpartition("/")[2],
         config=config,
@@ -239,7 +233,7 @@ def check_shared(manifest: Manifest, output: Location) -> None:
 
 
 def remove_unlisted(output: Location, manifest: Manifest) -> None:
-    """Removes the files that failed or overtaken attempts left in the generation. Nobody reads them; they take room."""
+    """Removes the tasks' TABLES and RESULTS, and the files of failed or overtaken attempts, which nobody reads."""
     generation = output / manifest.generation
     listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
     with suppress(OSError):  # the dataset is complete by now

@@ -49,8 +49,8 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What prepare read and made. The last three are sums over all sampled epochs, including heldout."""
+class CorpusCounts:
+    """What prepare read."""
 
     lines: int
     """Lines of text, or rows of a column."""
@@ -65,6 +65,12 @@ class Counts:
     """All tokens, including those of too short sequences."""
     long_tokens: int
     """Tokens too long to be words; they became <unk>."""
+
+
+@dataclass(frozen=True)
+class Counts(CorpusCounts):
+    """What prepare read and made. The last three are sums over all sampled epochs, including heldout."""
+
     unknown: int
     """Tokens that are <unk>."""
     subsampled: int

@@ -38,7 +38,7 @@ def new_generation(output: Location) -> Iterator[Location]:
         output.make_folder()
     try:
         with _locked(output) as is_exclusive:
-            before = current(output)
+            before = current_generation(output)
             generation = output / f"{PREFIX}{secrets.token_hex(6)}"
             try:
                 with writing(output):
@@ -54,7 +54,7 @@ def new_generation(output: Location) -> Iterator[Location]:
 
 def check_unchanged(output: Location, before: str | None) -> None:
     """Raises InputError when another run has written a manifest meanwhile, which it can where there are no locks."""
-    now = current(output)
+    now = current_generation(output)
     if now != before:
         raise InputError(f"--output {output}: another prepare has written {now} meanwhile; that one stays")
 
@@ -65,7 +65,7 @@ def writing(output: Location) -> AbstractContextManager[None]:
     return os_errors(f"--output {output}: cannot be written", remedy)
 
 
-def current(output: Location) -> str | None:
+def current_generation(output: Location) -> str | None:
     """The generation that readers see; None where there is no dataset."""
     try:
         return Manifest.load(output).generation
@@ -96,7 +96,7 @@ def _locked(output: Location) -> Iterator[bool]:
 def _clean(output: Location, ours: Location, before: str | None, is_exclusive: bool) -> None:
     """Removes all generations but the manifest's; without the lock, only this run's, replaced and abandoned ones."""
     with suppress(OSError):  # the next run tries again
-        kept = current(output)
+        kept = current_generation(output)
         if kept is None and (output / FILE_NAME).exists():
             return  # the manifest cannot be read, perhaps only for a moment, and may name any generation
         for entry in output.entries():

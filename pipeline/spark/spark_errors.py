@@ -1,6 +1,8 @@
 """Spark's exceptions that the user can fix, in one line each. Everything else is raised as it is."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from py4j.protocol import Py4JNetworkError
 
@@ -26,6 +28,19 @@ _REMEDIES = (
     (r"No space left on device", "make room where Spark keeps temporary files (SPARK_LOCAL_DIRS), and on --output"),
 )
 """What a line of Spark's text holds, and what to do about it."""
+
+
+@contextmanager
+def input_errors(given: str) -> Iterator[None]:
+    """Raises an exception of the block as the InputError that ``user_error`` makes of it; others as they are."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (known := user_error(error, given)) is None:
+            raise
+        raise known from None
 
 
 def user_error(error: BaseException, given: str) -> InputError | None:

@@ -342,7 +342,7 @@ def test_a_run_that_fails_leaves_the_old_dataset_and_nothing_else(
     def fail(*_: object) -> None:
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(stages, "collect", fail)  # the shards are written by then
+    monkeypatch.setattr(stages, "manifest_of", fail)  # the shards are written by then
     with pytest.raises(RuntimeError, match="fire"):
         prepare(spark, corpus, CONFIG, output)
     assert sorted(path.relative_to(output) for path in output.rglob("*")) == before
