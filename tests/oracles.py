@@ -4,6 +4,7 @@ under test but the formulas and the numbers of the purposes."""
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 MASK = (1 << 64) - 1
 
@@ -71,11 +72,24 @@ def windows(ids: Sequence[int], radius: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def alias_word(bits: int, threshold: Sequence[int], alias: Sequence[int]) -> int:
+class NoiseTables(NamedTuple):
+    """The contents of ``Noise``: of each slot the threshold and the alias, of each word the weight."""
+
+    threshold: Sequence[int]
+    alias: Sequence[int]
+    weights: Sequence[int]
+
+    @classmethod
+    def of(cls, ends: Sequence[int], slots: Sequence[int]) -> "NoiseTables":
+        weights = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        return cls([slot >> 32 for slot in slots], [slot % 2**32 for slot in slots], weights)
+
+
+def alias_word(bits: int, tables: NoiseTables) -> int:
     """The noise word of 64 random bits: high bits a slot, low 32 bits its coin."""
-    slot_bits = (len(alias) - 1).bit_length()
+    slot_bits = (len(tables.alias) - 1).bit_length()
     slot = bits >> (64 - slot_bits)
-    return slot if bits % 2**32 < threshold[slot] else alias[slot]
+    return slot if bits % 2**32 < tables.threshold[slot] else tables.alias[slot]
 
 
 def allowed_word(bits: int, weights: Sequence[int], forbidden: set[int]) -> int:
@@ -97,9 +111,7 @@ def examples(
     window: int,
     negatives: int,
     keep: Sequence[int],
-    threshold: Sequence[int],
-    alias: Sequence[int],
-    weights: Sequence[int],
+    tables: NoiseTables,
     seed: int = 0,
     epoch: int = 0,
     max_length: int = 1000,
@@ -129,9 +141,9 @@ def examples(
             for slot in range(len(contexts) * negatives):
                 for redraw in range(17):
                     bits = fold(stream, slot + (redraw << 16))
-                    word = alias_word(bits, threshold, alias)
+                    word = alias_word(bits, tables)
                     if redraw == 16:
-                        word = allowed_word(bits, weights, set(contexts))
+                        word = allowed_word(bits, tables.weights, set(contexts))
                     if word not in contexts:
                         break
                 noise.append(word)

@@ -33,19 +33,6 @@ class Noise(NamedTuple):
     def of(cls, ends_V: npt.NDArray[np.int64], slots_S: U64) -> "Noise":
         return cls(ends_V, slots_S, np.uint64(65 - slots_S.size.bit_length()))
 
-    @property
-    def weights_V(self) -> npt.NDArray[np.int64]:
-        """Integer weights, proportional to count ** exponent; id 0 has 0, all others 1 or more."""
-        return np.diff(self.ends_V, prepend=0)
-
-    @property
-    def threshold_S(self) -> npt.NDArray[np.uint32]:
-        return (self.slots_S >> np.uint64(COIN_BITS)).astype(np.uint32)
-
-    @property
-    def alias_S(self) -> npt.NDArray[np.int32]:
-        return self.slots_S.astype(np.uint32).astype(np.int32)
-
 
 def noise_weights(counts_V: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.int64]:
     """count ** exponent (Mikolov et al. 2013, section 2.2: 0.75) as integers >= 1 that sum to S · 2^32; 0 for id 0.

@@ -45,8 +45,4 @@ def forecast(vocab: Vocab, tables: Tables, config: PipelineConfig, num_tasks: in
 
 def rounded(number: float) -> str:
     """Two significant digits of a number from 1 up, as in 190,000 for 187,344; one digit of a smaller number."""
-    if number <= 0:
-        return "0"
-    magnitude = math.floor(math.log10(number))
-    digits = 1 - magnitude if number >= 1 else -magnitude
-    return f"{round(number, digits):,.{max(0, digits) if number < 1 else 0}f}"
+    return f"{float(f'{number:.2g}'):,.0f}" if number >= 1 else f"{number:.1g}"

@@ -7,7 +7,7 @@ separates words. Lower-casing is Unicode's, one code point at a time. An array i
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,8 @@ _ASCII_SPACE = re.compile(rb"[\t-\r\x1c-\x20]")
 class Tokenized:
     """Sequences end to end: ``words`` (sum of ``lengths``) and ``lengths``, each >= 1; and counts for the manifest."""
 
-    words: pa.StringArray
-    lengths: npt.NDArray[np.int64]
+    words: pa.StringArray = field(default_factory=lambda: pa.array([], pa.string()))
+    lengths: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     num_lines: int = 0
     num_nulls: int = 0
     """Rows without a value, and null or empty elements of arrays."""
@@ -54,7 +54,7 @@ def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
     values = column.drop_null()
     num_nulls = len(column) - len(values)
     if num_nulls:
-        yield Tokenized(_no_words(), np.zeros(0, np.int64), num_lines=num_nulls, num_nulls=num_nulls)
+        yield Tokenized(num_lines=num_nulls, num_nulls=num_nulls)
     if pa.types.is_list(values.type):
         yield from _from_lists(values, config)
     else:
@@ -92,7 +92,7 @@ def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
 
 def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenized]:
     """A line of any length, split a stretch at a time. Tokens that do not fill a sequence move to the next stretch."""
-    carry = _no_words()
+    carry = pa.array([], pa.string())
     num_invalid, num_tokens, start = 0, 0, 0
     while start < len(line):
         found = _ASCII_SPACE.search(line, min(start + CHUNK_BYTES, len(line)))
@@ -111,13 +111,7 @@ def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenize
             num_long_tokens=num_long,
         )
         carry, start = words[complete:], stop
-    yield Tokenized(
-        _no_words(),
-        np.zeros(0, np.int64),
-        num_lines=1,
-        num_invalid_utf8=num_invalid,
-        num_too_short=int(num_tokens == 0),
-    )
+    yield Tokenized(num_lines=1, num_invalid_utf8=num_invalid, num_too_short=int(num_tokens == 0))
 
 
 def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokenized]:
@@ -133,8 +127,6 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
     words, num_long = _without_long(words)
     lengths = _cut(raw_lengths, config.max_sentence_length)
     yield Tokenized(
-        _no_words(),
-        np.zeros(0, np.int64),
         num_lines=len(lists),
         num_nulls=num_nulls,
         num_too_short=int((lengths < 2).sum()),
@@ -210,7 +202,3 @@ def stretches(lengths: npt.NDArray[np.int64], max_tokens: int) -> Iterator[tuple
         stop = max(row + 1, int(np.searchsorted(ends, token + max_tokens, side="right")))
         yield slice(row, stop), slice(token, int(ends[stop - 1]))
         row, token = stop, int(ends[stop - 1])
-
-
-def _no_words() -> pa.StringArray:
-    return pa.array([], pa.string())

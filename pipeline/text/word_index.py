@@ -1,9 +1,10 @@
-"""From words to ids and hashes, a distinct word at a time: an index of the vocabulary in Arrow's own bytes.
+"""Words become ids and hashes: an index of the vocabulary, in compiled code that reads Arrow's buffers.
 
 V words, S = 2^k > V slots of the index.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,44 +19,45 @@ _MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)
 _SHIFT = np.uint64(32)
 
 
-class WordIndex:
-    """Finds the ids of a vocabulary's words, by hash and then byte by byte; each Python worker builds it once.
+class Words(NamedTuple):
+    """Words as compiled code takes them: word i is ``data[offsets[i] : offsets[i + 1]]``, with a 64-bit hash.
 
-    Needs memory for the words' bytes, and 16 to 32 bytes a word more.
+    The hash is the same on every machine, because sequence keys are made from it.
     """
 
-    def __init__(self, words: pa.StringArray):
-        self._offsets, self._bytes = _parts(words)
-        self._hashes = word_hashes(words)
-        self._slots = self._slots_of(self._hashes)
+    offsets: npt.NDArray[np.int32]
+    data: npt.NDArray[np.uint8]
+    hashes: U64
 
-    @staticmethod
-    def _slots_of(hashes: U64) -> npt.NDArray[np.int32]:
-        slots = np.full(2 << max(1, hashes.size.bit_length()), -1, np.int32)
-        _build(hashes, slots)
-        return slots
+    @classmethod
+    def of(cls, words: pa.StringArray) -> "Words":
+        """The words of an Arrow array without nulls. Copies nothing."""
+        offsets, data, hashes = np.zeros(1, np.int32), np.zeros(0, np.uint8), np.empty(len(words), np.uint64)
+        if len(words):
+            _, offset_buffer, data_buffer = words.buffers()
+            offsets = np.frombuffer(offset_buffer, np.int32)[words.offset : words.offset + len(words) + 1]
+            if data_buffer is not None and data_buffer.size:
+                data = np.frombuffer(data_buffer, np.uint8)
+        _hash_all(offsets, data, hashes)
+        return cls(offsets, data, hashes)
 
-    def ids(self, words: pa.StringArray, hashes: U64) -> npt.NDArray[np.int32]:
-        """The id of each of ``words``, whose ``word_hashes`` are given; 0 for a word that is not in the vocabulary."""
-        ids = np.zeros(hashes.size, np.int32)
-        _find(self._slots, self._hashes, self._offsets, self._bytes, hashes, *_parts(words), ids)
+
+class WordIndex:
+    """Finds the ids of a vocabulary's words, by hash and then byte by byte. Each Python worker builds it once.
+
+    Needs memory for the words' bytes, and 16 to 32 bytes more per word.
+    """
+
+    def __init__(self, vocab: pa.StringArray):
+        self._vocab = Words.of(vocab)
+        self._slots = np.full(2 << max(1, len(vocab).bit_length()), -1, np.int32)
+        _build(self._vocab.hashes, self._slots)
+
+    def ids(self, words: Words) -> npt.NDArray[np.int32]:
+        """The id of each word; 0 for a word that is not in the vocabulary."""
+        ids = np.zeros(words.hashes.size, np.int32)
+        _find(self._slots, self._vocab, words, ids)
         return ids
-
-
-def word_hashes(words: pa.StringArray) -> U64:
-    """A 64-bit hash of every word's bytes; the same on every machine, because sequence keys are made from it."""
-    hashes = np.empty(len(words), np.uint64)
-    _hash_all(*_parts(words), hashes)
-    return hashes
-
-
-def _parts(words: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Offsets (len + 1) and bytes of an Arrow string array without nulls, without copying them."""
-    if len(words) == 0:
-        return np.zeros(1, np.int32), np.zeros(0, np.uint8)
-    _, offsets, data = words.buffers()
-    found = np.frombuffer(offsets, np.int32)[words.offset : words.offset + len(words) + 1]
-    return found, np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,16 @@ class Encoded:
 
 
 def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordIndex) -> Encoded:
-    """Ids of the known words of every sequence; sequences with fewer than two known words are left out.
+    """The ids of the known words of every sequence. Leaves out sequences with fewer than two known words.
 
     A sequence's key is a hash of all its *words*, including unknown ones, so it is the same under every vocabulary: a
     line that is held out today is still held out when the corpus has grown.
     """
     dictionary = words.dictionary_encode()
-    hash_D = word_hashes(dictionary.dictionary)
-    id_D = index.ids(dictionary.dictionary, hash_D)
+    distinct = Words.of(dictionary.dictionary)
     token = dictionary.indices.to_numpy()
-    keys = sequence_keys(hash_D[token], lengths)
-    ids = id_D[token]
+    keys = sequence_keys(distinct.hashes[token], lengths)
+    ids = index.ids(distinct)[token]
     known = ids > 0
     num_known = num_set(known, lengths)
     enough = num_known >= 2
@@ -87,7 +88,7 @@ def encode(words: pa.StringArray, lengths: npt.NDArray[np.int64], index: WordInd
 
 @compiled
 def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], hashes: U64) -> None:
-    """Eight bytes at a time, each mixed in by a multiplication and a fold (after MurmurHash3's finaliser)."""
+    """Mixes in eight bytes at a time, by multiplications and shifts (after MurmurHash3's finaliser)."""
     for word in range(hashes.size):
         start, stop = offsets[word], offsets[word + 1]
         state = np.uint64(stop - start) * _MULTIPLIER
@@ -103,7 +104,7 @@ def _hash_all(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], hashe
 
 @compiled
 def _build(hashes: U64, slots: npt.NDArray[np.int32]) -> None:
-    """Open addressing: a slot holds an id, or -1, which all slots hold before."""
+    """Open addressing: fills ``slots``, which all hold -1, with ids."""
     mask = np.uint64(slots.size - 1)
     for word in range(hashes.size):
         slot = hashes[word] & mask
@@ -113,32 +114,23 @@ def _build(hashes: U64, slots: npt.NDArray[np.int32]) -> None:
 
 
 @compiled
-def _find(
-    slots: npt.NDArray[np.int32],
-    hashes: U64,
-    offsets: npt.NDArray[np.int32],
-    data: npt.NDArray[np.uint8],
-    asked_hashes: U64,
-    asked_offsets: npt.NDArray[np.int32],
-    asked_data: npt.NDArray[np.uint8],
-    ids: npt.NDArray[np.int32],
-) -> None:
+def _find(slots: npt.NDArray[np.int32], vocab: Words, words: Words, ids: npt.NDArray[np.int32]) -> None:
     """Writes the ids of the words that are in the vocabulary; the ids of others stay 0."""
     mask = np.uint64(slots.size - 1)
-    for asked in range(ids.size):
-        slot = asked_hashes[asked] & mask
-        start = asked_offsets[asked]
-        length = asked_offsets[asked + 1] - start
+    for word in range(ids.size):
+        slot = words.hashes[word] & mask
+        start = words.offsets[word]
+        length = words.offsets[word + 1] - start
         while slots[slot] >= 0:
-            word = slots[slot]
-            at = offsets[word]
-            if hashes[word] == asked_hashes[asked] and offsets[word + 1] - at == length:
+            known = slots[slot]
+            at = vocab.offsets[known]
+            if vocab.hashes[known] == words.hashes[word] and vocab.offsets[known + 1] - at == length:
                 same = True
                 for place in range(length):
-                    if data[at + place] != asked_data[start + place]:
+                    if vocab.data[at + place] != words.data[start + place]:
                         same = False
                         break
                 if same:
-                    ids[asked] = word
+                    ids[word] = known
                     break
             slot = (slot + np.uint64(1)) & mask

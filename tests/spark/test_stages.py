@@ -118,12 +118,16 @@ def test_the_pipeline_equals_the_oracle(tiny: tuple[Path, Manifest], epoch: int)
         negatives=3,
         epoch=epoch,
         keep=tables.keep_V.tolist(),
-        threshold=tables.noise.threshold_S.tolist(),
-        alias=tables.noise.alias_S.tolist(),
-        weights=tables.noise.weights_V.tolist(),
+        tables=oracles.NoiseTables.of(tables.noise.ends_V.tolist(), tables.noise.slots_S.tolist()),
     )
     assert len(expected) > 1000
     assert sorted(rows_of(dataset, manifest, epoch)) == sorted(expected)
+
+
+def test_a_dataset_has_the_files_of_its_manifest_and_no_others(tiny: tuple[Path, Manifest]) -> None:
+    dataset, manifest = tiny
+    files = [path.relative_to(dataset).as_posix() for path in dataset.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(["manifest.json", manifest.vocab_path, *(shard.path for shard in manifest.shards)])
 
 
 def test_counts_say_what_was_seen_and_made(tiny: tuple[Path, Manifest]) -> None:

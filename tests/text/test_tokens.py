@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.dataset.vocab import Vocab
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.text import tokens
+from pipeline.text import tokens, word_index
 from pipeline.text.tokens import tokenized
-from pipeline.text.word_index import WordIndex, encode, word_hashes
+from pipeline.text.word_index import WordIndex, Words, encode
 
 LINES = [
     "",
@@ -164,23 +164,22 @@ def test_the_index_finds_every_word_and_no_other() -> None:
     others = ["", "word", "word5000", "words1", "Word1", "e\u0301"]
     index = WordIndex(pa.array(["before", *words])[1:])
     asked = pa.array(["skipped", *others, *words[::-1]])[1:]
-    found = index.ids(asked, word_hashes(asked))
+    found = index.ids(Words.of(asked))
     assert found.tolist() == [0] * len(others) + list(range(len(words)))[::-1]
 
 
-def test_the_index_compares_words_whose_hashes_are_equal() -> None:
+def test_the_index_compares_words_whose_hashes_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     words, asked = pa.array(["<unk>", "a", "b"]), pa.array(["b", "c", "a"])
-    index = WordIndex(words)
-    assert index.ids(asked, word_hashes(asked)).tolist() == [2, 0, 1]
-    index._hashes[:] = 7
-    index._slots = type(index)._slots_of(index._hashes)
-    assert index.ids(asked, np.full(3, 7, np.uint64)).tolist() == [2, 0, 1]
+    assert WordIndex(words).ids(Words.of(asked)).tolist() == [2, 0, 1]
+    monkeypatch.setattr(word_index, "_hash_all", lambda offsets, data, hashes: hashes.fill(7))
+    assert Words.of(asked).hashes.tolist() == [7, 7, 7]
+    assert WordIndex(words).ids(Words.of(asked)).tolist() == [2, 0, 1]
 
 
 def test_word_hashes_are_the_oracles() -> None:
     words = ["", "a", "\u00e9t\u00e9", "exactly8", "more than eight bytes", "x" * 100]
-    assert word_hashes(pa.array(words)).tolist() == [oracles.word_hash(word) for word in words]
-    many = word_hashes(pa.array([f"{number}" for number in range(100_000)]))
+    assert Words.of(pa.array(words)).hashes.tolist() == [oracles.word_hash(word) for word in words]
+    many = Words.of(pa.array([f"{number}" for number in range(100_000)])).hashes
     assert len(set(many.tolist())) == 100_000
     bits = (many[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.01
