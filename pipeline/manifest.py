@@ -1,7 +1,7 @@
-"""Shows what a dataset holds, or verifies all of it.
+"""Shows a dataset's counts and settings, or verifies all of its files.
 
-python -m pipeline.manifest show data/ptb       what the dataset holds
-python -m pipeline.manifest verify s3://b/ptb   reads all of it and prints what is wrong
+python -m pipeline.manifest show data/ptb       counts and settings, from the manifest alone
+python -m pipeline.manifest verify s3://b/ptb   reads every file and prints each fault
 """
 
 import sys
@@ -14,7 +14,7 @@ from pipeline.shared.errors import tell
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``show`` or ``verify`` a dataset. Exits with 2 after a line for each thing that is wrong."""
+    """``show`` or ``verify`` a dataset. Exits with 2 after printing a line for each fault."""
     parser = Parser(
         "python -m pipeline.manifest",
         "Shows what a dataset holds, or reads and checks all of it.",

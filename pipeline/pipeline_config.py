@@ -1,4 +1,4 @@
-"""PipelineConfig: every setting that decides which bytes prepare writes, checked once, stored in the manifest."""
+"""PipelineConfig: every setting on which the bytes of a dataset depend. Checked once, and stored in the manifest."""
 
 from argparse import BooleanOptionalAction
 from dataclasses import asdict
@@ -9,13 +9,13 @@ from pipeline.shared.errors import InputError
 from pipeline.shared.settings import Number, OneOrMore, Text, setting, settings
 
 MAX_SEQUENCE_TOKENS = 1 << 17
-"""The longest sequence there can be: a task samples at least one at once, so this bounds its memory."""
+"""The most tokens of a sequence. A task holds at least one whole sequence, so this bounds its memory."""
 
 MAX_EPOCHS = 1000
-"""Each is a copy of the examples, and a task keeps a file open for each."""
+"""A task keeps a file open for each epoch."""
 
 CORPUS, SAMPLING = "corpus", "sampling"
-"""The flags' groups."""
+"""Titles of flag groups in ``--help``."""
 
 
 @settings()
@@ -105,7 +105,7 @@ class PipelineConfig:
         group=SAMPLING,
         help="share of sequences, 0 to 0.5, that is kept aside and never trained on",
     )
-    """A hash of the sequence decides; what is kept aside is the split ``heldout``."""
+    """Chosen by a hash of the sequence. The sequences kept aside are the split ``heldout``."""
 
     max_sentence_length: int = setting(
         default=1000, ge=2, le=MAX_SEQUENCE_TOKENS, group=SAMPLING, help="longer sequences are cut, in tokens"
@@ -121,7 +121,7 @@ class PipelineConfig:
             )
 
     def __str__(self) -> str:
-        """All settings, for people, with the width of a row that follows from them."""
+        """All settings that are not None, then the width of a row, for people."""
         settings = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None)
         return f"{settings}; rows of 2 x {self.window} x (1 + {self.negatives}) = {self.max_len}"
 

@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output: str | Path | Location) -> Manifest:
     """Writes the dataset OUTPUT from ``corpus`` and returns its manifest.
 
-    A dataset that is there stays valid until the new manifest replaces the old one. After an error nothing new is left;
-    the next run removes what a killed run left behind. Raises InputError for what the user can fix.
+    An existing dataset stays valid until the new manifest replaces the old one. A run that fails removes its files; the
+    next run removes what a killed run left behind. Raises InputError for errors that the user can fix.
     """
     output = Location.of(output).absolute()  # executors may have another working directory
     with new_generation(output) as generation, input_errors(corpus.description):
@@ -92,7 +92,7 @@ def log_duration(stage: str) -> Iterator[None]:
 
 
 def count_words(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, CorpusCounts]:
-    """The vocabulary, and the numbers of lines, tokens and so on. Python counts each partition, the JVM adds up."""
+    """The vocabulary and the counts of the corpus. Python counts within a partition; the JVM adds up the partitions."""
 
     def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals()
@@ -123,7 +123,7 @@ def count_words(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, CorpusC
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
-    """Raises InputError when no example, or no negative, could be drawn. Nothing is written by then."""
+    """Raises InputError if no example or no negative could be drawn. Called before anything is written."""
     num_tokens, num_words = int(vocab.counts_V.sum()), len(vocab) - 1
     if num_tokens == 0:
         raise InputError("the corpus holds no tokens; expected text, one sentence a line")
@@ -144,7 +144,7 @@ def default_num_shards(vocab: Vocab, tables: Tables) -> int:
 
 
 def encode_words(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
-    """(key bigint, ids binary): every sequence with two known words or more, as int32 ids."""
+    """Rows (key bigint, ids binary): every sequence with two or more known words, as int32 ids."""
     folder = str(generation)
 
     def to_ids(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -160,7 +160,7 @@ def encode_words(rows: DataFrame, config: PipelineConfig, generation: Location) 
 
 @lru_cache(maxsize=1)
 def _word_index(generation: str) -> WordIndex:
-    """Made once in each Python worker; the name of a generation is unique."""
+    """Made once in each Python worker. The name of a generation is unique."""
     with from_the_driver(Location.of(generation)) as folder:
         return WordIndex(Vocab.read(folder / VOCAB).words)
 
@@ -171,7 +171,7 @@ def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
 
 
 def sample_and_write(sequences: DataFrame, config: PipelineConfig, generation: Location) -> None:
-    """Samples every partition and writes its shards; returns when Spark has committed all tasks."""
+    """Samples every partition and writes its shards. Returns when Spark has committed all tasks."""
     sequences.sparkSession.dataSource.register(ShardSink)
     writer = sequences.write.format(ShardSink.name()).mode("append")
     writer.options(path=str(generation), config=json.dumps(asdict(config))).save()
@@ -224,7 +224,7 @@ def spelled(versions: dict[str, str]) -> str:
 
 
 def check_shared(manifest: Manifest, output: Location) -> None:
-    """Raises InputError when the driver does not see what the workers wrote."""
+    """Raises InputError if the driver does not see the files that the workers wrote."""
     try:
         manifest.check_files(output)
     except ManifestError as error:

@@ -1,4 +1,4 @@
-"""The manifest of a dataset: the one file that readers trust. It needs neither Spark nor torch.
+"""The manifest of a dataset: the one file that readers trust. This module needs neither Spark nor torch.
 
 DATASET/manifest.json                                     written last, atomically
 DATASET/<generation>/vocab.parquet                        word_id, word, count
@@ -22,6 +22,7 @@ from pipeline.shared.storage import Location
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 VOCAB = "vocab.parquet"
+PREPARE_AGAIN = "run prepare again with --overwrite"
 
 
 class ManifestError(InputError):
@@ -30,7 +31,7 @@ class ManifestError(InputError):
     @classmethod
     def unreadable(cls, where: Location, error: Exception) -> "ManifestError":
         """The error of a file that cannot be read or understood."""
-        remedy = "run prepare again with --overwrite"
+        remedy = PREPARE_AGAIN
         if where.local is None and isinstance(error, OSError):
             remedy = "check the address, your credentials for it, and that its server can be reached"
         return cls(f"{where}: cannot be read ({one_line(error)}); {remedy}")
@@ -87,7 +88,7 @@ class Manifest:
     generation: str
     config: PipelineConfig
     source_state: tuple[dict[str, str | int], ...]
-    """Path, size and time of each source, by which a changed corpus is recognised."""
+    """Path, size and time of each source. A changed corpus has another state."""
     counts: Counts
     vocab_size: int
     """V, ids from 0 (<unk>) to V - 1."""
@@ -142,14 +143,14 @@ class Manifest:
         found = record.get("format_version") if isinstance(record, dict) else None
         if found != FORMAT_VERSION:
             newer = isinstance(found, int) and found > FORMAT_VERSION
-            remedy = "use the shardvec that wrote it, or a newer one" if newer else "run prepare again with --overwrite"
+            remedy = "use the shardvec that wrote it, or a newer one" if newer else PREPARE_AGAIN
             raise ManifestError(f"{path}: found format version {found}, expected {FORMAT_VERSION}; {remedy}")
         try:
             manifest = _from_record(record)
         except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(f"{path}: not a valid manifest ({error}); run prepare again with --overwrite") from None
+            raise ManifestError(f"{path}: not a valid manifest ({error}); {PREPARE_AGAIN}") from None
         if manifest.dataset_id != record.get("dataset_id") or manifest.max_len != manifest.config.max_len:
-            raise ManifestError(f"{path}: dataset_id does not fit its contents; run prepare again with --overwrite")
+            raise ManifestError(f"{path}: dataset_id does not fit its contents; {PREPARE_AGAIN}")
         return manifest
 
     def check_files(self, dataset: str | Path | Location) -> None:
@@ -160,13 +161,11 @@ class Manifest:
             with vocab.open() as file:
                 num_words = pq.read_metadata(file).num_rows
         except FileNotFoundError:
-            raise ManifestError(f"{vocab}: missing; run prepare again with --overwrite") from None
+            raise ManifestError(f"{vocab}: missing; {PREPARE_AGAIN}") from None
         except (OSError, pa.ArrowException) as error:
             raise ManifestError.unreadable(vocab, error) from None
         if num_words != self.vocab_size:
-            raise ManifestError(
-                f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; run prepare again with --overwrite"
-            )
+            raise ManifestError(f"{vocab}: {num_words} words, manifest lists {self.vocab_size}; {PREPARE_AGAIN}")
         try:
             sizes = folder.sizes([shard.path for shard in self.shards])
         except OSError as error:
@@ -175,13 +174,12 @@ class Manifest:
             if found != shard.bytes:
                 state = "missing" if found is None else f"{found} bytes"
                 raise ManifestError(
-                    f"{folder / shard.path}: {state}, manifest lists {shard.bytes} bytes; "
-                    f"run prepare again with --overwrite"
+                    f"{folder / shard.path}: {state}, manifest lists {shard.bytes} bytes; {PREPARE_AGAIN}"
                 )
 
     @property
     def remarks(self) -> list[str]:
-        """What was wrong with the corpus, a line each."""
+        """Warnings about the corpus, one line each."""
         found = (
             (self.counts.nulls, "rows or tokens without a value were skipped"),
             (self.counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
@@ -190,7 +188,7 @@ class Manifest:
         return [f"{number:,} {what}" for number, what in found if number]
 
     def __str__(self) -> str:
-        """What the dataset holds, in a few lines for people."""
+        """Counts and sizes of the dataset, in a few lines for people."""
         counts = self.counts
         size = sum(shard.bytes for shard in self.shards)
         held = sum(shard.rows for shard in self.shards if shard.split == "heldout")
@@ -206,7 +204,7 @@ class Manifest:
 
 
 def _from_record(record: dict[str, Any]) -> Manifest:
-    """A Manifest from its JSON. Raises KeyError, TypeError or ValueError when it does not fit."""
+    """A Manifest from its JSON. Raises KeyError, TypeError or ValueError if a field is missing, unknown or invalid."""
     fields = {field.name: record[field.name] for field in dataclasses.fields(Manifest)}
     fields["config"] = PipelineConfig(**record["config"])
     fields["counts"] = Counts(**record["counts"])

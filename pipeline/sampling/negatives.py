@@ -1,4 +1,4 @@
-"""Negatives: noise words drawn with replacement, none of which is among its own row's contexts. Compiled.
+"""Negatives: noise words, drawn with replacement, that are not among their own row's contexts. Compiled.
 
 A row has n contexts and J = n·K negatives. V words, S slots of the alias table (noise.py).
 """
@@ -20,15 +20,15 @@ _16, _32 = np.uint64(16), np.uint64(32)
 def draw_negatives(
     negatives_J: npt.NDArray[np.int32], contexts_n: npt.NDArray[np.int32], stream: np.uint64, noise: Noise
 ) -> bool:
-    """Fills ``negatives_J`` with noise words: draw number ``place`` of ``stream`` in each place.
+    """Fills ``negatives_J`` with noise words; place j gets draw number j of ``stream``.
 
-    Returns whether one of them is a context: ``redraw_contexts`` is needed then. It is a function of its own because
-    this one runs for every row, and is a fifth slower when the compiler has to optimise both at once.
+    Returns True if one of them is a context; then call ``redraw_contexts``. That is a separate function because this
+    one runs for every row and is a fifth slower if the compiler optimises both together.
     """
     for place in range(negatives_J.size):
         negatives_J[place] = noise_word(draw(stream, np.uint64(place)), noise)
     hit = 0
-    for context in contexts_n:  # in this order, and without leaving early, the compiler compares many at a time
+    for context in contexts_n:  # this order of loops, without a break, lets the compiler compare many at a time
         for place in range(negatives_J.size):
             if negatives_J[place] == context:
                 hit = 1
@@ -39,7 +39,7 @@ def draw_negatives(
 def redraw_contexts(
     negatives_J: npt.NDArray[np.int32], contexts_n: npt.NDArray[np.int32], stream: np.uint64, noise: Noise
 ) -> None:
-    """Draws every negative that is a context again until it is no context (d2l 15.3.4).
+    """Replaces each negative that is a context by new draws until it is none (d2l 15.3.4).
 
     Round MAX_REDRAWS draws from the exact conditional law over the other words, so the loop ends. Draw number
     (place, round) depends on ``stream`` alone.
@@ -73,10 +73,10 @@ def is_among(word: np.int32, words: npt.NDArray[np.int32]) -> bool:
 
 @inner
 def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt.NDArray[np.int64]) -> np.int32:
-    """One word from the noise law without the contexts.
+    """Draws a word from the noise law without the contexts.
 
-    Inverts the cumulative law with the contexts' intervals cut out: from the smallest id up, a number that lies at or
-    beyond a forbidden interval moves on by the interval's length.
+    Inverts the cumulative law with the contexts' intervals cut out: from the smallest id up, a number at or beyond a
+    forbidden interval moves up by the interval's length.
     """
     allowed = ends_V[-1]
     word = next_above(0, contexts_n)
@@ -93,7 +93,7 @@ def allowed_word(bits: np.uint64, contexts_n: npt.NDArray[np.int32], ends_V: npt
 
 @inner
 def word_at(x: np.int64, ends_V: npt.NDArray[np.int64]) -> np.int32:
-    """The word in whose interval of the cumulative law ``x`` lies: the first that ends beyond ``x``.
+    """The word whose interval of the cumulative law contains ``x``: the first that ends beyond ``x``.
 
     Written out because numba's own searchsorted takes half a second to compile.
     """
@@ -109,7 +109,7 @@ def word_at(x: np.int64, ends_V: npt.NDArray[np.int64]) -> np.int32:
 
 @inner
 def next_above(least: int, words: npt.NDArray[np.int32]) -> int:
-    """The smallest of the words that is greater than ``least``, or 0. Sorting them would need memory for a copy."""
+    """The smallest of the words that is greater than ``least``, or 0. Sorting would need memory for a copy."""
     found = 0
     for word in words:
         if word > least and (word < found or found == 0):

@@ -26,7 +26,7 @@ _32 = np.uint64(32)
 class Slice(NamedTuple):
     """Sequences end to end: ``ids`` (T,) int32; ``lengths`` int64, ``keys`` and ``repeats``, (Q,) each.
 
-    ``repeats`` counts the equal sequences that came before, so that the copies of a line are sampled differently.
+    ``repeats`` counts the equal sequences before each sequence, so that copies of a line are sampled differently.
     """
 
     ids: npt.NDArray[np.int32]
@@ -35,7 +35,7 @@ class Slice(NamedTuple):
     repeats: npt.NDArray[np.integer]
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "Slice":
-        """The chosen sequences (a flag for each) alone."""
+        """The sequences whose flag is set. ``chosen`` is (Q,)."""
         return Slice(
             ids=self.ids[np.repeat(chosen, self.lengths)],
             lengths=self.lengths[chosen],
@@ -63,7 +63,7 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """The integer tables of one vocabulary: made once on the driver, read by every Python worker."""
+    """The integer tables of one vocabulary. The driver makes them once; every Python worker reads them."""
 
     keep_V: U64
     noise: Noise
@@ -99,7 +99,7 @@ class EpochParameters(NamedTuple):
 
 
 def sample(piece: Slice, tables: Tables, config: PipelineConfig, epoch: int) -> Examples:
-    """The examples of one epoch. Each depends on its own sequence alone, so slices may be cut anywhere between."""
+    """The examples of one epoch. Each depends on its own sequence alone, so a slice may end after any sequence."""
 
     def epoch_stream(purpose: Purpose) -> np.uint64:
         return np.uint64(stream(config.seed, purpose, epoch))

@@ -1,4 +1,4 @@
-"""Windows: how far each center's window reaches, and which tokens it holds. Compiled."""
+"""Windows: the radius of each center's window, and the contexts in it. Compiled."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ def draw_radius(stream: np.uint64, position: np.uint64, window: int) -> int:
 
 
 def mean_contexts(window: int) -> int:
-    """Twice the mean of ``draw_radius``: how many contexts a center has in the mean, far from its sequence's ends."""
+    """The mean number of contexts of a center far from its sequence's ends: twice the mean of ``draw_radius``."""
     return window + 1
 
 
@@ -22,7 +22,7 @@ def mean_contexts(window: int) -> int:
 def copy_contexts(
     ids_T: npt.NDArray[np.int32], start: int, token: int, stop: int, radius: int, row_L: npt.NDArray[np.int32]
 ) -> int:
-    """Writes the contexts of a token, left to right, to the front of a row; returns how many there are.
+    """Writes the contexts of a token, left to right, to the front of a row. Returns their number.
 
     A window of radius r reaches r tokens to either side, but not beyond the ends of its sequence, ``start`` and
     ``stop`` (Mikolov et al. 2013; d2l 15.3.3).

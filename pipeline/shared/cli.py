@@ -1,4 +1,4 @@
-"""Command lines: a parser that raises InputError, and how a command ends. Used by both sides."""
+"""Command lines: a parser that raises InputError, and the exit codes of commands. Both sides use it."""
 
 import argparse
 import os
@@ -14,16 +14,16 @@ from typing import NoReturn
 from pipeline.shared.errors import InputError, one_line, tell
 
 HELP_COLUMNS = 100
-"""The widest that help becomes."""
+"""The maximum width of help."""
 
 QUIET, VERBOSE = -1, 1
-"""Of ``verbosity``, which is 0 where neither is asked for."""
+"""Values of ``verbosity`` for -q and -v; the default is 0."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, without abbreviations, that raises InputError where it would print the whole usage and exit.
+    """An ArgumentParser without abbreviations. It raises InputError instead of printing the usage and exiting.
 
-    Its help shows every default, and ends with ``examples``, a line each. Every command takes -v, see ``command``.
+    Help shows every default and ends with ``examples``, one per line. Every command takes -v, see ``command``.
     """
 
     def __init__(self, prog: str, description: str, *examples: str):
@@ -47,12 +47,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help lists what there is")
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """The group of flags with this title in the help, made when it is first asked for."""
+        """The group of flags with this title in the help. Creates it if it is missing."""
         made = (group for group in self._action_groups if group.title == title)
         return next(made, None) or self.add_argument_group(title)
 
     def add_verbosity(self, more: str) -> None:
-        """-q and -v, as ``verbosity``; ``more`` is what -v adds besides tracebacks."""
+        """Adds -q and -v, which set ``verbosity``; ``more`` is the help of -v."""
         group = self.group("what is printed").add_mutually_exclusive_group()
         for short, name, value, text in (
             ("-q", "--quiet", QUIET, "warnings, errors and the last line only"),
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help of at most HELP_COLUMNS columns: what a value is called follows its type, and every default is shown."""
+    """Help of at most HELP_COLUMNS columns, with metavars from METAVARS and every default."""
 
     def __init__(self, prog: str):
         columns = min(HELP_COLUMNS, shutil.get_terminal_size((HELP_COLUMNS, 24)).columns)
@@ -80,12 +80,12 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 @contextmanager
 def command(interrupted: str = "interrupted") -> Iterator[None]:
-    """Runs a command, and ends it after an error with one line on stderr and an exit code.
+    """Runs a command. After an error, prints one line to stderr and exits with a code:
 
-    - 2, InputError: "error: MESSAGE"; the user can fix it.
+    - 2, InputError, which the user can fix: "error: MESSAGE".
     - 1, any other exception: "error: TYPE: MESSAGE; run again with -v for the traceback"; with -v, the traceback.
     - 130, Ctrl-C: ``interrupted``.
-    - 141, without a line: the reader of stdout has left, as ``head`` does. Shells show this code for SIGPIPE.
+    - 141, without a line: the reader of stdout has closed it, as ``head`` does. Shells show this code for SIGPIPE.
     """
     try:
         try:
@@ -110,12 +110,12 @@ def command(interrupted: str = "interrupted") -> Iterator[None]:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused the error: it ends Spark's Java too, and then other exceptions follow."""
+    """Returns True if Ctrl-C caused the error. Ctrl-C also ends Spark's Java, and then other exceptions follow."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 
 def end_if_nobody_reads() -> None:
-    """Ends this process where stdout is a pipe whose reader has gone: not where some other pipe broke."""
+    """Exits with 141 if stdout is a pipe that its reader has closed, but not if another pipe broke."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if any(happened & select.POLLERR for _, happened in poll.poll(0)):
@@ -124,7 +124,7 @@ def end_if_nobody_reads() -> None:
 
 
 def path(text: str) -> Path:
-    """A path given as an argument. An empty one comes from a variable that is not set, and names nothing."""
+    """A path given as an argument. Refuses an empty one, which comes from a variable that is not set."""
     if not text:
         raise argparse.ArgumentTypeError("found an empty path")
     return Path(text)
@@ -136,13 +136,14 @@ def uri(text: str) -> str:
 
 
 METAVARS: dict[object, str] = {int: "N", float: "X", path: "PATH", uri: "PATH"}
-"""What help calls a value of each type."""
+"""The metavar of each type in help."""
 
 
 def check_output(output: Path, own: tuple[str, ...], kind: str, setting: str = "--output") -> None:
-    """Raises InputError unless ``output`` is, or could become, a folder with nothing but ``own`` files in it.
+    """Raises InputError unless ``output`` is, or can become, a folder with ``own`` files only.
 
-    ``own`` are glob patterns of what may be there already; ``kind`` says whose they are, ``setting`` what names it.
+    ``own`` are glob patterns of files that may exist already. Messages name ``kind``, the owner of these files, and
+    ``setting``, the flag or key of ``output``.
     """
     try:
         existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())

@@ -14,15 +14,16 @@ _32 = np.uint64(32)
 
 @inner
 def draw_below(stream: np.uint64, part: np.uint64, bound: np.uint64) -> np.uint64:
-    """Uniform in [0, bound) for bound < 2^32, from a draw's upper 32 bits. A value's probability is off by at most
-    bound / 2^32 of itself.
+    """Uniform in [0, bound) for bound < 2^32, from a draw's upper 32 bits.
+
+    The relative error of a value's probability is at most bound / 2^32.
     """
     return ((draw(stream, part) >> _32) * bound) >> _32
 
 
 @compiled
 def sums_of_draws(streams_T: U64, lengths: npt.NDArray[np.int64]) -> U64:
-    """The sum, modulo 2^64, of every sequence's draws: one a token, with its position as the part of its stream."""
+    """The sum, modulo 2^64, of every sequence's draws: one per token, whose position is the part of its stream."""
     sums = np.zeros(lengths.size, dtype=np.uint64)
     token = 0
     for sequence in range(lengths.size):

@@ -8,12 +8,12 @@ class InputError(ValueError):
 
     @classmethod
     def flag(cls, name: str, found: object, expected: str) -> "InputError":
-        """The error of a command line's setting."""
+        """The error of a flag with an invalid value."""
         return cls(f"--{name.replace('_', '-')}: found {found}, expected {expected}")
 
     @classmethod
     def unshared(cls, output: object, found: str) -> "InputError":
-        """The error when machines do not see each other's files in the output."""
+        """The error if machines do not see each other's files in the output."""
         return cls(
             f"--output {output}: {found}; the output must be on storage that all machines share "
             f"(a shared folder, or s3://...)"
@@ -26,7 +26,8 @@ def one_line(error: object) -> str:
 
 
 def tell(line: str) -> None:
-    """Prints a line to stderr in one write. ``print`` makes two where Python does not buffer, as under torchrun, and
-    then the lines of several ranks mix.
+    """Prints a line to stderr in one write, so that the lines of several ranks do not mix.
+
+    ``print`` makes two writes if Python does not buffer, as under torchrun.
     """
     sys.stderr.write(f"{line}\n")

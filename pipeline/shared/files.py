@@ -1,4 +1,4 @@
-"""Files on a disk: atomic and durable writes, locks, and an OSError as one line for the user."""
+"""Files on a disk: atomic and durable writes, locks, and OSErrors as InputErrors."""
 
 import fcntl
 import json
@@ -16,8 +16,8 @@ from pipeline.shared.errors import InputError, one_line
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file, which is renamed to ``path`` when the block ends; after an error it is removed.
 
-    Readers find the old content or the new one, never a part, also after a power cut. Each call has a temporary file of
-    its own, so processes on any number of machines may write the same ``path``. Raises OSError.
+    Readers find the old content or the new content, never a part of it, even after a power cut. Each call has a
+    temporary file of its own, so processes on any number of machines may write the same ``path``. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -43,7 +43,7 @@ def write_json(path: Path, record: object) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Returns when this file's content, or this folder's list of files, is on the disk. Raises OSError."""
+    """Flushes a file's content, or a folder's list of files, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,7 +59,7 @@ def os_errors(subject: str, remedy: str, kind: type[InputError] = InputError) ->
     """
     try:
         yield
-    except BrokenPipeError:  # of stdout, whose reader has left
+    except BrokenPipeError:  # stdout, whose reader has closed it
         raise
     except OSError as error:
         raise kind(f"{subject} ({one_line(error.strerror or error)}); {remedy}") from error
@@ -71,11 +71,11 @@ class AlreadyLocked(Exception):
 
 @contextmanager
 def locked(path: Path) -> Iterator[BinaryIO | None]:
-    """Holds the lock of the file ``path``, which exists meanwhile; yields the open file, or None without locks.
+    """Holds an exclusive lock on the file ``path``, and removes the file at the end of the block.
 
-    Some file systems have no locks. Raises AlreadyLocked, and OSError when the file cannot be made. Children that
-    inherit the open file hold the lock too; the operating system releases it when the last process ends, however it
-    ends.
+    Yields the open file, or None if the file system has no locks. Raises AlreadyLocked, and OSError if the file cannot
+    be created. Child processes that inherit the open file hold the lock too. The operating system releases it when the
+    last of them ends, however it ends.
     """
     with ExitStack() as stack:
         is_ours = False

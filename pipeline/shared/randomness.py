@@ -1,7 +1,7 @@
 """The only source of chance: 64-bit integers as a pure function of stable keys.
 
-A *stream* is a 64-bit number that is made from the purpose of a draw and from the data that the draw belongs to, never
-from where or when the draw happens. ``fold(stream, part)`` is output number ``part`` of SplitMix64 seeded with
+A *stream* is a 64-bit number made from the purpose of a draw and from the data that the draw belongs to, never from
+the place or time of the draw. ``fold(stream, part)`` is output number ``part`` of SplitMix64 seeded with
 ``stream``. Folding in one key after the other walks down a tree in which every leaf is a good random number and no two
 leaves are related:
 

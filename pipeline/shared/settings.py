@@ -1,4 +1,4 @@
-"""Settings: one field of a config class says all there is to say of a setting. To add a setting, add a field:
+"""Settings: one field of a config class defines a setting completely. To add a setting, add a field:
 
     window: int = setting(default=5, ge=1, group="sampling", help="largest distance of a context, in tokens")
 
@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 Element = TypeVar("Element")
 
 
-# Types of fields. Values are not converted, so True is no number and 5.0 no whole number; these say what else is taken.
+# Types of fields. Values are not converted (True is no number, 5.0 no whole number), except as these types allow.
 
 
 def _number(found: object) -> object:
@@ -47,30 +47,30 @@ def _tuple(found: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-"""A finite float, also given as text: YAML takes 1e-3, without a point, for text."""
+"""A finite float, or its text: YAML reads 1e-3, which has no point, as text."""
 Text = Annotated[str, Field(min_length=1)]
 LocalPath = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
-"""A Path, also given as text."""
+"""A Path, or its text."""
 ListOf = Annotated[tuple[Element, ...], BeforeValidator(_tuple)]
-"""A tuple, also given as a list."""
+"""A tuple, or a list."""
 OneOrMore = Annotated[ListOf[Element], BeforeValidator(lambda found: [found] if isinstance(found, str) else found)]
-"""The same; text stands for a list of one."""
+"""A tuple, a list, or text, which stands for a list of one."""
 
 
 def setting(*, help: str, group: str | None = None, flag: Mapping[str, Any] | None = None, **field: Any) -> Any:
-    """A field: its text, its flag's group in ``--help`` (None: it has no flag), and what pydantic's Field takes.
+    """A field with its help text and its flag's group in ``--help`` (None: it has no flag).
 
-    That is a ``default``, or a ``default_factory`` that gets the settings above it; and the limits ge, gt and le.
-    ``flag`` has options of argparse's add_argument that do not follow from the field's type.
+    ``field`` goes to pydantic's Field: a ``default``, or a ``default_factory``, which gets the settings above it; and
+    the limits ge, gt and le. ``flag`` has options of add_argument that do not follow from the field's type.
     """
     return Field(description=help, json_schema_extra={"group": group, **(flag or {})}, **field)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting,))
 def settings(section: str | None = None) -> Callable[[type[Config]], type[Config]]:
-    """Makes a class of fields a frozen dataclass that is checked when it is made, and raises InputError.
+    """Makes a class of fields a frozen dataclass whose constructor checks all values. Raises InputError.
 
-    Errors name flags, or keys of ``section`` of a YAML file where one is given ("" is the file itself).
+    Errors name flags, or, if ``section`` is given, keys of that section of a YAML file ("" is the whole file).
     """
 
     def decorate(kind: type[Config]) -> type[Config]:
@@ -97,7 +97,7 @@ def fields_of(kind: type) -> dict[str, FieldInfo]:
 
 
 def from_section(kind: type[Config], given: object, section: str) -> Config:
-    """A config of what a section of a YAML file says; null says nothing. Raises InputError, which names the section."""
+    """The config in a section of a YAML file; null is an empty section. Raises InputError, which names the section."""
     try:
         return kind(**mapping(given, section))
     except InputError as error:
@@ -107,7 +107,7 @@ def from_section(kind: type[Config], given: object, section: str) -> Config:
 
 
 def mapping(given: object, section: str) -> Mapping[str, Any]:
-    """What a section says: names and values. Raises InputError where it is something else."""
+    """A section's settings by name. Raises InputError if the section is not a mapping."""
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
@@ -116,7 +116,7 @@ def mapping(given: object, section: str) -> Mapping[str, Any]:
 
 
 def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> None:
-    """Gives ``parser`` the flags of a config class, but for the ``omitted``; ``defaults`` replace the fields' own."""
+    """Adds the flags of a config class to ``parser``, except ``omitted``. ``defaults`` replace those of the fields."""
     for name, field in fields_of(kind).items():
         about = cast(dict[str, Any], field.json_schema_extra)
         if about["group"] and name not in omitted:
@@ -125,7 +125,7 @@ def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> 
 
 
 def _options(name: str, field: FieldInfo, default: object) -> dict[str, Any]:
-    """What argparse is told of a field. A flag with no default, None or () sets nothing unless it is given."""
+    """The options of add_argument for a field. An absent flag with no default, None or () sets nothing."""
     shown = argparse.SUPPRESS if default in (None, (), PydanticUndefined) else default
     options: dict[str, Any] = {"flag": f"--{name.replace('_', '-')}", "help": field.description, "default": shown}
     kind = _types(field)[0]
@@ -142,7 +142,7 @@ def _options(name: str, field: FieldInfo, default: object) -> dict[str, Any]:
 
 
 def _types(field: FieldInfo) -> list[Any]:
-    """The types that a field may have, without what Annotated adds to them."""
+    """The types that a field accepts, without their annotations."""
     hint = field.annotation
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return [_bare(each) for each in hints]
@@ -165,10 +165,10 @@ _SPELLED: dict[Any, str] = {
 
 
 def _line(error: ValidationError, kind: type, section: str | None) -> str:
-    """The first thing that is wrong: where, what was found, what was expected."""
+    """One line for the first error: where, found, expected."""
     problems = sorted(error.errors(include_url=False), key=lambda problem: _FIRST.get(problem["type"], 2))
     problem, fields = problems[0], fields_of(kind)
-    if cause := problem.get("ctx", {}).get("error"):  # of a check of several settings together
+    if cause := problem.get("ctx", {}).get("error"):  # a check of several settings together
         return str(cause) if not section or str(cause).startswith(f"{section}.") else f"{section}: {cause}"
     name = str(problem["loc"][0])
     if problem["type"] == "unexpected_keyword_argument":
@@ -197,7 +197,7 @@ def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
 
 
 def limits(field: FieldInfo, is_flag: bool = True) -> str:
-    """The values that a field may have, for people."""
+    """The values that a field accepts, for people."""
     kind = _types(field)[0]
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))

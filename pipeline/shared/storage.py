@@ -28,7 +28,7 @@ _COPY_BYTES = 8 << 20
 _S3_ATTEMPTS = 4
 _S3_CONNECT_TIMEOUT_S = 10
 _S3_SILENCE_S = 5
-"""How long a server may send nothing. With all attempts and pauses, the error comes within half a minute."""
+"""The longest silence of a server. With all attempts and pauses, the error comes within half a minute."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Location:
 
     @classmethod
     def of(cls, where: "str | Path | Location") -> "Location":
-        """The location of a path or URI. Raises InputError when no installed library knows the URI's scheme."""
+        """The location of a path or URI. Raises InputError if no installed library knows the URI's scheme."""
         if isinstance(where, Location):
             return where
         if is_uri(str(where)):
@@ -50,7 +50,7 @@ class Location:
 
     @property
     def local(self) -> Path | None:
-        """The path on this machine; None of a remote location."""
+        """The path on this machine; None for a remote location."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
     @property
@@ -96,25 +96,25 @@ class Location:
         return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def entries(self) -> list[pafs.FileInfo]:
-        """The files and folders directly in this folder; none when it does not exist."""
+        """The files and folders directly in this folder; empty if it does not exist."""
         return list(self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)))
 
     def files(self) -> list[pafs.FileInfo]:
-        """All files in this folder and in those below."""
+        """All files in this folder and its subfolders; empty if it does not exist."""
         found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         return [info for info in found if info.type == pafs.FileType.File]
 
     def make_folder(self) -> None:
-        """Makes a local folder, durably; an object store has none."""
+        """Creates a local folder, durably. Does nothing in an object store, which has no folders."""
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
             fsync(self.local.parent)
 
     @contextmanager
     def atomic_write(self) -> Iterator[IO[bytes]]:
-        """Yields a temporary file, whose content becomes this file's when the block ends; after an error nothing does.
+        """Yields a temporary file, which becomes this file when the block ends. After an error, this file is unchanged.
 
-        On a disk the temporary file is renamed, durably; to elsewhere it is uploaded.
+        On a disk the temporary file is renamed, durably; otherwise it is uploaded.
         """
         if self.local is not None:
             with atomic_write(self.local) as file:
@@ -144,12 +144,12 @@ _LOCAL = pafs.LocalFileSystem()
 
 
 def is_uri(where: str) -> bool:
-    """Whether ``where`` is a URI, not a path of this machine; ``C:/`` is a path."""
+    """Returns True for a URI and False for a local path. ``C:/`` is a path."""
     return _SCHEME.match(where) is not None
 
 
 def _base(uri: str) -> str:
-    """Scheme, host or bucket, and query, which determine the file system."""
+    """The part of a URI that determines the file system: scheme, host or bucket, and query."""
     parts = urlsplit(uri)
     return parts._replace(path="", fragment="").geturl()
 
@@ -178,7 +178,7 @@ def _filesystem(base: str, s3_attempts: int = _S3_ATTEMPTS) -> tuple[pafs.FileSy
 
 
 def _s3(base: str, attempts: int) -> pafs.FileSystem:
-    """S3 with short timeouts; pyarrow's own are minutes when no server answers.
+    """S3 with short timeouts. pyarrow's default timeouts add up to minutes if no server answers.
 
     The query may hold pyarrow's options, as in ``s3://b/p?endpoint_override=host:port``.
     """

@@ -1,6 +1,6 @@
-"""A generation: the folder that one run of prepare fills. The run holds the output's lock meanwhile.
+"""A generation: the folder that one run of prepare fills while it holds the lock of the output folder.
 
-OUTPUT/gen-<12 hex>/     nobody reads it before the manifest names it
+OUTPUT/gen-<12 hex>/     readers ignore it until the manifest names it
 OUTPUT/.prepare.lock     the operating system releases the lock when the run ends, however it ends
 """
 
@@ -21,7 +21,7 @@ PREFIX = "gen-"
 LOCK = ".prepare.lock"
 REMOVALS = 50
 ABANDONED_AFTER = timedelta(days=1)
-"""An object store has no locks. There, a generation that the manifest does not name is abandoned after this time."""
+"""An object store has no locks: there, a generation this old is removed unless the manifest names it."""
 
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{12}}")
 
@@ -30,8 +30,8 @@ _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{12}}")
 def new_generation(output: Location) -> Iterator[Location]:
     """Makes a new folder in ``output``. At the end, every generation but the one that the manifest names is removed.
 
-    So a failed run leaves nothing behind, a successful one replaces the old dataset, and the next run removes what a
-    killed run left behind. Raises InputError when another run has the lock, or when ``output`` cannot be written.
+    So a failed run leaves nothing behind, a successful run replaces the old dataset, and the next run removes what a
+    killed run left behind. Raises InputError if another run has the lock, or if ``output`` cannot be written.
     """
     was_missing = not output.exists()
     with writing(output):
@@ -53,7 +53,7 @@ def new_generation(output: Location) -> Iterator[Location]:
 
 
 def check_unchanged(output: Location, before: str | None) -> None:
-    """Raises InputError when another run has written a manifest meanwhile, which it can where there are no locks."""
+    """Raises InputError if another run has replaced the manifest, which can happen in an object store (no locks)."""
     now = current_generation(output)
     if now != before:
         raise InputError(f"--output {output}: another prepare has written {now} meanwhile; that one stays")
@@ -66,7 +66,7 @@ def writing(output: Location) -> AbstractContextManager[None]:
 
 
 def current_generation(output: Location) -> str | None:
-    """The generation that readers see; None where there is no dataset."""
+    """The generation that the manifest names; None if there is no dataset."""
     try:
         return Manifest.load(output).generation
     except ManifestError:
@@ -75,9 +75,9 @@ def current_generation(output: Location) -> str | None:
 
 @contextmanager
 def _locked(output: Location) -> Iterator[bool]:
-    """Yields whether this run has the output's lock; False where there are no locks.
+    """Yields True if this run holds the lock of ``output``, and False if its file system has no locks.
 
-    Raises InputError when another run has it.
+    Raises InputError if another run holds the lock.
     """
     if output.local is None:
         yield False
@@ -94,7 +94,7 @@ def _locked(output: Location) -> Iterator[bool]:
 
 
 def _clean(output: Location, ours: Location, before: str | None, is_exclusive: bool) -> None:
-    """Removes all generations but the manifest's; without the lock, only this run's, replaced and abandoned ones."""
+    """Removes all generations but the manifest's; without the lock, only this run's, the replaced and abandoned."""
     with suppress(OSError):  # the next run tries again
         kept = current_generation(output)
         if kept is None and (output / FILE_NAME).exists():
@@ -108,7 +108,7 @@ def _clean(output: Location, ours: Location, before: str | None, is_exclusive: b
 
 
 def _remove(generation: Location) -> None:
-    """Tries again for a while, since tasks of a failed job may go on writing for a moment."""
+    """Retries for 5 s or more, since tasks of a failed job may still be writing."""
     for _ in range(REMOVALS):
         with suppress(OSError):
             generation.remove()
@@ -118,6 +118,6 @@ def _remove(generation: Location) -> None:
 
 
 def _is_abandoned(generation: Location) -> bool:
-    """Whether its newest file is older than ABANDONED_AFTER."""
+    """Returns True if the newest file of ``generation`` is older than ABANDONED_AFTER."""
     times = [info.mtime for info in generation.files() if info.mtime is not None]
     return bool(times) and max(times) < datetime.now(UTC) - ABANDONED_AFTER

@@ -24,9 +24,9 @@ def versions() -> dict[str, str]:
 
 
 class ShardFile:
-    """One shard while it is written: row groups of exactly ``ROW_GROUP_ROWS`` rows, but for the last one.
+    """Writes one shard in row groups of exactly ``ROW_GROUP_ROWS`` rows; the last row group may be smaller.
 
-    The file appears, whole and durably, when the ``with`` block ends without an error. A shard without rows has none.
+    The file appears, whole and durably, when the ``with`` block ends without an error. No rows, no file.
     """
 
     def __init__(self, generation: Location, split: str, epoch: int, number: int, config: PipelineConfig):
@@ -49,7 +49,7 @@ class ShardFile:
         self._open_files.__exit__(*error)
 
     def append(self, examples: Examples) -> None:
-        """Adds rows and writes every row group that is full."""
+        """Adds rows, and writes every full row group."""
         self.num_rows += examples.center_N.size
         self.num_pairs += int(examples.num_contexts_N.sum())
         columns = examples.center_N, examples.contexts_negatives_NL, examples.num_contexts_N
@@ -66,7 +66,7 @@ class ShardFile:
                 self._pending.append([column.copy() for column in rows])
 
     def finish(self) -> ShardInfo | None:
-        """Writes the last row group and the footer; None when there were no rows."""
+        """Writes the last row group and the footer. Returns None if the shard has no rows."""
         if self._pending:
             self._write_row_group()
         if self._writer is None or self._file is None:
@@ -85,7 +85,7 @@ class ShardFile:
         self._pending, self._num_pending = [], 0
 
     def _open(self) -> AbstractContextManager[IO[bytes]]:
-        """Makes missing folders, but not the generation's: a task that outlives its job must not make that again."""
+        """Creates the missing folders of the shard, but never the generation: a task may outlive its job's clean-up."""
         final = self._generation / self.name
         if final.local is not None:
             for folder in (final.local.parent.parent, final.local.parent):
@@ -95,7 +95,7 @@ class ShardFile:
 
 
 class _HashingFile:
-    """A file open for writing, with the size and the SHA-256 of what was written."""
+    """A file open for writing, with the size and the SHA-256 of its content."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file

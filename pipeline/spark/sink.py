@@ -1,7 +1,7 @@
 """The Spark sink: a Python data source with an Arrow writer, so Spark's own protocol decides which attempt counts.
 
-The work itself is in task.py, which is imported where the work is done: Spark also imports this file in processes that
-only plan or commit, where numba and pandas would cost time for nothing.
+task.py does the work and is imported inside the task: Spark also imports this file in processes that only plan or
+commit, which would otherwise spend time on importing numba and pandas.
 """
 
 import json
@@ -20,7 +20,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class TaskResult(WriterCommitMessage):
-    """What one task wrote, as Spark carries it to the driver."""
+    """The result of one task, which Spark sends to the driver."""
 
     found: dict[str, Any]
 
@@ -65,4 +65,4 @@ class _Writer(DataSourceArrowWriter):
         (Location.of(self.generation) / RESULTS).put(json.dumps(results).encode())
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
-        """Nothing: ``prepare`` removes the whole generation when writing fails."""
+        """Does nothing: ``prepare`` removes the whole generation if writing fails."""

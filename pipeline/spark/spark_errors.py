@@ -1,4 +1,4 @@
-"""Spark's exceptions that the user can fix, in one line each. Everything else is raised as it is."""
+"""Turns those of Spark's exceptions that the user can fix into an InputError of one line."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _REMEDIES = (
     (r"OutOfMemoryError", _MEMORY),
     (r"No space left on device", "make room where Spark keeps temporary files (SPARK_LOCAL_DIRS), and on --output"),
 )
-"""What a line of Spark's text holds, and what to do about it."""
+"""Pairs of a pattern that a line of Spark's message matches, and the remedy."""
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def input_errors(given: str) -> Iterator[None]:
 
 
 def user_error(error: BaseException, given: str) -> InputError | None:
-    """The InputError that ``error`` stands for; None for a bug. ``given`` is the input as the user named it.
+    """The InputError to raise instead of ``error``; None for a bug. ``given`` is the input as the user named it.
 
-    Spark passes on what a Python worker raised as text, so that our own InputError is found by its name in there.
+    Spark passes on a Python worker's exception as text, so our own InputError is found by its name in that text.
     """
     if isinstance(error, Py4JNetworkError | ConnectionError):
         return InputError(f"Spark's Java ended early; {_MEMORY}")

@@ -22,14 +22,14 @@ from pipeline.text.tokens import stretches
 
 TABLES = "tables.npz"
 SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
-"""Values of contexts_negatives, 4 bytes each, that a task makes at once, unless one sequence alone needs more."""
+"""The most values of contexts_negatives, 4 bytes each, in memory at once, unless a single sequence needs more."""
 
 
 def write_shards(generation: Location, config: PipelineConfig, number: int, pieces: Iterator[Slice]) -> dict[str, Any]:
     """Samples all epochs of every slice in one pass, and writes shard ``number`` of each epoch and split.
 
     Returns plain values for the manifest. Idempotent: every attempt of a task writes the same bytes, so it does not
-    matter which attempt is the last.
+    matter which attempt finishes last.
     """
     tables = _tables(str(generation))
     subsampled = 0
@@ -55,7 +55,7 @@ def write_shards(generation: Location, config: PipelineConfig, number: int, piec
 
 
 def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
-    """Whether each sequence is among the share ``holdout``. Depends on the key alone, so not on seed or vocabulary."""
+    """Flags the share ``holdout`` of the sequences. Depends on the keys alone, so not on seed or vocabulary."""
     threshold = round(holdout * 2**32)
     return fold(stream(0, Purpose.HOLDOUT), keys) >> np.uint64(32) < np.uint64(threshold)
 
@@ -69,7 +69,7 @@ def _tables(generation: str) -> Tables:
 
 @contextmanager
 def from_the_driver(generation: Location) -> Iterator[Location]:
-    """Raises InputError when a worker does not find what the driver wrote: the output is not on shared storage."""
+    """Raises InputError if a worker does not find the driver's files: the output is not on shared storage."""
     try:
         yield generation
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def from_the_driver(generation: Location) -> Iterator[Location]:
 
 
 def slice_tokens(config: PipelineConfig) -> int:
-    """How many tokens to sample at once, so that their rows have at most SLICE_VALUES values."""
+    """The number of tokens to sample at once, so that their rows have at most SLICE_VALUES values."""
     return min(MAX_SEQUENCE_TOKENS, SLICE_VALUES // config.max_len)
 
 

@@ -1,4 +1,4 @@
-"""Where sequences come from: text, Parquet or JSON lines, anywhere that Spark can read; and the built-in demo."""
+"""Corpora: text, Parquet or JSON lines, from any place that Spark can read, and the built-in demo."""
 
 import glob
 import json
@@ -30,7 +30,7 @@ _COMPRESSED_OTHERWISE = (".lz4", ".snappy", ".deflate", ".br")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of one format. It does not matter which file a sequence is in."""
+    """Files of one format. The dataset does not depend on which file a sequence is in."""
 
     paths: tuple[str, ...]
     """Absolute paths of files of this machine, and URIs or patterns that Spark reads, such as ``hdfs:///logs/*``."""
@@ -40,7 +40,7 @@ class Corpus:
     """The column of strings, or of arrays of strings or integers. None for text, where each line is a value."""
 
     def state(self, session: Callable[[], SparkSession]) -> tuple[dict[str, str | int], ...]:
-        """Path, size and time of every file: equal states mean an unchanged corpus. Asks Spark about remote files."""
+        """Path, size and time of every file: equal states mean an unchanged corpus. Spark lists remote files."""
         found: list[dict[str, str | int]] = []
         for path in self.paths:
             if not is_uri(path):
@@ -58,8 +58,8 @@ class Corpus:
     def read(self, spark: SparkSession) -> DataFrame:
         """(value): a line without its end (string or binary), or a sequence (array<string>). A value may be null.
 
-        A string need not be valid UTF-8: Spark passes its bytes on unchanged. Raises InputError when the column is
-        missing or has another type.
+        A string may be invalid UTF-8: Spark passes its bytes on unchanged. Raises InputError if the column is
+        missing or has a type that cannot hold sequences.
         """
         paths = [path if is_uri(path) else f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, path)}" for path in self.paths]
         if self.format == "text":
@@ -80,7 +80,7 @@ class Corpus:
         return rows.select((value.cast("array<string>") if is_array else value).alias("value"))
 
     def _kind_of_json(self, lines: list[str]) -> T.DataType:
-        """The column's type, from the first lines. Spark would read all lines, and take mixed types for strings."""
+        """The column's type, from the first lines. Spark would read all lines and treat mixed types as strings."""
         names: set[str] = set()
         kinds: set[T.DataType] = set()
         for line in lines:
@@ -99,7 +99,7 @@ class Corpus:
         return self._kind(T.StructType(fields))
 
     def _kind(self, schema: T.StructType) -> T.DataType:
-        """The column's type. Raises InputError when it cannot hold sequences."""
+        """The column's type. Raises InputError if the column is missing or cannot hold sequences."""
         if self.column not in schema.names:
             raise InputError(
                 f"--column {self.column}: not in {self.description}; it has {', '.join(schema.names) or 'no columns'}"
@@ -115,9 +115,9 @@ class Corpus:
 
 
 def corpus(given: Iterable[str], format: str = "text", column: str | None = None) -> Corpus:
-    """The files, folders, patterns and URIs ``given``. Files of this machine are found and checked at once.
+    """The corpus in the files, folders, patterns and URIs ``given``. Local files are found and checked at once.
 
-    As in Spark, a folder stands for the files directly inside it whose names begin with neither . nor _ .
+    As in Spark, a folder means the files directly inside it whose names begin with neither . nor _ .
     """
     if (column is None) != (format == "text"):
         expected = "no column: its lines are the sequences" if format == "text" else "the name of a column"
@@ -132,12 +132,12 @@ def corpus(given: Iterable[str], format: str = "text", column: str | None = None
 
 
 def text(given: Path) -> Corpus:
-    """The text file ``given``, or all files of the folder ``given``."""
+    """The corpus in the text file ``given``, or in all files of the folder ``given``."""
     return corpus([str(given)])
 
 
 def demo(cache: Path) -> Corpus:
-    """The generated demo corpus. Writes it to ``cache`` unless the same text is there already."""
+    """The generated demo corpus. Writes it to ``cache`` unless ``cache`` has the same text already."""
     content = "".join(f"{line}\n" for line in demo_lines()).encode()
     if not cache.is_file() or cache.read_bytes() != content:
         write_copy(cache, content)
@@ -162,7 +162,7 @@ def _json_kind(value: object) -> T.DataType:
 
 
 def _local_files(given: str, format: str) -> list[Path]:
-    """The files of this machine that a path or pattern stands for. Raises InputError for one that Spark cannot read."""
+    """The local files that match a path or pattern. Raises InputError if Spark cannot read one of them."""
     path = Path(re.sub("^file:/+", "/", given))
     what = "a text file or a folder of them" if format == "text" else f"a {format} file or a folder of them"
     paths: list[Path] = []
@@ -190,7 +190,7 @@ def _local_files(given: str, format: str) -> list[Path]:
 
 
 def _check_name(path: Path) -> None:
-    """Refuses names that Spark skips, or cannot pass to Java."""
+    """Raises InputError for a name that Spark skips or cannot pass to Java."""
     if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
         raise InputError(
             f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
@@ -200,7 +200,7 @@ def _check_name(path: Path) -> None:
 
 
 def _check_text(path: Path) -> None:
-    """Refuses files that cannot be read, and binary ones: those with a zero byte near the beginning."""
+    """Raises InputError for a file that cannot be read or is binary: it has a zero byte near its beginning."""
     if path.suffix in _COMPRESSED_OTHERWISE:
         raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz, .bz2 or .zst")
     with (

@@ -1,4 +1,4 @@
-"""The tokeniser. Counting and sampling call the same one, so that they cannot disagree.
+"""The tokeniser. Counting and sampling share it, so they cannot disagree.
 
 ``whitespace`` splits on Unicode white space, exactly as Python's ``str.split()``. ``words`` keeps runs of Unicode
 letters, marks, numbers and underscores, with apostrophes inside them ("don't"; U+2019 becomes "'"); everything else
@@ -18,7 +18,7 @@ from pipeline.dataset.vocab import UNKNOWN
 from pipeline.pipeline_config import PipelineConfig
 
 CHUNK_BYTES = 2 << 20
-"""Text that is split at once: intermediate arrays stay in the processor's cache, and the worker's memory is small."""
+"""Bytes of text to split at once: few enough for the processor's cache, and for a worker with little memory."""
 
 CHUNK_TOKENS = CHUNK_BYTES // 4
 
@@ -91,7 +91,7 @@ def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
 
 
 def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenized]:
-    """A line of any length, split a stretch at a time. Tokens that do not fill a sequence move to the next stretch."""
+    """Splits a line of any length, a stretch at a time. Tokens that do not fill a sequence move to the next stretch."""
     carry = pa.array([], pa.string())
     num_invalid, num_tokens, start = 0, 0, 0
     while start < len(line):
@@ -138,7 +138,7 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
 
 
 def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
-    """The text of the lines, and how many of them were invalid UTF-8. Copies nothing where all are valid."""
+    """The text of the lines, and the number of lines with invalid UTF-8. Copies nothing if all are valid."""
     try:
         return lines.cast(pa.string()), 0
     except pa.ArrowInvalid:
@@ -149,7 +149,7 @@ def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
 
 
 def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
-    """Words end to end, and the number of words of each line (0 for a blank line)."""
+    """The words of all lines end to end, and the number of words in each line (0 for a blank line)."""
     if config.lowercase:
         text = pc.utf8_lower(text)
     if config.tokenizer == "words":
@@ -174,7 +174,7 @@ def _without_long(words: pa.StringArray) -> tuple[pa.StringArray, int]:
 
 
 def _cut(lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
-    """Lengths of the pieces: ``max_length``, but for the last piece of a line. A blank line is one piece of 0."""
+    """Lengths of the pieces: ``max_length``, except for the last piece of a line. A blank line is one piece of 0."""
     if lengths.size == 0 or lengths.max() <= max_length:
         return lengths
     num_pieces = np.maximum(1, -(-lengths // max_length))
