@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
         ("run", "all steps in order; finished steps are not repeated"),
         ("plan", "finds what is new; exit code 3 when nothing is"),
         ("prepare", "the corpus as a dataset (spark-submit)"),
-        ("train", "vectors, starting from the published ones (torchrun)"),
+        ("train", "vectors, starting from the published ones (training/train.py)"),
         ("evaluate", "aligns them with the published ones and evaluates the gates; exit code 4 when one refuses"),
         ("publish", "publishes them"),
         ("rollback", "publishes an earlier version again"),

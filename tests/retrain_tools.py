@@ -1,4 +1,4 @@
-"""Retraining without Spark, torchrun and MLflow: stand-ins that write what these would, in milliseconds, and say so.
+"""Retraining without Spark, the trainer and MLflow: stand-ins that write what these would, in milliseconds, and say so.
 
 Laws of a cycle's order need no real ones; test_retrain_real.py has them. The same arguments give the same bytes.
 """
@@ -36,16 +36,20 @@ def flags(arguments: list[str]) -> dict[str, str]:
     return {name: value for name, value in pairwise(arguments) if name.startswith("--")}
 
 
+def script_of(arguments: list[str]) -> str:
+    """The name of the script that a command runs."""
+    return next(Path(word).name for word in arguments if word.endswith(".py"))
+
+
 class Tools:
-    """What stands in for spark-submit and torchrun; ``calls`` are the argument lists it was given."""
+    """What stands in for prepare.py and train.py; ``calls`` are the argument lists it was given."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
     def call(self, arguments: list[str], log: Path, lock: int | None) -> None:
         self.calls.append(arguments)
-        given = flags(arguments)
-        {"spark-submit": self.prepare, "torchrun": self.train}[arguments[0]](given)
+        {"prepare.py": self.prepare, "train.py": self.train}[script_of(arguments)](flags(arguments))
         log.write_text(" ".join(arguments))
 
     def prepare(self, given: dict[str, str]) -> None:

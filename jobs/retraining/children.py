@@ -26,7 +26,8 @@ def call(arguments: list[str], log: Path, lock: int | None) -> None:
     """Runs a command to its end. Its argument list and its output go to the screen and to ``log``.
 
     The command inherits ``lock``, and gets SIGTERM when this process ends, even by SIGKILL (on Linux). Raises
-    InputError with the command's own error line after exit code 2, which says that the user can fix it; else StepError.
+    InputError with the command's own error line after exit code 2, an error that the user can fix; else StepError. Both
+    begin with the step, which is what ``log`` is called.
     """
     line = shlex.join(arguments)
     print(f"$ {line}", flush=True)
@@ -35,15 +36,15 @@ def call(arguments: list[str], log: Path, lock: int | None) -> None:
         file.flush()
         code, said = _run(arguments, file.fileno(), lock)
     if code == 2 and said:
-        raise InputError(f"{arguments[0]}: {said}")
+        raise InputError(f"{log.stem}: {said}")
     if code != 0:
         reason = f" ({said})" if said else ""
-        raise StepError(f"{arguments[0]} ended with {code}{reason}; what it printed is in {log}")
+        raise StepError(f"{log.stem} ended with {code}{reason}; what it printed is in {log}")
 
 
 def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
     """The exit code, and the last error line of the output."""
-    ours = str(Path(sys.executable).parent)  # the folder of this environment's spark-submit and torchrun
+    ours = str(Path(sys.executable).parent)  # where this environment has spark-submit and torchrun
     environment = {**os.environ, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S - 5))  # torchrun's own is half of that
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,6 @@ from training.train_config import TrainConfig
 from training.vectors.questions import read_analogies, read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-HASHED_AT_ONCE = 1 << 20
 
 State = list[dict[str, Any]]
 
@@ -48,14 +48,11 @@ def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], 
 
 def _digest_of(path: str) -> str:
     """The SHA-256 of a file. Raises InputError when the file cannot be read."""
-    digest = hashlib.sha256()
     with (
         os_errors(f"corpus: {path} cannot be read", "fix that, or set changed_by: times"),
         Location.of(path.replace("s3a://", "s3://", 1)).open() as file,
     ):
-        while piece := file.read(HASHED_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_id_of(state: State, config: RetrainConfig) -> str:
@@ -64,13 +61,8 @@ def run_id_of(state: State, config: RetrainConfig) -> str:
 
 
 def digest(value: object) -> str:
-    """The SHA-256 of a value's JSON with sorted names."""
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """``value`` after a round trip through JSON: paths become text, tuples become lists."""
-    return json.loads(json.dumps(value, default=str))
+    """The SHA-256 of a value's JSON: names are sorted, paths are text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def num_bytes(state: State) -> int:
@@ -116,7 +108,7 @@ def check_gates(config: RetrainConfig) -> None:
 def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) -> list[str]:
     """The command of `prepare`: spark-submit with every setting of the sampling."""
     source = config.corpus
-    inputs = [str(workspace.folder / DEMO)] if source.demo else list(source.input)
+    inputs = [str(workspace.folder / DEMO)] if source.demo else source.input
     column = ["--column", source.column] if source.column is not None else []
     command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
     where = ["--input", *inputs, "--output", str(dataset), "--format", source.format]
@@ -124,22 +116,28 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
-    """The command of `train`: torchrun with the file's settings, starting from published vectors if there are any."""
+    """The command of `train`: the trainer with the file's settings, starting from published vectors if there are any.
+
+    The trainer starts ``nproc`` processes itself: the stock torchrun refuses ``--nproc``, even after the script's name.
+    torchrun starts the trainer only if the config has arguments for torchrun.
+    """
     settings = dict(config.train)
     if current is not None and (warm := config.warm_start).enabled:
         settings |= {**warm.changes, "init_from": str(current)}
-    command = ["torchrun", *config.torchrun, str(ROOT / "training" / "train.py")]
-    return [*command, "--data", str(dataset), "--output", str(run), *_flags(settings), "--resume", "auto"]
+    launcher = ["torchrun", *config.torchrun] if config.torchrun else [sys.executable]
+    command = [*launcher, str(ROOT / "training" / "train.py"), "--data", str(dataset), "--output", str(run)]
+    return [*command, *_flags(settings), "--resume", "auto"]
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
-    return [part for name, value in settings.items() for part in _flag(name, value)]
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if name in ("lowercase", "tensorboard"):
-        return [flag if value else f"--no-{name}"] if name == "lowercase" or not value else []
-    if value is None or value is False:
-        return []
-    return [flag] if value is True else [flag, str(value)]
+    """The flags of prepare.py or train.py that say the same as these settings."""
+    flags = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if value is True and name != "tensorboard":
+            flags.append(f"--{flag}")
+        elif value is False and name in ("lowercase", "tensorboard"):
+            flags.append(f"--no-{flag}")
+        elif value is not None and not isinstance(value, bool):
+            flags += [f"--{flag}", str(value)]
+    return flags

@@ -19,7 +19,6 @@ from jobs.retraining.cycle_plan import (
     check_gates,
     check_grown,
     digest,
-    plain,
     prepare_command,
     run_id_of,
     state_of,
@@ -58,7 +57,7 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
         "train": train_command(config, cycle.dataset, cycle.run, champion),
     }
     record = {"run_id": cycle.run_id, "planned": now(), "base": base, "source_state": state, **commands}
-    cycle.write("plan", {**record, "settings": plain(config.numbers)})
+    cycle.write("plan", {**record, "settings": config.numbers})
     workspace.begin(cycle)
     return True
 
@@ -149,7 +148,7 @@ def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> 
     gates = config.gates
     files = [file for file in (*gates.pairs, gates.analogies) if file is not None]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
-    return digest([cycle.run_id, champion.name if champion else None, plain(asdict(gates)), contents])
+    return digest([cycle.run_id, champion.name if champion else None, asdict(gates), contents])
 
 
 def publish(config: RetrainConfig, workspace: Workspace) -> None:

@@ -37,8 +37,8 @@ def test_what_a_command_prints_is_shown_and_kept_after_its_argument_list(
 @pytest.mark.parametrize(
     ("exit_code", "kind", "message"),
     [
-        (2, InputError, r"^\S*python\S*: --lr: found 9$"),
-        (1, StepError, r"^\S*python\S* ended with 1 \(--lr: found 9\); what it printed is in .*log$"),
+        (2, InputError, r"^train: --lr: found 9$"),
+        (1, StepError, r"^train ended with 1 \(--lr: found 9\); what it printed is in .*train.log$"),
     ],
 )
 def test_an_error_is_said_in_the_commands_own_words_and_its_exit_code_tells_who_can_fix_it(
@@ -46,7 +46,7 @@ def test_an_error_is_said_in_the_commands_own_words_and_its_exit_code_tells_who_
 ) -> None:
     code = f"import sys; print('error: --lr: found 9', file=sys.stderr); print('more'); sys.exit({exit_code})"
     with pytest.raises(kind, match=message):
-        call(python(code), tmp_path / "log", None)
+        call(python(code), tmp_path / "train.log", None)
 
 
 def test_what_is_left_names_the_log(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The order of a retraining cycle: what is done, what is not done again, and what readers see meanwhile.
 
-Spark, torchrun and MLflow have stand-ins here (retrain_tools.py); test_retrain_real.py has the real ones.
+Spark, the trainer and MLflow have stand-ins here (retrain_tools.py); test_retrain_real.py has the real ones.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import retrain_tools
 from conftest import Command, Ended, run_here
-from retrain_tools import Point, Project, flags, killed
+from retrain_tools import Point, Project, flags, killed, script_of
 
 from jobs import retrain
 from jobs.retraining.workspace import RECORDS, Workspace
@@ -38,7 +38,7 @@ class Here(Project):
 
     def programs(self) -> list[str]:
         """What was called since this was asked last."""
-        found = [call[0] for call in self.tools.calls]
+        found = [script_of(call) for call in self.tools.calls]
         self.tools.calls.clear()
         return found
 
@@ -58,7 +58,7 @@ def project(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     return Here(tmp_path, capsys, monkeypatch)
 
 
-BOTH = ["spark-submit", "torchrun"]
+BOTH = ["prepare.py", "train.py"]
 
 
 # Nothing twice
@@ -100,6 +100,26 @@ def test_argument_lists_are_shown_and_logged(project: Here) -> None:
     assert flags(plan["prepare"])["--input"] == "corpus.txt"
     assert "--no-lowercase" in plan["prepare"]
     assert (flags(plan["train"])["--epochs"], flags(plan["train"])["--resume"]) == ("3", "auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "launcher", "processes"),
+    [
+        ({"train": {"nproc": 2}}, [sys.executable], "2"),
+        ({"train": {}}, [sys.executable], None),
+        ({"train": {}, "torchrun": ["--nproc-per-node", "2"]}, ["torchrun", "--nproc-per-node", "2"], None),
+    ],
+)
+def test_the_trainer_starts_its_processes_unless_torchrun_is_given_arguments(
+    changes: dict[str, Any], launcher: list[str], processes: str | None, project: Here
+) -> None:
+    """The torchrun that torch installs takes ``--nproc``, even after the script, for its own, and refuses it."""
+    project.configure(**changes)
+    assert project("plan").code == 0
+    command = project.record("plan")["train"]
+    script = next(place for place, word in enumerate(command) if word.endswith("train.py"))
+    assert command[:script] == launcher
+    assert flags(command[script:]).get("--nproc") == processes
 
 
 # What is new
@@ -265,7 +285,7 @@ def test_files_of_the_gates_are_read_before_anything_runs(project: Here) -> None
 def test_a_corpus_that_holds_out_nothing_is_refused_before_training(project: Here) -> None:
     project.configure(prepare={"holdout": 0.01}, gates={"overlap": None})
     project("run").assert_refused("prepare.holdout: found no sequence", "heldout_increase: null")
-    assert project.programs() == ["spark-submit"]
+    assert project.programs() == ["prepare.py"]
 
 
 # What is published
@@ -398,7 +418,7 @@ def test_a_cycle_that_was_begun_before_a_rollback_is_trained_from_the_version_th
     project("rollback")
     project.programs()
     assert project("run").code == 0
-    assert [call[0] for call in project.tools.calls] == ["torchrun"]
+    assert list(map(script_of, project.tools.calls)) == ["train.py"]
     assert flags(project.tools.calls[0])["--init-from"] == "w/published/000001"
     assert project.record("decision")["champion"] == "000001"
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from jobs.retraining.cycle_plan import run_id_of
 from jobs.retraining.retrain_config import RetrainConfig, config_of, read_config
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.errors import InputError
@@ -23,6 +24,12 @@ def test_the_example_is_a_config() -> None:
     assert config.corpus.demo
     assert config.prepare == PipelineConfig(min_count=5, sample=1e-3, epochs=4, holdout=0.02)
     assert config.train == {"nproc": 2, "epochs": 4, "deterministic": True}
+
+
+def test_run_ids_stay_as_they_are_in_workspaces() -> None:
+    """Another id would train and publish an unchanged corpus again."""
+    config = config_of({**LEAST, "train": {"nproc": 2, "lr": 0.01}, "torchrun": []})
+    assert run_id_of([{"path": "texts/a.txt", "bytes": 3, "mtime_ns": 5}], config) == "87221d313bee160c"
 
 
 def test_every_section_may_be_left_out_but_the_corpus() -> None:

@@ -27,7 +27,7 @@ from training import train
 from training.runs.checkpoint import newest
 from training.vectors.word_vectors import Vectors
 
-MAINS = {"spark-submit": prepare.main, "torchrun": train.main}
+MAINS = {"prepare.py": prepare.main, "train.py": train.main}
 
 
 def call_here(arguments: list[str], log: Path, lock: int | None) -> None:
@@ -35,7 +35,7 @@ def call_here(arguments: list[str], log: Path, lock: int | None) -> None:
     script = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments[script:])
-        MAINS[arguments[0]]()
+        MAINS[Path(arguments[script]).name]()
     log.touch()
 
 
