@@ -233,16 +233,20 @@ def test_speculative_attempts_change_no_byte_and_leave_no_file(
 
 @pytest.mark.long
 def test_a_driver_killed_in_mid_write_leaves_no_manifest_and_the_same_again_succeeds(
-    spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str]
+    spark_cluster: Cluster, submit: Callable[..., Job], long_text: Path, on_one_core: list[str], tmp_path: Path
 ) -> None:
-    """Whoever has nothing of this project gives it with --py-files, as the second time here."""
+    """A driver that has nothing of this project gets it by --py-files, as the second time here."""
     killed = submit(long_text)
     first_writers(spark_cluster, killed)
     killed.end()
     assert sorted(path.name[:4] for path in killed.output.iterdir() if path.name != LOCK) == ["gen-"]
 
+    with zipfile.ZipFile(tmp_path / "shardvec.zip", "w") as archive:
+        for source in (path for folder in ("pipeline", "jobs") for path in (ROOT / folder).rglob("*")):
+            if "__pycache__" not in source.parts:
+                archive.write(source, source.relative_to(ROOT))
     mine = {
-        "spark.submit.pyFiles": str(session.code_zip()),
+        "spark.submit.pyFiles": str(tmp_path / "shardvec.zip"),
         "spark.pyspark.driver.python": str(spark_cluster.executor_python),
     }
     again = submit(long_text, conf=mine)
