@@ -206,18 +206,28 @@ def overlap(
 
 def train_in_place(
     rows: Iterable[tuple[int, Sequence[int], int]],
-    center: list[list[float]],
-    context: list[list[float]],
+    tables: tuple[list[list[float]], list[list[float]]],
     negatives: int,
     lr: float,
-    sums: tuple[list[float], list[float]] | None = None,
+    optimizer: str,
+    state: Sequence[list[float]],
 ) -> list[float]:
     """Trains both tables, row after row (center, targets, number of contexts); returns the rows' mean losses.
 
     In word2vec.c's order: a row's scores first, then its context vectors one after the other, then its center, once.
-    With ``sums``, Adagrad that divides by the root of a vector's one sum of mean squares.
+    ``state`` is the optimizer's, of centers and of contexts: none for SGD; for Adagrad, a vector's one sum of mean
+    squares.
     """
-    losses = []
+    (center, context), losses = tables, []
+
+    def move(table: int, word: int, gradient: list[float]) -> None:
+        rate = lr
+        if optimizer == "rowwise_adagrad":
+            state[table][word] += sum(number * number for number in gradient) / len(gradient)
+            rate /= math.sqrt(state[table][word]) + 1e-10
+        for d, number in enumerate(gradient):
+            tables[table][word][d] -= rate * number
+
     for word, padded, num_contexts in rows:
         targets = padded[: num_contexts * (1 + negatives)]
         v = list(center[word])
@@ -226,15 +236,7 @@ def train_in_place(
         slopes = [1 / (1 + math.exp(-score)) - (j < num_contexts) for j, score in enumerate(scores)]
         total = [sum(s * context[t][d] for s, t in zip(slopes, targets, strict=True)) for d in range(len(v))]
         for slope, target in zip(slopes, targets, strict=True):
-            _move(context[target], [slope * number for number in v], lr, sums[1] if sums else None, target)
+            move(1, target, [slope * number for number in v])
         if targets:
-            _move(center[word], total, lr, sums[0] if sums else None, word)
+            move(0, word, total)
     return losses
-
-
-def _move(vector: list[float], gradient: list[float], lr: float, sums: list[float] | None, word: int) -> None:
-    if sums is not None:
-        sums[word] += sum(number * number for number in gradient) / len(gradient)
-        lr /= math.sqrt(sums[word]) + 1e-10
-    for d, number in enumerate(gradient):
-        vector[d] -= lr * number

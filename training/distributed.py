@@ -91,7 +91,7 @@ class World:
             dist.broadcast(found[name], 0)
         return record, found
 
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """The ``values`` of all ranks, of one shape, as (W, ...)."""
         everybodys = values.new_empty(self.world_size, *values.shape)
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.

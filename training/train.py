@@ -42,8 +42,8 @@ from training.distributed import (
     world_size_with,
 )
 from training.model.batch import Batch
-from training.model.kernels.columns import is_finite
 from training.model.kernels.threads import num_cores
+from training.model.memory import is_finite
 from training.model.schedule import linear_decay
 from training.model.skip_gram import SkipGram
 from training.model.steps import Step, finite, make_step
@@ -225,7 +225,7 @@ def run_epochs(
 
 def learning_rate(config: TrainConfig, examples_seen: int, num_examples: int) -> float:
     """In place, SGD's rate decays with the number of examples that all ranks have seen. All others are constant."""
-    return linear_decay(config.lr, examples_seen, num_examples) if config.rate_falls else config.lr
+    return linear_decay(config.lr, examples_seen, num_examples) if config.lr_decays else config.lr
 
 
 def warm_up(run: Run) -> float:

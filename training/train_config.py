@@ -3,7 +3,7 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.shared.cli import Parser, uri
 from pipeline.shared.errors import InputError
@@ -12,8 +12,27 @@ from pipeline.shared.settings import LocalPath, Number, Text, add_flags, setting
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers of ``--sync-every 1``, and the learning rate each has when none is given; the first is the default."""
 
-IN_PLACE = {"sgd": 0.025, "rowwise_adagrad": 0.05}
-"""The same for ``--sync-every N``."""
+
+class InPlaceOptimizer(NamedTuple):
+    """An optimizer that trains the tables in place. training/model/kernels/reference.py defines its step."""
+
+    lr: float
+    """The usual learning rate."""
+    lr_decays: bool = False
+    """Whether the rate falls linearly with the number of examples seen (training/model/schedule.py)."""
+    lr_times_ranks: bool = False
+    """Whether W ranks train with W times the rate: the average of W copies moves as far as one of them, which saw only
+    a W-th of the examples."""
+    row_state: tuple[str, ...] = ()
+    """Names of the numbers that the optimizer keeps for each row of a table. They start at 0, are saved in
+    checkpoints, and are averaged over the ranks as the tables are."""
+
+
+IN_PLACE = {
+    "sgd": InPlaceOptimizer(lr=0.025, lr_decays=True, lr_times_ranks=True),
+    "rowwise_adagrad": InPlaceOptimizer(lr=0.05, row_state=("sums",)),
+}
+"""Optimizers of ``--sync-every N``; the first is the default."""
 
 GLOBAL_BATCH = 512, 65_536
 """Usual rows of a step, synchronous and in place."""
@@ -31,9 +50,9 @@ FILES, MODEL, PROCESSES = "files", "model and optimisation", "processes"
 """The flags' groups."""
 
 
-def _rates(sync_every: int) -> dict[str, float]:
-    """The optimizers that there are, each with its usual learning rate."""
-    return IN_PLACE if sync_every > 1 else SYNCHRONOUS
+def _rates(in_place: bool) -> dict[str, float]:
+    """The optimizers to choose from, each with its usual learning rate."""
+    return {name: optimizer.lr for name, optimizer in IN_PLACE.items()} if in_place else SYNCHRONOUS
 
 
 def _global_batch(given: dict[str, Any]) -> int:
@@ -59,8 +78,8 @@ def num_bytes(text: str) -> int:
     return int(digits) * UNITS[unit]
 
 
-def _named(rates: dict[str, float]) -> str:
-    return ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+def _named(in_place: bool) -> str:
+    return ", ".join(f"{name} {rate:g}" for name, rate in _rates(in_place).items())
 
 
 @settings()
@@ -154,18 +173,18 @@ class TrainConfig:
     averaged every N steps."""
 
     optimizer: str = setting(
-        default_factory=lambda given: next(iter(_rates(given["sync_every"]))),
+        default_factory=lambda given: next(iter(_rates(given["sync_every"] > 1))),
         group=MODEL,
         help=f"{', '.join(SYNCHRONOUS)} (default: adam); in place {', '.join(IN_PLACE)} (sgd)",
         flag={"metavar": "NAME"},
     )
 
     lr: Number = setting(
-        default_factory=lambda given: _rates(given["sync_every"]).get(given["optimizer"], math.nan),
+        default_factory=lambda given: _rates(given["sync_every"] > 1).get(given["optimizer"], math.nan),
         gt=0,
         le=1e30,
         group=MODEL,
-        help=f"learning rate (default: {_named(SYNCHRONOUS)}; {_named(IN_PLACE)} in place, where sgd's falls linearly)",
+        help=f"learning rate (default: {_named(False)}; {_named(True)} in place, where sgd's falls linearly)",
     )
     """At most 1e30: a float32 even when it is multiplied by the number of ranks. In place, SGD's falls to almost 0."""
 
@@ -229,7 +248,7 @@ class TrainConfig:
     verbosity: int = setting(default=0, help="-1 prints warnings, errors and the last line; 1 a line for each metric")
 
     def __post_init__(self) -> None:
-        rates = _rates(self.sync_every)
+        rates = _rates(self.in_place)
         if self.optimizer not in rates:
             possible = f"{' or '.join(rates)} with --sync-every {self.sync_every}"
             if self.optimizer in {**SYNCHRONOUS, **IN_PLACE}:
@@ -255,9 +274,9 @@ class TrainConfig:
         return self.sync_every > 1
 
     @property
-    def rate_falls(self) -> bool:
-        """Whether the learning rate falls, and so depends on how many epochs the run has."""
-        return self.in_place and self.optimizer == "sgd"
+    def lr_decays(self) -> bool:
+        """Whether the learning rate decays, and so depends on how many epochs the run has."""
+        return self.in_place and IN_PLACE[self.optimizer].lr_decays
 
     def check_kernel(self, device: str) -> None:
         """Raises InputError where a kernel is asked for that cannot run on ``device``, cpu or cuda."""

@@ -14,6 +14,8 @@ from conftest import ROOT
 from torch import Tensor
 
 from training.model.kernels import reference
+from training.model.kernels.reference import InPlaceTrainer
+from training.train_config import IN_PLACE
 
 INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -120,49 +122,54 @@ def test_empty_rows_cost_nothing_and_move_nothing() -> None:
     assert_losses_and_gradients_equal((center, targets, torch.zeros_like(num_contexts)), tables, negatives=2)
 
 
+OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
+
+
+def trained_in_place(
+    trainer: InPlaceTrainer, batch: Batch, num_calls: int, frozen_V: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Losses, tables and state after the rows, an equal share of them in each call; the state starts at 0 to 2."""
+    for index, values_V in enumerate(trainer.state.values()):
+        values_V.copy_(torch.linspace(index, index + 1, WORDS))
+    trainer.frozen_V = frozen_V
+    calls = zip(*(column.chunk(num_calls) for column in batch), strict=True)
+    losses = [trainer.update((center, targets, counts), 0.1) for center, targets, counts in calls]
+    return (torch.cat(losses), *(table_VD[:POISON] for table_VD in trainer.tables), *trainer.state.values())
+
+
 @pytest.mark.parametrize("at_once", [2, 512])
-@pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "rowwise_adagrad"])
+@OPTIMIZERS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_update_equals_the_references(
-    shape: tuple[int, int, int, int], adagrad: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+def test_in_place_equals_the_reference(
+    shape: tuple[int, int, int, int], optimizer: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "ROWS_AT_ONCE", at_once)
     batch, tables = example(*shape, lowest=1)
-    clean_batch, expected = without_poison(batch, tables)
-    batch, found = to_device(batch, tables)
-    sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
-    sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
-    expected_losses = reference.update(clean_batch, expected, shape[2], 0.1, expected_sums if adagrad else ())
-    lr = torch.tensor(0.1, device=DEVICE) if adagrad else 0.1
+    clean_batch, clean_tables = without_poison(batch, tables)
+    there, tables_there = to_device(batch, tables)
+    expected = trained_in_place(InPlaceTrainer(clean_tables, shape[2], optimizer), clean_batch, 1)
     # The interpreter's programs run in turn, as the reference's rows do; a GPU's only when they are called in turn.
-    num_calls = 1 if INTERPRETED else len(expected_losses)
-    calls = zip(batch[0].chunk(num_calls), batch[1].chunk(num_calls), batch[2].chunk(num_calls), strict=True)
-    losses = [cuda.update(rows, found, shape[2], lr, sums if adagrad else ()) for rows in calls]
-    assert_equal(torch.cat(losses), expected_losses)
-    for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
-        assert_equal(found_VD[:POISON], expected_VD[:POISON])
-        assert not torch.equal(found_VD[:POISON].cpu(), before_VD[:POISON])
-    for found_V, expected_V in zip(sums, expected_sums, strict=True):
-        assert_equal(found_V, expected_V)
+    num_calls = 1 if INTERPRETED else shape[0]
+    found = trained_in_place(cuda.CudaTrainer(tables_there, shape[2], optimizer), there, num_calls)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_equal(ours, theirs)
+    for ours_VD, before_VD in zip(found[1:3], tables, strict=True):
+        assert not torch.equal(ours_VD.cpu(), before_VD[:POISON])
 
 
-@pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "rowwise_adagrad"])
-def test_frozen_rows_stay_and_the_others_go_where_the_references_go(adagrad: bool) -> None:
+@OPTIMIZERS
+def test_frozen_rows_stay_and_the_others_go_where_the_references_go(optimizer: str) -> None:
     batch, tables = example(6, 5, 5, 100, lowest=1)
-    clean_batch, expected = without_poison(batch, tables)
-    batch, found = to_device(batch, tables)
+    clean_batch, clean_tables = without_poison(batch, tables)
+    there, tables_there = to_device(batch, tables)
     frozen_V = torch.arange(WORDS) % 3 == 1
-    sums, expected_sums = ((torch.linspace(0, 1, WORDS), torch.linspace(1, 2, WORDS)) for _ in range(2))
-    sums = (sums[0].to(DEVICE), sums[1].to(DEVICE))
-    reference.update(clean_batch, expected, 5, 0.1, expected_sums if adagrad else (), frozen_V=frozen_V)
-    for row in range(6):  # in turn, on a GPU too
-        rows = batch[0][row : row + 1], batch[1][row : row + 1], batch[2][row : row + 1]
-        cuda.update(rows, found, 5, 0.1, sums if adagrad else (), frozen_V.to(DEVICE))
-    for found_VD, expected_VD, before_VD in zip(found, expected, tables, strict=True):
-        assert_equal(found_VD[:POISON], expected_VD[:POISON])
-        assert torch.equal(found_VD[:POISON].cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])
-    for found_V, expected_V in zip(sums, expected_sums, strict=True):
-        assert_equal(found_V, expected_V)
+    expected = trained_in_place(InPlaceTrainer(clean_tables, 5, optimizer), clean_batch, 1, frozen_V)
+    trainer = cuda.CudaTrainer(tables_there, 5, optimizer)
+    found = trained_in_place(trainer, there, 6, frozen_V.to(DEVICE))  # in turn, on a GPU too
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_equal(ours, theirs)
+    for ours_VD, before_VD in zip(found[1:3], tables, strict=True):
+        assert torch.equal(ours_VD.cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])
 
 
 COMPILE = """
@@ -173,6 +180,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from training.model.kernels import cuda
+from training.train_config import IN_PLACE
 
 machine = {"target": GPUTarget("cuda", 90, 32), "device": 0}
 driver.set_active(SimpleNamespace(
@@ -193,10 +201,13 @@ class Compiled:
 for name in ("_forward", "_backward", "_update"):
     setattr(cuda, name, Compiled(getattr(cuda, name)))
 batch = torch.zeros(512, dtype=torch.int32), torch.zeros(512, 60, dtype=torch.int32), torch.ones(512, dtype=torch.int16)
-tables, sums = [torch.zeros(9, 100, requires_grad=True) for _ in range(2)], [torch.zeros(9) for _ in range(2)]
+tables = [torch.zeros(9, 100, requires_grad=True) for _ in range(2)]
 cuda.row_losses(batch, tables, 5).sum().backward()
-for accumulators, frozen_V in (((), None), (sums, None), (sums, torch.zeros(9, dtype=torch.bool))):
-    cuda.update(batch, [table.detach() for table in tables], 5, 0.1, accumulators, frozen_V)
+for optimizer in IN_PLACE:
+    for frozen_V in None, torch.zeros(9, dtype=torch.bool):
+        trainer = cuda.CudaTrainer(tables, 5, optimizer)
+        trainer.frozen_V = frozen_V
+        trainer.update(batch, 0.1)
 """
 """The launches of a step, by Triton's own binder of arguments, as far as the compiled code."""
 
@@ -214,9 +225,10 @@ def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    forward, backward, sgd, adagrad, frozen = (set(line.split()) for line in done.stdout.splitlines())
-    for reads in (forward, sgd, adagrad, frozen):
+    forward, backward, *in_place = (set(line.split()) for line in done.stdout.splitlines())
+    assert len(in_place) == 2 * len(IN_PLACE)
+    for reads in (forward, *in_place):
         assert "ld.global.cg.v4.b32" in reads
-    for adds in (backward, sgd, adagrad, frozen):
+    for adds in (backward, *in_place):
         assert "red.global.gpu.relaxed.add.v4.f32" in adds
-    assert not [word for word in forward | backward | sgd | adagrad | frozen if "acq_rel" in word]
+    assert "acq_rel" not in done.stdout

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from pipeline.dataset.manifest_file import Manifest
 from training import train
-from training.model.kernels import cpu, reference
 from training.model.schedule import linear_decay
 from training.model.skip_gram import SkipGram
+from training.model.steps import kernel_of
 from training.reading.epochs import stream_of
 from training.train_config import IN_PLACE, TrainConfig
 
@@ -42,25 +41,23 @@ def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(data: Path, output: Path, optimizer: str, **others: object) -> TrainConfig:
     """A run whose epochs do not end with a whole stretch of steps."""
-    settings = {"epochs": 3, "global_batch": 256, "dim": 16, "log_every": 1, "threads": 1, **others}
+    settings = {"epochs": 3, "global_batch": 256, "dim": 16, "log_every": 1, "threads": 1, "kernel": "cpu", **others}
     return TrainConfig(data=str(data), output=output, optimizer=optimizer, sync_every=4, device="cpu", **settings)  # type: ignore[arg-type]
 
 
 def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Tensor], list[Tensor]]:
-    """The rate of every step, and tables and accumulators of a run: a loop over what a rank's trainer does."""
+    """The rate of every step, and the tables and optimizer state of a run: a loop over what each rank does."""
     manifest = Manifest.load(config.data)
-    adagrad = config.optimizer == "rowwise_adagrad"
-    kernel = reference if config.kernel == "reference" else cpu
-    ranks: list[Any] = []
+    optimizer, trainer = IN_PLACE[config.optimizer], kernel_of(config.kernel).trainer
+    ranks = []
     for _ in range(world_size):
-        model = SkipGram(manifest.vocab_size, config.dim, config.seed, in_place=True)
-        tables = (model.center.weight.detach(), model.context.weight.detach())
-        ranks.append(kernel.InPlace(tables, manifest.config.negatives, adagrad))
+        tables = SkipGram(manifest.vocab_size, config.dim, config.seed, in_place=True).tables
+        ranks.append(trainer(tables, manifest.config.negatives, config.optimizer))
 
     def average() -> None:
         for rank in ranks:
             rank.write_back()
-        for same in zip(*([*rank.tables, *rank.accumulators] for rank in ranks), strict=True):
+        for same in zip(*([*rank.tables, *rank.state.values()] for rank in ranks), strict=True):
             mean = torch.stack(same).mean(0)
             for table in same:
                 table.copy_(mean)
@@ -75,13 +72,13 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
         assert len(batches[0]) % config.sync_every != 0
         for step in range(len(batches[0])):
             seen = sum(rows[:epoch]) + step * config.global_batch
-            rates.append(config.lr if adagrad else linear_decay(config.lr, seen, sum(rows)))
+            rates.append(linear_decay(config.lr, seen, sum(rows)) if optimizer.lr_decays else config.lr)
             for rank in range(world_size):
-                factor = 1 if adagrad else world_size
+                factor = world_size if optimizer.lr_times_ranks else 1
                 ranks[rank].update(batches[rank][step].tensors(), rates[-1] * factor)
             if (step + 1) % config.sync_every == 0 or step == len(batches[0]) - 1:
                 average()
-    return rates, list(ranks[0].tables), list(ranks[0].accumulators)
+    return rates, list(ranks[0].tables), list(ranks[0].state.values())
 
 
 def assert_is(output: Path, rates: list[float], tables: list[Tensor]) -> None:
@@ -104,12 +101,12 @@ def test_one_process_trains_row_after_row(data: Path, tmp_path: Path, threads: T
 
 
 @pytest.mark.parametrize(
-    ("kernel", "optimizer"), [("cpu", "sgd"), ("cpu", "rowwise_adagrad"), ("reference", "rowwise_adagrad")]
+    ("kernel", "optimizer"), [*(("cpu", optimizer) for optimizer in IN_PLACE), ("reference", "rowwise_adagrad")]
 )
 def test_two_ranks_are_averaged_every_n_steps_and_at_an_epochs_end(
     data: Path, little: Path, tmp_path: Path, threads: Threads, kernel: str, optimizer: str
 ) -> None:
-    """Steps are counted within their epoch. SGD's rate is times the ranks; Adagrad's sums are averaged as well."""
+    """Steps are counted within their epoch. The optimizer's state is averaged as well."""
     if kernel == "reference":
         config = config_of(little, tmp_path / "run", optimizer, kernel=kernel, global_batch=64, epochs=2)
     else:
@@ -119,9 +116,15 @@ def test_two_ranks_are_averaged_every_n_steps_and_at_an_epochs_end(
     ended = train_here(*flags, "--nproc", 2, "--threads", 1, "--device", "cpu", logs=tmp_path)
     assert ended.code == 0, ended.stderr
     threads(1)
-    rates, tables, accumulators = by_hand(config, world_size=2)
+    rates, tables, state = by_hand(config, world_size=2)
     assert_is(tmp_path / "run", rates, tables)
-    assert len(accumulators) == (2 if optimizer == "rowwise_adagrad" else 0)
+    assert len(state) == 2 * len(IN_PLACE[optimizer].row_state)
+
+
+def test_sgd_follows_word2vec_and_adagrad_keeps_a_sum_for_each_row() -> None:
+    """word2vec.c's rate and decay, and as many times the rate as there are ranks (facts of IN_PLACE)."""
+    assert IN_PLACE["sgd"] == (0.025, True, True, ())
+    assert IN_PLACE["rowwise_adagrad"] == (0.05, False, False, ("sums",))
 
 
 @OPTIMIZERS
@@ -140,7 +143,7 @@ def test_every_optimizer_in_place_learns_at_its_usual_rate(
     train.be_a_rank(config)
     losses = [epoch["loss"] for epoch in json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"]]
     assert losses[-1] < losses[0] - 0.02
-    assert f"{optimizer}, lr {IN_PLACE[optimizer]:g}" in capsys.readouterr().out
+    assert f"{optimizer}, lr {IN_PLACE[optimizer].lr:g}" in capsys.readouterr().out
 
 
 @OPTIMIZERS
@@ -166,6 +169,6 @@ def test_tables_in_place_begin_as_in_word2vec() -> None:
     assert not model.center.weight[0].any()
 
 
-def test_the_rate_falls_in_a_straight_line_to_a_floor() -> None:
+def test_the_rate_decays_linearly_to_a_floor() -> None:
     assert [linear_decay(0.5, seen, 100) for seen in (0, 25, 50, 100, 1000)] == [0.5, 0.375, 0.25, 0.002, 0.002]
     assert linear_decay(0.5, 0, 0) == 0.5

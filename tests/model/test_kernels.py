@@ -16,9 +16,11 @@ from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
 from training.model.kernels import cpu, reference
-from training.model.kernels.columns import by_columns, by_rows, is_finite, slopes_and_losses
+from training.model.kernels.columns import by_columns, by_rows, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
 from training.model.kernels.threads import Team, barrier
+from training.model.memory import is_finite
+from training.train_config import IN_PLACE
 
 WORDS = 40
 DIMS = (1, 3, 16, 50, 100, 300)
@@ -117,69 +119,74 @@ def test_any_optimizer_of_torch_takes_the_gradients(kind: type[torch.optim.Optim
 
 
 def trained_in_place(
-    rows: Rows, tables: tuple[Tensor, Tensor], lr: float, adagrad: bool, sums: float = 1.0, times: int = 1
+    rows: Rows, tables: tuple[Tensor, Tensor], lr: float, optimizer: str, state: float = 1.0
 ) -> tuple[Tensor, ...]:
-    """Losses, tables and sums of squares after cpu.InPlace has seen the rows."""
+    """Losses, tables and the optimizer's state after CpuTrainer has seen the rows."""
     tables = (tables[0].clone(), tables[1].clone())
-    trainer = cpu.InPlace(tables, negatives=2, adagrad=adagrad)
-    for sums_V in trainer.accumulators:
-        sums_V.fill_(sums)
+    trainer = cpu.CpuTrainer(tables, 2, optimizer)
+    for values_V in trainer.state.values():
+        values_V.fill_(state)
     trainer.reload()
-    losses = [trainer.update(rows, lr) for _ in range(times)]
+    losses_B = trainer.update(rows, lr)
     trainer.write_back()
-    return (*losses, *tables, *trainer.accumulators)
+    return (losses_B, *tables, *trainer.state.values())
 
 
 def by_reference(
-    rows: Rows, tables: tuple[Tensor, Tensor], lr: float, adagrad: bool, rows_at_once: int, sums: float = 1.0
+    rows: Rows,
+    tables: tuple[Tensor, Tensor],
+    lr: float,
+    optimizer: str,
+    rows_at_once: int,
+    frozen_V: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
+    """The same by the definition."""
     tables = (tables[0].clone(), tables[1].clone())
-    accumulators = (torch.full((WORDS,), sums), torch.full((WORDS,), sums)) if adagrad else ()
-    losses_B = reference.update(rows, tables, 2, lr, accumulators, rows_at_once)
-    return (losses_B, *tables, *accumulators)
+    state = [torch.ones(WORDS) for _ in range(2 * len(IN_PLACE[optimizer].row_state))]
+    losses_B = reference.update(rows, tables, 2, lr, optimizer, state, rows_at_once, frozen_V)
+    return (losses_B, *tables, *state)
 
 
-RULES = pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "rowwise_adagrad"])
+OPTIMIZERS = pytest.mark.parametrize("optimizer", IN_PLACE)
 
 
-@RULES
-def test_the_reference_trains_in_the_order_of_word2vec(adagrad: bool) -> None:
+@OPTIMIZERS
+def test_the_reference_trains_in_the_order_of_word2vec(optimizer: str) -> None:
     rows, tables = random_rows(60, WORDS, num_contexts=None), random_tables(WORDS, 5)
-    losses_B, *found = by_reference(rows, tables, 0.1, adagrad, rows_at_once=1)
-    expected: list[list[list[float]]] = [table.tolist() for table in tables]
-    sums = ([1.0] * WORDS, [1.0] * WORDS) if adagrad else None
+    losses_B, *found = by_reference(rows, tables, 0.1, optimizer, rows_at_once=1)
+    center, context = tables[0].tolist(), tables[1].tolist()
+    state = [[1.0] * WORDS for _ in range(2 * len(IN_PLACE[optimizer].row_state))]
     lists = zip(*(column.tolist() for column in rows), strict=True)
-    assert losses_B.tolist() == pytest.approx(
-        oracles.train_in_place(lists, expected[0], expected[1], 2, 0.1, sums), abs=1e-5
-    )
-    for ours, theirs in zip(found, [*expected, *(sums or ())], strict=True):
+    expected_losses = oracles.train_in_place(lists, (center, context), 2, 0.1, optimizer, state)
+    assert losses_B.tolist() == pytest.approx(expected_losses, abs=1e-5)
+    for ours, theirs in zip(found, [center, context, *state], strict=True):
         torch.testing.assert_close(ours, torch.tensor(theirs), rtol=1e-5, atol=1e-5)
 
 
-@RULES
+@OPTIMIZERS
 @pytest.mark.parametrize(("dim", "num_threads"), [*((dim, 1) for dim in DIMS), (100, 2), (100, 4), (300, 2), (300, 4)])
 def test_in_place_equals_the_reference_where_rows_name_no_word_twice(
-    threads: Threads, num_threads: int, dim: int, adagrad: bool
+    threads: Threads, num_threads: int, dim: int, optimizer: str
 ) -> None:
     """A smaller dim employs no second thread."""
     rows, tables = random_rows(150, WORDS, repeat=False), random_tables(WORDS, dim, dim**-0.5)
-    expected = by_reference(rows, tables, 0.05, adagrad, cpu.ROWS_AT_ONCE)
+    expected = by_reference(rows, tables, 0.05, optimizer, cpu.ROWS_AT_ONCE)
     threads(num_threads)
-    found = trained_in_place(rows, tables, 0.05, adagrad)
+    found = trained_in_place(rows, tables, 0.05, optimizer)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert (found[1] - tables[0]).abs().max() > 0.01
 
 
-@RULES
-def test_a_word_named_twice_in_a_row_makes_a_difference_of_the_second_order(adagrad: bool) -> None:
+@OPTIMIZERS
+def test_a_word_named_twice_in_a_row_makes_a_difference_of_the_second_order(optimizer: str) -> None:
     """The center sees u - lr·slope·v instead of u the second time: a pair of equal targets adds lr²·|v| to its step at
     most, for slopes are below 1, and Adagrad's roots here above 1. The context vectors move by what was known before.
     """
     lr, (center_B, targets_BL, num_contexts_B) = 0.02, random_rows(cpu.ROWS_AT_ONCE, 8)
     rows, tables = (center_B, targets_BL, num_contexts_B), random_tables(WORDS, 20)
-    _, center, context, *sums = trained_in_place(rows, tables, lr, adagrad)
-    _, expected_center, expected_context, *expected_sums = by_reference(rows, tables, lr, adagrad, cpu.ROWS_AT_ONCE)
+    _, center, context, *sums = trained_in_place(rows, tables, lr, optimizer)
+    _, expected_center, expected_context, *expected_sums = by_reference(rows, tables, lr, optimizer, cpu.ROWS_AT_ONCE)
     torch.testing.assert_close(context, expected_context, rtol=0, atol=1e-6)
     pairs = torch.zeros(WORDS)
     for word, targets, n in zip(center_B.tolist(), targets_BL.tolist(), num_contexts_B.tolist(), strict=True):
@@ -192,88 +199,84 @@ def test_a_word_named_twice_in_a_row_makes_a_difference_of_the_second_order(adag
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0)
 
 
-@RULES
+@OPTIMIZERS
 @pytest.mark.parametrize("dim", [20, 63, 65, 130])
 def test_in_place_any_number_of_threads_gives_the_same_and_repeats_its_bits(
-    threads: Threads, adagrad: bool, dim: int
+    threads: Threads, optimizer: str, dim: int
 ) -> None:
     rows, tables = random_rows(300, WORDS), random_tables(WORDS, dim, dim**-0.5)
     results = []
     for num_threads in (1, 2, 3, 4):
         threads(num_threads)
-        results.append(trained_in_place(rows, tables, 0.05, adagrad))
-        for again, first in zip(trained_in_place(rows, tables, 0.05, adagrad), results[-1], strict=True):
+        results.append(trained_in_place(rows, tables, 0.05, optimizer))
+        for again, first in zip(trained_in_place(rows, tables, 0.05, optimizer), results[-1], strict=True):
             assert torch.equal(again, first)
     for other in results[1:]:
         for ours, theirs in zip(other, results[0], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@RULES
-def test_in_place_continues_with_what_was_changed_in_the_tables(threads: Threads, adagrad: bool) -> None:
+@OPTIMIZERS
+def test_in_place_continues_with_what_was_changed_in_the_tables(threads: Threads, optimizer: str) -> None:
     threads(2)
     rows, tables = random_rows(100, WORDS), random_tables(WORDS, 70)
     other = random_tables(WORDS, 70, seed=1)
-    trainer = cpu.InPlace(tables, negatives=2, adagrad=adagrad)
+    trainer = cpu.CpuTrainer(tables, 2, optimizer)
     trainer.update(rows, 0.05)
     for table, its in zip(tables, other, strict=True):
         table.copy_(its)
-    for sums_V in trainer.accumulators:
-        sums_V.fill_(3.0)
+    for values_V in trainer.state.values():
+        values_V.fill_(3.0)
     trainer.reload()
     losses_B = trainer.update(rows, 0.05)
     trainer.write_back()
-    expected = trained_in_place(rows, other, 0.05, adagrad, sums=3.0)
-    for ours, theirs in zip((losses_B, *tables, *trainer.accumulators), expected, strict=True):
+    expected = trained_in_place(rows, other, 0.05, optimizer, state=3.0)
+    for ours, theirs in zip((losses_B, *tables, *trainer.state.values()), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
-@RULES
-def test_in_place_empty_rows_cost_and_move_nothing(adagrad: bool) -> None:
+@OPTIMIZERS
+def test_in_place_empty_rows_cost_and_move_nothing(optimizer: str) -> None:
     rows, tables = random_rows(100, WORDS, num_contexts=0), random_tables(WORDS, 33)
-    losses_B, *found = trained_in_place(rows, tables, 0.05, adagrad)
+    losses_B, *found = trained_in_place(rows, tables, 0.05, optimizer)
     assert not losses_B.any()
     for ours, before in zip(found, (*tables, torch.ones(WORDS), torch.ones(WORDS)), strict=False):
         assert torch.equal(ours, before)
 
 
-@RULES
+@OPTIMIZERS
 @pytest.mark.parametrize("lr", [1e30, 3e38])
-def test_in_place_a_rate_beyond_reason_is_seen_in_the_tables(adagrad: bool, lr: float) -> None:
-    trainer = cpu.InPlace(random_tables(WORDS, 33), negatives=2, adagrad=adagrad)
+def test_in_place_a_rate_beyond_reason_is_seen_in_the_tables(optimizer: str, lr: float) -> None:
+    trainer = cpu.CpuTrainer(random_tables(WORDS, 33), 2, optimizer)
     assert trainer.is_finite()
     for seed in range(3):
         trainer.update(random_rows(200, WORDS, seed=seed), lr)
     assert not trainer.is_finite()
 
 
-@RULES
+@OPTIMIZERS
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_in_place_frozen_rows_and_sums_stay_and_the_others_go_where_the_references_go(
-    threads: Threads, adagrad: bool, num_threads: int
+def test_in_place_frozen_rows_and_state_stay_and_the_others_go_where_the_references_go(
+    threads: Threads, optimizer: str, num_threads: int
 ) -> None:
     rows, tables = random_rows(150, WORDS, repeat=False), random_tables(WORDS, 100, 0.1)
     frozen_V = torch.arange(WORDS) % 3 == 1
-    expected = tuple(table.clone() for table in tables)
-    expected_sums = (torch.ones(WORDS), torch.ones(WORDS)) if adagrad else ()
-    expected_losses = reference.update(
-        rows, (expected[0], expected[1]), 2, 0.05, expected_sums, cpu.ROWS_AT_ONCE, frozen_V
-    )
+    expected_losses, *expected = by_reference(rows, tables, 0.05, optimizer, cpu.ROWS_AT_ONCE, frozen_V)
     threads(num_threads)
-    found = tuple(table.clone() for table in tables)
-    trainer = cpu.InPlace((found[0], found[1]), negatives=2, adagrad=adagrad)
-    for sums_V in trainer.accumulators:
-        sums_V.fill_(1.0)
+    found = (tables[0].clone(), tables[1].clone())
+    trainer = cpu.CpuTrainer(found, 2, optimizer)
+    for values_V in trainer.state.values():
+        values_V.fill_(1.0)
     trainer.reload()
     trainer.frozen_V = frozen_V
     torch.testing.assert_close(trainer.update(rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
     trainer.write_back()
-    start = (*tables, torch.ones(WORDS), torch.ones(WORDS))
-    for ours, theirs, before in zip((*found, *trainer.accumulators), (*expected, *expected_sums), start, strict=False):
+    before = (*tables, *(torch.ones(WORDS) for _ in trainer.state))
+    for ours, theirs, start in zip((*found, *trainer.state.values()), expected, before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        assert torch.equal(ours[frozen_V], before[frozen_V])
-        assert torch.equal(theirs[frozen_V], before[frozen_V])
-        assert not torch.equal(ours[~frozen_V], before[~frozen_V])
+        assert torch.equal(ours[frozen_V], start[frozen_V])
+        assert torch.equal(theirs[frozen_V], start[frozen_V])
+        assert not torch.equal(ours[~frozen_V], start[~frozen_V])
     trainer.frozen_V = None
     trainer.update(rows, 0.05)
     trainer.write_back()
@@ -353,6 +356,8 @@ def test_after_a_barrier_members_see_what_the_others_wrote(size: int) -> None:
 INTERRUPTED = """
 import numpy as np
 from training.model.kernels.threads import Team, barrier
+from training.model.memory import is_finite
+from training.train_config import IN_PLACE
 
 team = Team(2)
 counters = team.counters()

@@ -241,7 +241,7 @@ class Meeting(World):
     meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
     table: dict[int, Tensor] = field(default_factory=dict)
 
-    def gather(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         self.table[self.rank] = values
         self.meeting.wait(60)
         everybodys = torch.stack([self.table[rank] for rank in range(self.world_size)])

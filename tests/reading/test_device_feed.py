@@ -18,7 +18,7 @@ from pipeline.dataset.unpacking import Rows
 from training.model.batch import Batch
 from training.model.cuda_graph import Graphed, Step, warm_up
 from training.model.kernels import reference
-from training.model.skip_gram import Kernel, RowLosses, SkipGram
+from training.model.skip_gram import LossFunction, RowLosses, SkipGram
 from training.reading import device_feed
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.plan import EpochPlan, Piece, plan_epoch
@@ -145,7 +145,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-def kernel() -> Kernel:
+def kernel() -> LossFunction:
     if DEVICE.type == "cpu":
         return reference.row_losses
     from training.model.kernels import cuda

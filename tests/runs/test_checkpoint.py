@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
-from training.model.kernels.columns import PAGE, page_aligned
+from training.model.memory import PAGE, page_aligned
 from training.runs.checkpoint import CheckpointError, Writer, name_of, newest, read, read_record, steps
 from training.runs.state_file import save as save_state
 
@@ -92,10 +92,10 @@ def test_a_longer_or_shorter_state_over_an_old_one_is_read_as_it_is(run: Path, w
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000, 700_001])
 def test_pages_written_past_the_cache_are_those_that_are_read(tmp_path: Path, size: int) -> None:
     """Memory that begins with a page goes past it, other memory does not; the files are the same."""
-    aligned = page_aligned((size,), torch.float32)
+    aligned = page_aligned(size)
     assert aligned.data_ptr() % PAGE == 0
     aligned.copy_(torch.randn(size))
-    other = page_aligned((size + 1,), torch.float32)[1:]
+    other = page_aligned(size + 1)[1:]
     other.copy_(aligned)
     digests = [
         save_state(tmp_path / name, {"rows": rows, "n": torch.tensor(7)})

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from training.model.batch import BatchTensors
 
+TABLES = ("center", "context")
+"""Names of the tables, in the order of ``TableTensors`` and of the model's parameters."""
+
 TableTensors = tuple[Tensor, Tensor]
 """``center_VD`` and ``context_VD``."""
 
-Kernel = Callable[[BatchTensors, TableTensors, int], Tensor]
+LossFunction = Callable[[BatchTensors, TableTensors, int], Tensor]
 """The ``row_losses`` of a module of training/model/kernels."""
 
 
@@ -76,10 +79,10 @@ class SkipGram(nn.Module):
 class RowLosses(nn.Module):
     """A SkipGram and the kernel that trains it, as one module that DistributedDataParallel can wrap."""
 
-    def __init__(self, model: SkipGram, kernel: Kernel, negatives: int):
+    def __init__(self, model: SkipGram, row_losses: LossFunction, negatives: int):
         super().__init__()
-        self.model, self.kernel, self.negatives = model, kernel, negatives
+        self.model, self.row_losses, self.negatives = model, row_losses, negatives
 
     def forward(self, center_B: Tensor, contexts_negatives_BL: Tensor, num_contexts_B: Tensor) -> Tensor:
         """The loss of each row, shape (B,): its mean over the real places; 0 for an empty row."""
-        return self.kernel((center_B, contexts_negatives_BL, num_contexts_B), self.model.tables, self.negatives)
+        return self.row_losses((center_B, contexts_negatives_BL, num_contexts_B), self.model.tables, self.negatives)

@@ -5,8 +5,7 @@ B rows of a rank's batch, W ranks.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +20,12 @@ from training.distributed import World
 from training.model.batch import Batch
 from training.model.cuda_graph import Graphed
 from training.model.kernels import cpu, reference
-from training.model.kernels.columns import is_finite, page_aligned
 from training.model.kernels.lazy_adam import LazyAdam
+from training.model.kernels.reference import InPlaceTrainer
 from training.model.kernels.threads import Team
-from training.model.skip_gram import RowLosses, SkipGram
-from training.train_config import TrainConfig
-
-TABLES = ("center", "context")
-"""Names in a checkpoint, in the order of the model's parameters."""
+from training.model.memory import is_finite, page_aligned
+from training.model.skip_gram import TABLES, LossFunction, RowLosses, SkipGram
+from training.train_config import IN_PLACE, TrainConfig
 
 
 class Step(ABC):
@@ -90,8 +87,9 @@ def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: i
     name = config.kernel_on(model.center.weight.device.type)
     kernel = kernel_of(name)
     if config.in_place:
-        adagrad = config.optimizer == "rowwise_adagrad"
-        return InPlace(model, kernel.InPlace(model.tables, negatives, adagrad), config.sync_every, world.world_size)
+        trainer = kernel.trainer(model.tables, negatives, config.optimizer)
+        lr_factor = world.world_size if IN_PLACE[config.optimizer].lr_times_ranks else 1
+        return PeriodicAveraging(model, trainer, lr_factor, config.sync_every, world.world_size)
     if name == "cpu" and config.optimizer == "adam":
         adam = LazyAdam(model.tables, negatives, config.lr, num_steps)
         return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, world)
@@ -99,13 +97,22 @@ def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: i
     return Gradients(model, RowLosses(model, kernel.row_losses, negatives), optimizer, world.world_size, name == "cuda")
 
 
-def kernel_of(name: str) -> ModuleType:
-    """The module of training/model/kernels with this name. Triton is imported only for ``cuda``."""
+class Kernel(NamedTuple):
+    """What training/model/kernels/__init__.py asks of a module there."""
+
+    row_losses: LossFunction
+    trainer: type[InPlaceTrainer]
+
+
+def kernel_of(name: str) -> Kernel:
+    """The kernel with this name. Triton is imported only for ``cuda``."""
     if name == "cuda":
         from training.model.kernels import cuda
 
-        return cuda
-    return {"reference": reference, "cpu": cpu}[name]
+        return Kernel(cuda.row_losses, cuda.CudaTrainer)
+    if name == "cpu":
+        return Kernel(cpu.row_losses, cpu.CpuTrainer)
+    return Kernel(reference.row_losses, InPlaceTrainer)
 
 
 class Gradients(Step):
@@ -198,7 +205,7 @@ class TouchedRows(Step):
         if self._world.world_size == 1:
             return self._adam.steps(batch.tensors(), batch.num_steps)
         mine, losses_B = self._adam.slopes(batch.tensors())
-        self._adam.apply(self._world.gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
+        self._adam.apply(self._world.all_gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
         return losses_B
 
     def freeze(self, words_K: Tensor) -> None:
@@ -221,20 +228,19 @@ class TouchedRows(Step):
         self._adam.load_state_dict(state)
 
 
-class InPlace(Step):
+class PeriodicAveraging(Step):
     """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD)."""
 
-    def __init__(self, model: SkipGram, tables: Any, sync_every: int, world_size: int):
-        """``tables``: some kernel's ``InPlace`` over the tables of ``model``."""
-        self._model, self._tables, self._every, self._world_size = model, tables, sync_every, world_size
-        self.team = tables.team
-        # SGD: an average of W copies goes as far as one of them, on a W-th of the examples.
-        self._factor = 1 if tables.accumulators else world_size
+    def __init__(self, model: SkipGram, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, world_size: int):
+        """``trainer`` trains the tables of ``model``, at ``lr_factor`` times the learning rate."""
+        self._model, self._trainer, self._factor = model, trainer, lr_factor
+        self._every, self._world_size = sync_every, world_size
+        self.team = trainer.team
         self._since = 0
         self._copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        losses_B: Tensor = self._tables.update(batch.tensors(), lr * self._factor)
+        losses_B = self._trainer.update(batch.tensors(), lr * self._factor)
         self._since += 1
         if self._since == self._every:
             self._average()
@@ -242,54 +248,52 @@ class InPlace(Step):
 
     def freeze(self, words_K: Tensor) -> None:
         table = self._model.center.weight
-        self._tables.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        self._tables.frozen_V[words_K.to(table.device)] = True
+        self._trainer.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        self._trainer.frozen_V[words_K.to(table.device)] = True
 
     def unfreeze(self) -> None:
-        self._tables.frozen_V = None
+        self._trainer.frozen_V = None
 
     def sync(self) -> None:
         if self._since:
             self._average()
 
     def write_back(self) -> None:
-        self._tables.write_back()
+        self._trainer.write_back()
 
     def is_finite(self) -> bool:
-        return bool(self._tables.is_finite())
+        return self._trainer.is_finite()
 
     @property
     def in_sync(self) -> bool:
         return self._world_size == 1 or self._since == 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        self._tables.write_back()
-        return self._copies.of({**tables_of(self._model), **self._sums(), "since": torch.tensor(self._since)})
+        self._trainer.write_back()
+        return self._copies.of({**self._tensors(), "since": torch.tensor(self._since)})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_tables(self._model, state)
-        for name, sums_V in self._sums().items():
-            sums_V.copy_(state[name])
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
         self._since = int(state["since"])
-        self._tables.reload()
+        self._trainer.reload()
 
-    def _sums(self) -> dict[str, Tensor]:
-        """Adagrad's; none for SGD."""
-        return {f"{name}.sums": sums_V for name, sums_V in zip(TABLES, self._tables.accumulators, strict=False)}
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**tables_of(self._model), **self._trainer.state}
 
     def _average(self) -> None:
         self._since = 0
         if self._world_size > 1:
-            self._tables.write_back()
-            own = [table.detach() for table in (*self._model.parameters(), *self._tables.accumulators)]
-            averages = [nn.Parameter(table) for table in own]
+            self._trainer.write_back()
+            own = self._tensors().values()
+            averages = [nn.Parameter(tensor) for tensor in own]
             average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
-            for table, average in zip(own, averages, strict=True):
+            for tensor, average in zip(own, averages, strict=True):
                 mean = average.detach()  # in memory of its own, while kernels hold on to theirs: hence the copy below
-                if self._tables.frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
-                    mean[self._tables.frozen_V] = table[self._tables.frozen_V]
-                table.copy_(mean)
-            self._tables.reload()
+                if self._trainer.frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
+                    mean[self._trainer.frozen_V] = tensor[self._trainer.frozen_V]
+                tensor.copy_(mean)
+            self._trainer.reload()
 
 
 def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
@@ -314,7 +318,7 @@ class Copies:
     def of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if name not in self._kept:
-                self._kept[name] = page_aligned(tuple(tensor.shape), tensor.dtype)
+                self._kept[name] = page_aligned(*tensor.shape, dtype=tensor.dtype)
             self._kept[name].copy_(tensor)
         return self._kept
 

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_hexdigest
 
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import fsync
-from training.model.kernels.columns import is_finite
+from training.model.memory import is_finite
 from training.runs.state_file import save
 
 FOLDER = "checkpoints"

@@ -159,7 +159,7 @@ def _check(
         )
     before = {"freeze_epochs": 0, **record["settings"], "kernel": record["kernel"]}
     now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
-    if config.rate_falls or config.epochs < record["progress"]["epoch"]:
+    if config.lr_decays or config.epochs < record["progress"]["epoch"]:
         now["epochs"] = config.epochs
     others = [name for name in now if now[name] != before[name]]
     if others:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-from training.model.kernels.columns import PAGE
+from training.model.memory import PAGE
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 

@@ -10,7 +10,6 @@ always the same for one number. Processors prefetch the next cache lines, so the
 apart: a table is kept as T tables of C columns.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +20,13 @@ from torch import Tensor
 from pipeline.shared.compiled import inner_fast
 from training.model.batch import BatchTensors
 from training.model.kernels.threads import Counters, Team, barrier, num_cores, team_of
-from training.model.kernels.vector import CHUNK, dot_1, dot_4, move_1, move_4, power_of_two, scatter_1, scatter_4
+from training.model.kernels.vector import CHUNK, dot_1, dot_4, power_of_two, scatter_1, scatter_4
+from training.model.memory import page_aligned
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
-PAGE = 4096
 _F0, _F1 = np.float32(0), np.float32(1)
 
 
@@ -69,7 +68,7 @@ class Scratch(NamedTuple):
 
     @classmethod
     def of(cls, team: Team, num_targets: int) -> "Scratch":
-        shares_T2J, *others = (on_large_pages(team.size, *more, num_targets + CHUNK) for more in ((2,), (), (), ()))
+        shares_T2J, *others = (page_aligned(team.size, *more, num_targets + CHUNK) for more in ((2,), (), (), ()))
         return cls(team.counters(), shares_T2J.numpy(), *(each.numpy() for each in others))
 
 
@@ -85,7 +84,7 @@ def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:
     """A copy, (T, V, C), padded with zero columns, which stay zero."""
     num_words, dim = table_VD.shape
     width = -(-dim // (num_threads * CHUNK)) * CHUNK
-    table_TVC = on_large_pages(num_threads, num_words, width)
+    table_TVC = page_aligned(num_threads, num_words, width)
     for thread in range(num_threads):
         columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
         table_TVC[thread, :, : columns_VC.shape[1]] = columns_VC
@@ -98,30 +97,6 @@ def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
     for thread in range(len(table_TVC)):
         columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
         columns_VC.copy_(table_TVC[thread, :, : columns_VC.shape[1]])
-
-
-def page_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that begin at a page of memory, as direct I/O needs it."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(num_bytes + PAGE, dtype=np.uint8)
-    skipped = -memory.ctypes.data % PAGE
-    return torch.from_numpy(memory[skipped : skipped + num_bytes]).view(dtype).view(shape)
-
-
-def on_large_pages(*shape: int) -> Tensor:
-    """Zeros that begin at a cache line. numpy, unlike torch, asks Linux for 2 MB pages when an array is large.
-
-    With pages of 4 kB most accesses to a large table would miss the TLB, too.
-    """
-    count = math.prod(shape)
-    floats = np.zeros(count + CHUNK, dtype=np.float32)
-    skipped = -floats.ctypes.data % 64 // floats.itemsize
-    return torch.from_numpy(floats[skipped : skipped + count]).view(shape)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no number of the tensor is NaN or infinite; in one pass, without the mask that ``isfinite`` fills."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # aminmax propagates NaN
 
 
 @inner_fast
@@ -173,10 +148,10 @@ def spread(
             k = at + j
             slopes = (slopes_J[k], slopes_J[k + 1], slopes_J[k + 2], slopes_J[k + 3])
             steps = (steps_J[k], steps_J[k + 1], steps_J[k + 2], steps_J[k + 3])
-            move_4(context_VC, u, u, center_VC, v, totals_BC, total, slopes, steps, chunks)
+            scatter_4(context_VC, u, u, center_VC, v, totals_BC, total, slopes, steps, chunks)
         for j in range(grouped, num_targets):
             u_1, slope, step = (targets_L[j] * width,), (slopes_J[at + j],), (steps_J[at + j],)
-            move_1(context_VC, u_1, u_1, center_VC, v, totals_BC, total, slope, step, chunks)
+            scatter_1(context_VC, u_1, u_1, center_VC, v, totals_BC, total, slope, step, chunks)
         at += num_targets
 
 

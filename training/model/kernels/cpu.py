@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.shared.compiled import compiled_fast
+from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
 from training.model.kernels.columns import (
     Columns,
     Floats,
+    Ids,
     Rows,
     Scratch,
     add_up,
     by_columns,
     by_rows,
-    is_finite,
     mean_losses,
     num_chunks,
-    on_large_pages,
     scores_of,
     signs_of,
     slopes_and_losses,
     spread,
     team_for,
 )
-from training.model.kernels.reference import ADAGRAD_EPSILON
-from training.model.kernels.threads import team_of
+from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
+from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import CHUNK, dot_1
+from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TableTensors
 
 ROWS_AT_ONCE = 64
@@ -131,10 +131,10 @@ def _gradients_of_columns(
 # ---- In place
 
 
-class State(NamedTuple):
-    """What training in place changes: tables by columns, and Adagrad's sums of squares, a copy for each thread.
+class InPlaceState(NamedTuple):
+    """What training in place changes: tables by columns, and each thread's own copy of Adagrad's sums of squares.
 
-    Without Adagrad the sums are (T, 0). ``frozen_V`` is empty unless some words are frozen.
+    Without Adagrad the sums are (T, 0). ``frozen_V`` is empty if no words are frozen.
     """
 
     center_TVC: Floats
@@ -143,6 +143,7 @@ class State(NamedTuple):
     context_sums_TV: Floats
     frozen_V: npt.NDArray[np.bool_]
     dim: int
+    adagrad: bool
 
 
 class Moves(NamedTuple):
@@ -152,37 +153,30 @@ class Moves(NamedTuple):
     gradients_TC: Floats
 
 
-class InPlace:
-    """Tables that ``update`` trains in place, by SGD, or by row-wise Adagrad if ``adagrad``.
+class CpuTrainer(InPlaceTrainer):
+    """Copies of the tables, stored by columns, that threads train in place."""
 
-    It trains copies. ``write_back`` copies them into the tables; ``reload`` copies the tables again after they were
-    changed. The rows of words in ``frozen_V`` (bool), if given, do not move.
-    """
+    team: Team
 
-    def __init__(self, tables: TableTensors, negatives: int, adagrad: bool = False):
-        self.tables = tables
-        self.accumulators = tuple(torch.zeros(len(table)) for table in self.tables) if adagrad else ()
-        self._negatives = negatives
+    def __init__(self, tables: TableTensors, negatives: int, optimizer: str):
+        super().__init__(tables, negatives, optimizer)
         self.team = team_for(tables[0].shape[1])
         self._buffers: tuple[Scratch, Moves] | None = None
-        self.frozen_V: Tensor | None = None
         self.reload()
 
     def reload(self) -> None:
-        size = self.team.size
-        self._columns = [by_columns(table_VD, size) for table_VD in self.tables]
-        # Every thread has its own sums, since each needs all of them: (T, V).
-        sums = [sums_V.expand(size, -1).contiguous() for sums_V in self.accumulators]
-        self._sums = sums or [torch.zeros(size, 0)] * 2
+        self._columns = [by_columns(table_VD, self.team.size) for table_VD in self.tables]
+        # Every thread has its own copy of the state, since each needs all of it: (T, V).
+        self._copies = [values_V.expand(self.team.size, -1).contiguous() for values_V in self.state.values()]
 
     def is_finite(self) -> bool:
-        return all(is_finite(table_TVC) for table_TVC in self._columns)
+        return all(map(is_finite, self._columns))
 
     def write_back(self) -> None:
         for table_TVC, table_VD in zip(self._columns, self.tables, strict=True):
             by_rows(table_TVC, table_VD)
-        for sums_TV, sums_V in zip(self._sums, self.accumulators, strict=False):
-            sums_V.copy_(sums_TV[0])
+        for copies_TV, values_V in zip(self._copies, self.state.values(), strict=True):
+            values_V.copy_(copies_TV[0])
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``; the losses, shape (B,).
@@ -192,91 +186,110 @@ class InPlace:
         rows = Rows.of(batch, self._negatives)
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
         scratch, moves = self._buffers = self._buffers or self._make_buffers(rows.targets_BL.shape[1])
-        center_TVC, context_TVC, center_sums_TV, context_sums_TV = (
-            tensor.numpy() for tensor in (*self._columns, *self._sums)
-        )
+        center_TVC, context_TVC = (table_TVC.numpy() for table_TVC in self._columns)
+        no_sums = torch.zeros(self.team.size, 0)
+        center_sums_TV, context_sums_TV = (sums_TV.numpy() for sums_TV in self._copies or (no_sums, no_sums))
         frozen_V = np.zeros(0, dtype=np.bool_) if self.frozen_V is None else self.frozen_V.numpy()
-        dim, rate = self.tables[0].shape[1], np.float32(lr)
-        state = State(center_TVC, context_TVC, center_sums_TV, context_sums_TV, frozen_V, dim)
-        self.team.run(lambda member: _update(member, rows, state, scratch, moves, rate, losses_B))
+        dim = self.tables[0].shape[1]
+        state = InPlaceState(center_TVC, context_TVC, center_sums_TV, context_sums_TV, frozen_V, dim, self._adagrad)
+        self.team.run(lambda member: _update(member, rows, state, scratch, moves, np.float32(lr), losses_B))
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
         size, most = self.team.size, ROWS_AT_ONCE * (max_len + 1)  # Adagrad's |v|^2 lie behind the scores
-        gradients_TC = on_large_pages(size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
-        return Scratch.of(self.team, most), Moves(on_large_pages(size, most + CHUNK).numpy(), gradients_TC.numpy())
+        gradients_TC = page_aligned(size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
+        return Scratch.of(self.team, most), Moves(page_aligned(size, most + CHUNK).numpy(), gradients_TC.numpy())
+
+
+class Rule(NamedTuple):
+    """One thread's optimizer: what ``_rate`` depends on."""
+
+    lr: np.float32
+    adagrad: bool
+    frozen_V: npt.NDArray[np.bool_]
+    dim: int
 
 
 @compiled_fast
 def _update(
-    member: int, rows: Rows, state: State, scratch: Scratch, moves: Moves, lr: np.float32, losses_B: Floats
+    member: int, rows: Rows, state: InPlaceState, scratch: Scratch, moves: Moves, lr: np.float32, losses_B: Floats
 ) -> None:
     """One thread's columns of every row. All threads go through the same blocks, with a barrier in each."""
-    center_B, targets_BL, num_contexts_B, negatives = rows
-    center_VC, context_VC, frozen_V = state.center_TVC[member], state.context_TVC[member], state.frozen_V
-    center_sums_V, context_sums_V = state.center_sums_TV[member], state.context_sums_TV[member]
+    center_VC, context_VC = state.center_TVC[member], state.context_TVC[member]
     slopes_J, signs_J, losses_J = scratch.slopes_TJ[member], scratch.signs_TJ[member], scratch.losses_TJ[member]
     steps_J, gradients_BC = moves.steps_TJ[member], moves.gradients_TC[member]
-    width, dim = center_VC.shape[1], state.dim
-    chunks = num_chunks(member, width, dim)
-    columns = Columns(center_VC, context_VC, chunks)
-    epsilon = np.float32(ADAGRAD_EPSILON)
-    adagrad, freezes = center_sums_V.size > 0, frozen_V.size > 0
-    turn = 0
-    for first in range(0, center_B.size, ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, center_B.size)
+    width = center_VC.shape[1]
+    columns = Columns(center_VC, context_VC, num_chunks(member, width, state.dim))
+    rule = Rule(lr, state.adagrad, state.frozen_V, state.dim)
+    turn: int = np.int64(0)  # type: ignore[assignment]  # for a plain 0 numba would compile add_up twice
+    for first in range(0, rows.center_B.size, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, rows.center_B.size)
 
         # Scores, and for Adagrad |v|^2 behind them: this thread's share, then the sum over the threads.
         share_J = scratch.shares_T2J[member, turn & 1]
         count = scores_of(rows, first, last, columns, share_J)
-        if adagrad:
+        if state.adagrad:
             for row in range(first, last):
-                v = center_B[row] * width
-                (share_J[count + row - first],) = dot_1(center_VC, (v,), center_VC, v, chunks)
+                v = rows.center_B[row] * width
+                (share_J[count + row - first],) = dot_1(center_VC, (v,), center_VC, v, columns.chunks)
         turn = add_up(member, scratch, turn, count + last - first, slopes_J)
         signs_of(rows, first, last, signs_J)
         slopes_and_losses(slopes_J, signs_J, count, losses_J)
         if member == 0:
             mean_losses(rows, first, last, losses_J, losses_B)
 
-        # How far each context goes.
-        if adagrad:
-            at = 0
-            for row in range(first, last):
-                square = slopes_J[count + row - first] / np.float32(dim)
-                for j in range(num_contexts_B[row] * (1 + negatives)):
-                    target = targets_BL[row, j]
-                    if not freezes or not frozen_V[target]:
-                        context_sums_V[target] += slopes_J[at] * slopes_J[at] * square
-                    steps_J[at] = -lr / (np.sqrt(context_sums_V[target]) + epsilon) * slopes_J[at]
-                    at += 1
-        else:
-            for j in range(count):
-                steps_J[j] = -lr * slopes_J[j]
-        if freezes:
-            at = 0
-            for row in range(first, last):
-                for j in range(num_contexts_B[row] * (1 + negatives)):
-                    if frozen_V[targets_BL[row, j]]:
-                        steps_J[at] = 0
-                    at += 1
-
         # The contexts move, then the centers.
+        _context_steps(rows, first, last, count, rule, state.context_sums_TV[member], slopes_J, steps_J)
         gradients_BC[: (last - first) * width] = 0
         spread(rows, first, last, columns, slopes_J, steps_J, gradients_BC)
-        if adagrad:
+        if state.adagrad:
             share_J = scratch.shares_T2J[member, turn & 1]
             for row in range(first, last):
                 at = (row - first) * width
-                (share_J[row - first],) = dot_1(gradients_BC, (at,), gradients_BC, at, chunks)
+                (share_J[row - first],) = dot_1(gradients_BC, (at,), gradients_BC, at, columns.chunks)
             turn = add_up(member, scratch, turn, last - first, steps_J)
-        for row in range(first, last):
-            center, rate = center_B[row], lr
-            if freezes and frozen_V[center]:
-                continue
-            if adagrad:
-                center_sums_V[center] += steps_J[row - first] / np.float32(dim)
-                rate = lr / (np.sqrt(center_sums_V[center]) + epsilon)
-            v_C, gradient_C = center_VC[center], gradients_BC[(row - first) * width : (row - first + 1) * width]
-            for column in range(width):
-                v_C[column] -= rate * gradient_C[column]
+        _move_centers(rows.center_B[first:last], center_VC, rule, state.center_sums_TV[member], steps_J, gradients_BC)
+
+
+@inner_fast
+def _rate(rule: Rule, sums_V: Floats, word: int, mean_square: np.float32) -> Any:
+    """The learning rate of a word's row, whose gradient has this mean square; 0 if the word is frozen."""
+    if rule.frozen_V.size and rule.frozen_V[word]:
+        return np.float32(0)
+    if not rule.adagrad:
+        return rule.lr
+    sums_V[word] += mean_square
+    return rule.lr / (np.sqrt(sums_V[word]) + np.float32(ADAGRAD_EPSILON))
+
+
+@inner_fast
+def _context_steps(
+    rows: Rows, first: int, last: int, count: int, rule: Rule, sums_V: Floats, slopes_J: Floats, steps_J: Floats
+) -> None:
+    """Writes each target's factor of v. For Adagrad the rows' |v|^2 lie behind the ``count`` slopes."""
+    if not rule.adagrad and not rule.frozen_V.size:  # one loop for the processor's vectors: saves a 20th of the step
+        for j in range(count):
+            steps_J[j] = -rule.lr * slopes_J[j]
+        return
+    at = 0
+    for row in range(first, last):
+        square = slopes_J[count + row - first] / np.float32(rule.dim)
+        for j in range(rows.num_contexts_B[row] * (1 + rows.negatives)):
+            slope = slopes_J[at]
+            steps_J[at] = -_rate(rule, sums_V, rows.targets_BL[row, j], slope * slope * square) * slope
+            at += 1
+
+
+@inner_fast
+def _move_centers(
+    center_B: Ids, center_VC: Floats, rule: Rule, sums_V: Floats, squares_B: Floats, gradients_BC: Floats
+) -> None:
+    """Moves each row's center by its gradient. ``squares_B`` are the gradients' |g|^2, for Adagrad."""
+    width = center_VC.shape[1]
+    for row in range(center_B.size):
+        rate = _rate(rule, sums_V, center_B[row], squares_B[row] / np.float32(rule.dim))
+        if rate == 0:
+            continue  # frozen
+        v_C, gradient_C = center_VC[center_B[row]], gradients_BC[row * width : (row + 1) * width]
+        for column in range(width):
+            v_C[column] -= rate * gradient_C[column]

@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from training.model.batch import BatchTensors
-from training.model.kernels import reference
-from training.model.kernels.reference import ADAGRAD_EPSILON
+from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.skip_gram import TableTensors
 
 BLOCK_ELEMENTS = 4096
@@ -90,13 +89,13 @@ class Results(NamedTuple):
     center_gradients_BD: tl.tensor
 
 
-class State(NamedTuple):
-    """What training in place reads and changes; accumulators and ``frozen_V`` only if the constants say so."""
+class Trained(NamedTuple):
+    """What training in place reads and changes: the tables, Adagrad's sums, and frozen words if there are any."""
 
     center_VD: tl.tensor
     context_VD: tl.tensor
-    center_accumulator_V: tl.tensor
-    context_accumulator_V: tl.tensor
+    center_sums_V: tl.tensor
+    context_sums_V: tl.tensor
     frozen_V: tl.tensor
 
 
@@ -109,45 +108,29 @@ def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Ten
     return losses_B
 
 
-def update(
-    batch: BatchTensors,
-    tables: TableTensors,
-    negatives: int,
-    lr: float | Tensor,
-    accumulators: tuple[Tensor, ...] = (),
-    frozen_V: Tensor | None = None,
-) -> Tensor:
-    """Trains both tables in place as ``reference.update`` does; returns the losses along the way, shape (B,).
+class CudaTrainer(InPlaceTrainer):
+    """Tables that Triton trains in place.
 
     ``ROWS_AT_ONCE`` rows train at the same time, each on the tables as it finds them, like the threads of word2vec.c:
-    only the steps within a row are in the reference's order. ``lr`` may be a float32 tensor of no dimensions on the
-    tables' device, which a captured step reads again at every replay.
+    only the steps within a row are in the reference's order.
     """
-    _check(*batch, *tables)
-    device, num_contexts_B = tables[0].device, batch[2]
-    num_rows, max_len = batch[1].shape
-    if not isinstance(lr, Tensor):
-        lr = torch.full((), lr, dtype=torch.float32, device=device)
-    slopes_BL, losses_B = torch.empty((num_rows, max_len), device=device), torch.empty(num_rows, device=device)
-    rows_each = max(1, triton.cdiv(num_rows, ROWS_AT_ONCE))
-    # Pointers that no constant asks for are not read: any tensor will do.
-    frozen = num_contexts_B if frozen_V is None else frozen_V.view(torch.uint8)
-    center_sums_V, context_sums_V = accumulators or tables
-    state = State(*tables, center_sums_V, context_sums_V, frozen)
-    modes = {"adagrad": bool(accumulators), "freezes": frozen_V is not None}
-    constants = Constants.of(max_len, tables[0].shape[1], negatives, **modes)
-    _update[(triton.cdiv(num_rows, rows_each),)](
-        Rows(*batch), state, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
-    )
-    return losses_B
-
-
-class InPlace(reference.InPlace):
-    """The tables under ``update``."""
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
-        """Trains on a batch; the losses, shape (B,)."""
-        return update(batch, self.tables, self._negatives, lr, self.accumulators, self.frozen_V)
+        """Trains on a batch; the losses along the way, shape (B,)."""
+        _check(*batch, *self.tables)
+        (num_rows, max_len), (dim, device) = batch[1].shape, (self.tables[0].shape[1], self.tables[0].device)
+        slopes_BL, losses_B = torch.empty((num_rows, max_len), device=device), torch.empty(num_rows, device=device)
+        rows_each = max(1, triton.cdiv(num_rows, ROWS_AT_ONCE))
+        modes = {"adagrad": self._adagrad, "freezes": self.frozen_V is not None}
+        # The kernel does not read pointers that its constants exclude, so any tensor will do.
+        frozen_V = batch[2] if self.frozen_V is None else self.frozen_V.view(torch.uint8)
+        center_sums_V, context_sums_V = self.state.values() or self.tables
+        trained = Trained(*self.tables, center_sums_V, context_sums_V, frozen_V)
+        constants = Constants.of(max_len, dim, self._negatives, **modes)
+        _update[(triton.cdiv(num_rows, rows_each),)](
+            Rows(*batch), trained, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
+        )
+        return losses_B
 
 
 class _RowLosses(torch.autograd.Function):
@@ -225,43 +208,42 @@ def _backward(
 @jit
 def _update(
     batch: Rows,
-    state: State,
+    trained: Trained,
     slopes_BL: tl.tensor,
     losses_B: tl.tensor,
-    lr: tl.tensor,
+    lr: float,
     num_rows: int,
     rows_each: int,
     constants: tl.constexpr,
 ) -> None:
-    rate = tl.load(lr)
     begin = tl.program_id(0) * rows_each
     for index in range(begin, tl.minimum(begin + rows_each, num_rows)):
         row = tl.cast(index, tl.int64)
-        num_contexts, num_targets, center, v_D = _row(row, batch, state.center_VD, constants)
+        num_contexts, num_targets, center, v_D = _row(row, batch, trained.center_VD, constants)
         targets_L = batch.contexts_negatives_BL + row * constants.max_len
         slopes_L = slopes_BL + row * constants.max_len
         loss, center_gradient_D = _score(
-            targets_L, slopes_L, v_D, num_contexts, num_targets, state.context_VD, constants
+            targets_L, slopes_L, v_D, num_contexts, num_targets, trained.context_VD, constants
         )
         tl.store(losses_B + row, loss)
         tl.debug_barrier()  # every thread sees the slopes, and no word moves before all were gathered
         for first in range(0, num_targets, constants.block_t):
             targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, constants.block_t)
             if constants.freezes:
-                moves_T &= tl.load(state.frozen_V + targets_T) == 0
-            step_T = tl.full([constants.block_t], 0.0, tl.float32) + rate
+                moves_T &= tl.load(trained.frozen_V + targets_T) == 0
+            step_T = tl.full([constants.block_t], 0.0, tl.float32) + lr
             if constants.adagrad:
                 # A word that comes twice has the same slope twice, so their order does not matter.
                 square_T = slopes_T * slopes_T * (tl.sum(v_D * v_D, axis=0) / constants.dim)
-                step_T = rate / _accumulate(state.context_accumulator_V + targets_T, square_T, moves_T)
-            _add(state.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
-        step = rate
+                step_T = lr / _accumulate(trained.context_sums_V + targets_T, square_T, moves_T)
+            _add(trained.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
+        step = lr
         if constants.freezes:
-            center = tl.where(tl.load(state.frozen_V + center) == 0, center, 0)  # row 0 never moves
+            center = tl.where(tl.load(trained.frozen_V + center) == 0, center, 0)  # row 0 never moves
         if constants.adagrad:
             square = tl.sum(center_gradient_D * center_gradient_D, axis=0) / constants.dim
-            step = rate / _accumulate(state.center_accumulator_V + center, square, center > 0)
-        _add_one(state.center_VD, center, -step * center_gradient_D, constants)
+            step = lr / _accumulate(trained.center_sums_V + center, square, center > 0)
+        _add_one(trained.center_VD, center, -step * center_gradient_D, constants)
         tl.debug_barrier()  # the next row finds what this one changed
 
 
@@ -340,7 +322,7 @@ def _add_one(table_VD: tl.tensor, row: tl.tensor, change_D: tl.tensor, constants
 
 
 @jit
-def _accumulate(accumulators: tl.tensor, squares: tl.tensor, moves: tl.tensor) -> tl.tensor:
-    """Adds to Adagrad's accumulators and returns their roots, by which the rate is divided."""
-    before = tl.atomic_add(accumulators, squares, mask=moves, sem="relaxed")
+def _accumulate(sums: tl.tensor, squares: tl.tensor, moves: tl.tensor) -> tl.tensor:
+    """Adds to Adagrad's sums and returns their roots, by which the rate is divided."""
+    before = tl.atomic_add(sums, squares, mask=moves, sem="relaxed")
     return tl.sqrt(before + squares) + EPSILON

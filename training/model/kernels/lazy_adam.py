@@ -37,14 +37,13 @@ from training.model.kernels.columns import (
     by_rows,
     mean_losses,
     num_chunks,
-    on_large_pages,
-    page_aligned,
     scores_of,
     signs_of,
     slopes_and_losses,
     team_for,
 )
 from training.model.kernels.vector import CHUNK, first_guess, prefetch
+from training.model.memory import page_aligned
 from training.model.skip_gram import TableTensors
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
@@ -87,7 +86,7 @@ class AdamState(NamedTuple):
     def of(cls, tables: TableTensors, lr: float, num_steps: int, num_threads: int) -> "AdamState":
         weights = [by_columns(table_VD, num_threads) for table_VD in tables]
         _, num_words, width = weights[0].shape
-        rows = on_large_pages(2, num_threads, num_words, 4, width).numpy()
+        rows = page_aligned(2, num_threads, num_words, 4, width).numpy()
         for index, weights_TVC in enumerate(weights):
             rows[index, :, :, _WEIGHT] = weights_TVC
         steps, ages = np.arange(num_steps + 2, dtype=np.float64), np.arange(_AGES, dtype=np.float64)
@@ -161,7 +160,7 @@ class LazyAdam:
         """Writes the tables as they are after the last step; changes nothing that comes later."""
         rows, last = self._adam.rows, self._adam.last
         adam = self._adam._replace(last=np.where(last == _FROZEN, np.int32(0), last))
-        weights, row_4C = on_large_pages(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
+        weights, row_4C = page_aligned(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
         for index, table_VD in enumerate(self.tables):
             _up_to_date(index, adam, row_4C, weights.numpy())
             by_rows(weights, table_VD)
@@ -173,7 +172,7 @@ class LazyAdam:
         """
         adam = self._adam
         if self._copies is None:
-            self._copies = page_aligned((2, 4, adam.rows.shape[2], adam.dim), torch.float32)
+            self._copies = page_aligned(2, 4, adam.rows.shape[2], adam.dim)
         copies = self._copies.numpy()
         self.team.run(lambda member: _copy(member, adam.rows, copies))
         last, owed = adam.last[0], adam.owed[0, : self._step + 1]

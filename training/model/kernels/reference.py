@@ -3,12 +3,17 @@
 B rows of a batch, L = max_len targets a row, T of them real, D dimensions, V words, K negatives for each context.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.model.batch import BatchTensors
-from training.model.skip_gram import SigmoidBCELoss, TableTensors, skip_gram
+from training.model.kernels.threads import Team
+from training.model.memory import is_finite
+from training.model.skip_gram import TABLES, SigmoidBCELoss, TableTensors, skip_gram
+from training.train_config import IN_PLACE
 
 
 def label_and_mask(num_contexts_B: Tensor, max_len: int, negatives: int) -> tuple[Tensor, Tensor]:
@@ -36,20 +41,23 @@ def update(
     tables: TableTensors,
     negatives: int,
     lr: float,
-    accumulators: tuple[Tensor, ...] = (),
+    optimizer: str = "sgd",
+    state: Sequence[Tensor] = (),
     rows_at_once: int = 1,
     frozen_V: Tensor | None = None,
 ) -> Tensor:
     """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` along the way.
 
-    A row's step is ``lr`` times the gradient of the *sum* of its losses, taken at the tables as the row before left
-    them: the contexts move first, then the center, once (word2vec.c's ``neu1e``). It is SGD without ``accumulators``.
-    With them, center (V,) and context (V,), it is row-wise Adagrad (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): a
-    row of a table steps by lr / sqrt(accumulator), to which the gradient's mean square was added just before, for every
-    target in turn.
+    A row's step follows the gradient of the *sum* of its losses, taken at the tables as the row before left them: the
+    contexts move first, then the center, once (word2vec.c's ``neu1e``). ``optimizer``, a name in ``IN_PLACE``, decides
+    how far a row of a table moves for its gradient g, for every target in turn:
+
+    - ``sgd``: by lr·g.
+    - ``rowwise_adagrad`` (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): by lr·g / sqrt(sum), where the mean of the
+      squares in g is first added to the row's sum. ``state`` is these sums, (V,), of centers and of contexts.
 
     ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
-    move after all of their contexts. For words in ``frozen_V`` (bool) neither rows nor accumulators change.
+    move after all of their contexts. For words in ``frozen_V`` (bool) neither rows nor state change.
     """
     (center_B, contexts_negatives_BL, num_contexts_B), (center_VD, context_VD) = batch, tables
     if frozen_V is None:
@@ -70,46 +78,58 @@ def update(
             gradients[row] = slopes[row] @ context_VD[targets[row]]
             moves_T = ~frozen_V[targets[row]]
             moving, context_gradients_TD = targets[row][moves_T], (slopes[row][:, None] * vectors[row])[moves_T]
-            if not accumulators:
+            if optimizer == "sgd":
                 context_VD.index_add_(0, moving, context_gradients_TD, alpha=-lr)
             else:
                 for target, gradient_D in zip(moving.tolist(), context_gradients_TD, strict=True):
-                    _adagrad(context_VD[target], accumulators[1][target], gradient_D, lr)
+                    _adagrad(context_VD[target], state[1][target], gradient_D, lr)
         for row in rows:
             if frozen_V[centers[row]]:
                 continue
-            if not accumulators:
+            if optimizer == "sgd":
                 center_VD[centers[row]] -= lr * gradients[row]
             else:
-                _adagrad(center_VD[centers[row]], accumulators[0][centers[row]], gradients[row], lr)
+                _adagrad(center_VD[centers[row]], state[0][centers[row]], gradients[row], lr)
     return losses_B
 
 
-def _adagrad(row_D: Tensor, accumulator: Tensor, gradient_D: Tensor, lr: float) -> None:
-    accumulator += gradient_D.square().mean()
-    row_D -= lr / (accumulator.sqrt() + ADAGRAD_EPSILON) * gradient_D
+def _adagrad(row_D: Tensor, sum_of_squares: Tensor, gradient_D: Tensor, lr: float) -> None:
+    sum_of_squares += gradient_D.square().mean()
+    row_D -= lr / (sum_of_squares.sqrt() + ADAGRAD_EPSILON) * gradient_D
 
 
-class InPlace:
-    """The tables under ``update``, with the methods that every kernel's ``InPlace`` has."""
+class InPlaceTrainer:
+    """Tables that ``update`` trains in place. The other kernels have subclasses, which do the same faster."""
 
-    team = None
+    team: Team | None = None
+    """The kernel's own threads, if it has any."""
+
     frozen_V: Tensor | None = None
+    """Words (bool) whose rows and state do not change."""
 
-    def __init__(self, tables: TableTensors, negatives: int, adagrad: bool = False):
+    def __init__(self, tables: TableTensors, negatives: int, optimizer: str):
+        """``optimizer`` is a name in ``IN_PLACE``."""
         self.tables = (tables[0].detach(), tables[1].detach())
-        self.accumulators = tuple(table_VD.new_zeros(len(table_VD)) for table_VD in self.tables) if adagrad else ()
-        self._negatives = negatives
+        self.state = {
+            f"{table}.{name}": table_VD.new_zeros(len(table_VD))
+            for name in IN_PLACE[optimizer].row_state
+            for table, table_VD in zip(TABLES, self.tables, strict=True)
+        }
+        """The optimizer's, by its names in a checkpoint."""
+        self._optimizer, self._negatives = optimizer, negatives
+        self._adagrad = optimizer == "rowwise_adagrad"  # what compiled code gets instead of a name
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch; the losses, shape (B,)."""
-        return update(batch, self.tables, self._negatives, lr, self.accumulators, frozen_V=self.frozen_V)
+        state = tuple(self.state.values())
+        return update(batch, self.tables, self._negatives, lr, self._optimizer, state, frozen_V=self.frozen_V)
 
     def write_back(self) -> None:
-        """Does nothing: it trains the tables themselves."""
+        """Copies what was trained into ``tables`` and ``state``, if the kernel trains copies of them."""
 
     def reload(self) -> None:
-        """Does nothing: it trains the tables themselves."""
+        """Copies ``tables`` and ``state`` again after a change to them, if the kernel trains copies of them."""
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(table_VD).all()) for table_VD in self.tables)
+        """Whether the tables hold neither NaN nor infinity."""
+        return all(map(is_finite, self.tables))

@@ -54,7 +54,7 @@ def _dot(num_rows: int) -> Any:
     return intrinsic(dot)
 
 
-def _scatter(num_rows: int, in_place: bool) -> Any:
+def _scatter(num_rows: int) -> Any:
     def scatter(
         typing: Any,
         rows: Any,
@@ -70,7 +70,7 @@ def _scatter(num_rows: int, in_place: bool) -> Any:
     ) -> tuple[Any, Codegen]:
         """For each offset in turn: total[total_offset] += slope·rows[offset], then rows[moved] += step·other[offset].
 
-        ``in_place``: ``moved`` equals ``offsets``, so that a repeated offset reads the row that was just changed.
+        If ``moved`` equals ``offsets``, a repeated offset reads the row that was just changed.
         """
         signature = types.void(rows, offsets, moved, other, offset, total, total_offset, slopes, steps, num_chunks)
 
@@ -90,7 +90,7 @@ def _scatter(num_rows: int, in_place: bool) -> Any:
                 for index in range(num_rows):
                     row = _load(builder, read[index], at)
                     summed = _fma(builder, slope[index], row, summed)
-                    moving = row if in_place else _load(builder, written[index], at)
+                    moving = _load(builder, written[index], at)
                     _store(builder, _fma(builder, step[index], factor, moving), written[index], at)
                 _store(builder, summed, sums, at)
             return context.get_dummy_value()
@@ -101,8 +101,7 @@ def _scatter(num_rows: int, in_place: bool) -> Any:
 
 
 dot_1, dot_4 = _dot(1), _dot(TOGETHER)
-scatter_1, scatter_4 = _scatter(1, in_place=False), _scatter(TOGETHER, in_place=False)
-move_1, move_4 = _scatter(1, in_place=True), _scatter(TOGETHER, in_place=True)
+scatter_1, scatter_4 = _scatter(1), _scatter(TOGETHER)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
