@@ -5,23 +5,8 @@ Imports are late: shardvec-train runs where Spark is not installed, and sets a v
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
-
-
-def prepare() -> None:
-    _run_job("prepare")
-
-
-def prepare_demo() -> None:
-    _run_job("prepare_demo")
-
-
-def prepare_ptb() -> None:
-    _run_job("prepare_ptb")
-
-
-def retrain() -> None:
-    _run_job("retrain")
 
 
 def train() -> None:
@@ -37,3 +22,9 @@ def _run_job(name: str) -> None:
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     import_module("jobs.session").run(import_module(f"jobs.{name}").main)
+
+
+prepare = partial(_run_job, "prepare")
+prepare_demo = partial(_run_job, "prepare_demo")
+prepare_ptb = partial(_run_job, "prepare_ptb")
+retrain = partial(_run_job, "retrain")

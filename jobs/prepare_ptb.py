@@ -4,7 +4,6 @@ spark-submit jobs/prepare_ptb.py
 spark-submit jobs/prepare_ptb.py --input ptb.train.txt --output data/ptb --epochs 5
 """
 
-import argparse
 from pathlib import Path
 
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
@@ -14,7 +13,7 @@ from pipeline.text.ptb import PTB_FILE, ptb
 CACHE = Path("data/cache") / PTB_FILE
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
     parser = Parser(
         "jobs/prepare_ptb.py",
         "Penn Treebank (or any text) to a dataset for training/train.py, with the settings of the book.",
@@ -26,14 +25,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=uri, default="data/ptb", help=OUTPUT)
     add_common_flags(parser, "tokenizer", "lowercase")
-    return parsed(parser)
-
-
-def main() -> None:
-    arguments = parse()
-    config = config_from(arguments)
-    corpus = ptb(arguments.input, CACHE)
-    run_prepare(corpus, config, arguments.output, arguments.overwrite)
+    arguments = parsed(parser)
+    config = config_from(arguments)  # checked before PTB is downloaded
+    run_prepare(ptb(arguments.input, CACHE), config, arguments.output, arguments.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Retrains on a growing corpus and publishes better vectors: one cycle, or one step of it. See docs/retraining.md.
+"""Retrains on a growing corpus and publishes better vectors: one cycle, or one of its steps. See docs/retraining.md.
 
 python jobs/retrain.py run --config examples/retrain-demo.yaml         all steps, in order
 python jobs/retrain.py plan|prepare|train|evaluate|publish --config F  one of them; finished steps are not repeated
 python jobs/retrain.py rollback --config F                             the version before the newest one
-python jobs/retrain.py status --config F                               what is published, and where the cycle is
+python jobs/retrain.py status --config F                               the published version, and the newest cycle
 
-Exit codes: 0 done, or nothing is new (run); 2 an error that you can fix; 3 nothing is new (plan); 4 the gates refused
-the new vectors and the published ones stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 any other error.
+Exit codes: 0 done, or nothing is new (run); 2 an error that you can fix; 3 nothing is new (plan); 4 a gate refused the
+new vectors, and the published ones stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 any other error.
 """
 
 import argparse
@@ -28,23 +28,23 @@ NOTHING_NEW, REFUSED = 3, 4
 
 def parse() -> argparse.Namespace:
     example = "python jobs/retrain.py {} --config examples/retrain-demo.yaml"
-    about = "Retrains on a corpus that grows, and publishes what the gates accept."
+    about = "Retrains on a growing corpus, and publishes the vectors if the gates accept them."
     parser = Parser("jobs/retrain.py", about, *map(example.format, ("run", "status")))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
     for name, text in (
         ("run", "all steps in order; finished steps are not repeated"),
-        ("plan", "finds what is new; exit code 3 when nothing is"),
-        ("prepare", "the corpus as a dataset (spark-submit)"),
-        ("train", "vectors, starting from the published ones (training/train.py)"),
-        ("evaluate", "aligns them with the published ones and evaluates the gates; exit code 4 when one refuses"),
+        ("plan", "finds what is new; exit code 3 if nothing is"),
+        ("prepare", "makes a dataset of the corpus (spark-submit jobs/prepare.py)"),
+        ("train", "trains vectors, starting from the published ones (training/train.py)"),
+        ("evaluate", "aligns them with the published ones and evaluates the gates; exit code 4 if one refuses"),
         ("publish", "publishes them"),
         ("rollback", "publishes an earlier version again"),
-        ("status", "what is published, and where the newest cycle is"),
+        ("status", "shows the published version and the newest cycle"),
     ):
         about = f"{text[0].upper()}{text[1:]}."
         command = commands.add_parser(name, help=text, description=about, example=example.format(name))
         command.add_argument(
-            "--config", type=path, required=True, metavar="FILE", help="the cycle's settings, YAML: docs/retraining.md"
+            "--config", type=path, required=True, metavar="FILE", help="the settings, a YAML file: docs/retraining.md"
         )
         if name == "rollback":
             command.add_argument("--to", metavar="VERSION", help="such as 000003 (default: the one before the newest)")
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
 
 
 class _Command(Parser):
-    """The parser of one subcommand. Newer versions of argparse pass it settings of their own, such as colour."""
+    """The parser of a subcommand. It ignores further settings that newer versions of argparse pass, such as colour."""
 
     def __init__(self, prog: str, description: str, example: str, **_: object):
         super().__init__(prog, description, example)
@@ -73,8 +73,7 @@ def main() -> None:
                 return
             steps = RECORDS if arguments.command == "run" else (arguments.command,)
             for step in steps:
-                code = take(step, config, workspace, lock)
-                if code:
+                if code := take(step, config, workspace, lock):
                     sys.exit(0 if code == NOTHING_NEW and arguments.command == "run" else code)
     except StepError as error:
         tell(f"error: {error}")

@@ -1,4 +1,4 @@
-"""What the jobs share: flags, a quiet Spark session, the summary, and exit codes."""
+"""Shared by all jobs: flags, a quiet Spark session, prepare as a command, and exit codes."""
 
 import argparse
 import atexit
@@ -9,7 +9,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -28,7 +28,7 @@ from pipeline.stages import prepare
 from pipeline.text.corpus import Corpus
 
 log = logging.getLogger("pipeline")
-"""Of all that prepare says before its result: what it does at INFO, details at DEBUG."""
+"""What prepare prints before its result: progress at INFO, details at DEBUG."""
 
 OUTPUT = "the dataset: a folder, or a URI such as s3://bucket/words"
 PROBE = ".probe"
@@ -37,70 +37,67 @@ BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
 def add_common_flags(parser: Parser, *omitted: str, **defaults: object) -> None:
-    """The flags of PipelineConfig, but for the ``omitted``, and those that all jobs have.
-
-    ``defaults`` replace the fields' own.
-    """
+    """Adds PipelineConfig's flags, except ``omitted``, and the flags of every job. ``defaults`` replace the fields'."""
     add_flags(parser, PipelineConfig, *omitted, **defaults)
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    parser.add_verbosity("adds the seconds of each stage, and where Spark's own pages are")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.add_verbosity("adds the seconds of each stage, and the address of Spark's web pages")
 
 
 def parsed(parser: Parser) -> argparse.Namespace:
-    """The flags that were given, of which -q and -v have their effect at once."""
+    """Parses the command line, and sets the log's level from -q and -v."""
     arguments = parser.parse_args()
     log.setLevel(logging.INFO - 10 * arguments.verbosity)
     return arguments
 
 
 def config_from(arguments: argparse.Namespace) -> PipelineConfig:
-    """The checked PipelineConfig of parsed flags. Raises InputError."""
+    """The PipelineConfig of parsed flags. Raises InputError."""
     given = vars(arguments)
     return PipelineConfig(**{name: given[name] for name in fields_of(PipelineConfig) if name in given})
 
 
 def build_session(name: str) -> SparkSession:
-    """The session spark-submit asked for, or all local cores; quiet."""
+    """A quiet Spark session: spark-submit's, or one on all local cores."""
     builder = SparkSession.builder.appName(name)
-    # Under spark-submit our stderr is a pipe to Java, and tools/spark-env.sh has said whether Java's is a terminal.
+    # Under spark-submit our stderr is a pipe to Java; tools/spark-env.sh has checked whether Java's is a terminal.
     if not log.isEnabledFor(logging.INFO) or not (sys.stderr.isatty() or "PYSPARK_GATEWAY_PORT" in os.environ):
         builder = builder.config("spark.ui.showConsoleProgress", "false")
     spark = builder.getOrCreate()
     log.debug("Spark's pages: %s", spark.sparkContext.uiWebUrl or "none")
-    # What fails comes to us as an exception; on this machine alone, Spark would print it a second time.
+    # We get a failure as an exception. On a single machine, Spark would print it as well.
     spark.sparkContext.setLogLevel("FATAL" if str(spark.sparkContext.master).startswith("local") else "ERROR")
     if not spark.sparkContext.getConf().contains(BATCH_BYTES):
-        spark.conf.set(BATCH_BYTES, "8m")  # of 64: Python begins while Java still reads, and both hold less
+        spark.conf.set(BATCH_BYTES, "8m")  # not 64: Python starts while Java still reads, and both need less memory
     ship_code(spark)
     return spark
 
 
 def ship_code(spark: SparkSession) -> None:
-    """Executors on other machines run this very code, whatever they have installed: it is the first they look in."""
+    """Sends this code to executors on other machines, where it comes before any installed version."""
     context = spark.sparkContext
     if not str(context.master).startswith("local"):
         context.addPyFile(str(code_zip()))
-        # Compiled code is kept here unless NUMBA_CACHE_DIR says where. Many an executor's home cannot be written; the
-        # folder that an executor stands in can.
+        # The cache of compiled code, unless NUMBA_CACHE_DIR is set. Executors often cannot write to their home, but
+        # they can write to their working directory.
         context.environment.setdefault("XDG_CACHE_HOME", "cache")
 
 
 @cache
 def code_zip() -> Path:
-    """The ``pipeline`` package as a zip, gone when the driver ends: equal code gives equal bytes.
+    """A zip file of the ``pipeline`` package, removed when the driver ends. Equal code gives equal bytes.
 
-    It may itself come from one (--py-files).
+    The package may itself be imported from a zip file (--py-files).
     """
     handle, name = tempfile.mkstemp(prefix="shardvec-", suffix=".zip")
     atexit.register(Path(name).unlink, missing_ok=True)
     with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for path, content in sorted(_contents(files("pipeline"), "pipeline")):
-            archive.writestr(zipfile.ZipInfo(path), content, zipfile.ZIP_DEFLATED)  # ZipInfo has a date of its own
+            archive.writestr(zipfile.ZipInfo(path), content, zipfile.ZIP_DEFLATED)  # a bare ZipInfo has a fixed date
     return Path(name)
 
 
 def _contents(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file of a package but caches."""
+    """(name, content) of every file of a package, except caches."""
     for entry in folder.iterdir():
         path = f"{prefix}/{entry.name}"
         if entry.is_dir() and entry.name != "__pycache__":
@@ -110,13 +107,13 @@ def _contents(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
 
 
 def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: bool) -> None:
-    """Prepares ``output`` unless it is there already, and prints what it holds, or, when quiet, what was not right."""
+    """Prepares ``output`` unless it exists already. Prints a summary; with -q, only warnings about the corpus."""
     try:
         location = Location.of(output)
     except InputError as error:
         raise InputError(f"--output {error}") from None
-    check_free(location)
-    session = cache(lambda: build_session(f"shardvec: {output}"))  # not before something needs it
+    check_dataset_folder(location)
+    session = cache(lambda: build_session(f"shardvec: {output}"))  # starts Spark at the first call
     if is_there(corpus, config, location, overwrite, session):
         print(f"{output}: already there, nothing to do")
         return
@@ -128,14 +125,14 @@ def run_prepare(corpus: Corpus, config: PipelineConfig, output: str, overwrite: 
     print(*found, f"{output}: dataset {manifest.dataset_id} in {time.perf_counter() - started:.1f} s", sep="\n")
 
 
-def check_free(output: Location) -> None:
-    """Raises InputError unless ``output`` holds a dataset or nothing, and can be asked."""
+def check_dataset_folder(output: Location) -> None:
+    """Raises InputError unless ``output`` contains a dataset or nothing, and can be written."""
     if output.local is not None:
         check_output(Path(output.shown) if not is_uri(output.shown) else output.local, DATASET_FILES, "dataset")
         return
     with writing(output):
         names = [entry.base_name for entry in output.entries()]
-        (output / PROBE).put(b"")  # whether the bucket is there and may be written shows only so
+        (output / PROBE).put(b"")  # the only way to find out that the bucket exists and may be written
         (output / PROBE).remove()
     foreign = sorted(name for name in names if not any(map(PurePath(name).match, DATASET_FILES)))
     if foreign:
@@ -145,15 +142,14 @@ def check_free(output: Location) -> None:
 def is_there(
     corpus: Corpus, config: PipelineConfig, output: Location, overwrite: bool, session: Callable[[], SparkSession]
 ) -> bool:
-    """True when ``output`` holds exactly this. Raises InputError when it holds something else."""
+    """Whether ``output`` is this corpus with this config. Raises InputError if it is another dataset."""
     if overwrite or not (output / FILE_NAME).exists():
         return False
     manifest = Manifest.load(output)
     manifest.check_files(output)
+    before, now = asdict(manifest.config), asdict(config)
     differing = [
-        f"--{field.name.replace('_', '-')} {getattr(manifest.config, field.name)}, now {getattr(config, field.name)}"
-        for field in fields(config)
-        if getattr(manifest.config, field.name) != getattr(config, field.name)
+        f"--{name.replace('_', '-')} {before[name]}, now {now[name]}" for name in now if before[name] != now[name]
     ]
     if manifest.source_state != corpus.state(session):
         differing.append("another or a changed corpus")
@@ -166,9 +162,9 @@ def is_there(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a job's main as a command, with its log on stdout."""
+    """Runs a job's ``main`` as a command, with its log on stdout."""
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler(sys.stdout)]
-    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs there what it also raises
+    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs what it also raises
     with command("interrupted; what was there before is unchanged"):
         main()

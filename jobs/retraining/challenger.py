@@ -1,4 +1,4 @@
-"""The challenger: new vectors, aligned with the published ones, in a folder that can be published as it is."""
+"""The challenger: a folder of new vectors, aligned with the published ones and ready to be published."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ OF_THE_RUN = (
     *("dataset_id", "vocab_size", "examples", "steps", "loss", "mean_loss"),
     *("world_size", "threads", "kernel", "device", "versions", "commit"),
 )
-"""What a version's summary takes from its run's; nothing that differs between equal runs, such as times."""
+"""The entries of a run's summary that a version keeps: none that differ between equal runs, such as times."""
 
 
 def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None:
-    """Makes CYCLE/challenger, atomically; equal bytes for equal runs. ``current`` is the published version."""
+    """Makes CYCLE/challenger, atomically. Equal runs give equal bytes. ``current`` is the published version."""
     temporary = cycle.challenger.with_name(".challenger")
     remove(temporary)
     remove(cycle.challenger)

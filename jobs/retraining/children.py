@@ -1,4 +1,4 @@
-"""Commands that a step runs: shown, logged with their output, and ended when this process ends."""
+"""Runs the commands of a step: prints and logs them and their output, and ends them when this process ends."""
 
 import ctypes
 import os
@@ -19,31 +19,31 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StepError(Exception):
-    """A step failed, and may succeed when it is tried again."""
+    """A step failed, but may succeed if it is repeated."""
 
 
 def call(arguments: list[str], log: Path, lock: int | None) -> None:
-    """Runs a command to its end. Its argument list and its output go to the screen and to ``log``.
+    """Runs a command to its end. Prints its argument list and its output, and appends both to ``log``.
 
     The command inherits ``lock``, and gets SIGTERM when this process ends, even by SIGKILL (on Linux). Raises
-    InputError with the command's own error line after exit code 2, an error that the user can fix; else StepError. Both
-    begin with the step, which is what ``log`` is called.
+    InputError with the command's own error line after exit code 2, and StepError after other errors; both begin with
+    the step's name, which is that of ``log``.
     """
     line = shlex.join(arguments)
     print(f"$ {line}", flush=True)
     with log.open("ab") as file:
         file.write(f"$ {line}    # {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
         file.flush()
-        code, said = _run(arguments, file.fileno(), lock)
-    if code == 2 and said:
-        raise InputError(f"{log.stem}: {said}")
+        code, error = _run(arguments, file.fileno(), lock)
+    if code == 2 and error:
+        raise InputError(f"{log.stem}: {error}")
     if code != 0:
-        reason = f" ({said})" if said else ""
+        reason = f" ({error})" if error else ""
         raise StepError(f"{log.stem} ended with {code}{reason}; what it printed is in {log}")
 
 
 def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
-    """The exit code, and the last error line of the output."""
+    """The exit code, and the last error line of the output without its "error: "."""
     ours = str(Path(sys.executable).parent)  # where this environment has spark-submit and torchrun
     environment = {**os.environ, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S - 5))  # torchrun's own is half of that
@@ -58,7 +58,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
         )
     except FileNotFoundError:
         raise InputError(f"{arguments[0]}: not found beside {sys.executable} or on the PATH; run make setup") from None
-    said = None
+    error = None
     try:
         assert child.stdout is not None
         for line in child.stdout:
@@ -66,7 +66,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
             sys.stdout.flush()
             os.write(log, line)
             if line.startswith(b"error: "):
-                said = line.decode(errors="replace").strip().removeprefix("error: ")
+                error = line.decode(errors="replace").strip().removeprefix("error: ")
         code = child.wait()
     except BaseException:
         child.terminate()
@@ -76,7 +76,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
             child.kill()
             child.wait()
         raise
-    return code, said
+    return code, error
 
 
 def _die_with(parent: int, libc: ctypes.CDLL) -> None:

@@ -1,4 +1,4 @@
-"""What a cycle will do: the corpus, whether it is new, and the commands that follow."""
+"""Plans a cycle: the state of the corpus, checks before anything runs, and the commands of prepare and train."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ State = list[dict[str, Any]]
 
 
 def corpus_of(config: RetrainConfig, workspace: Workspace) -> Corpus:
-    """The corpus as it is now. Raises InputError when it is missing or empty."""
+    """The corpus as it is now. Raises InputError if it is missing or empty."""
     if config.corpus.demo:
         return demo(workspace.folder / DEMO)
     return corpus(config.corpus.input, config.corpus.format, config.corpus.column)
@@ -47,7 +47,7 @@ def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], 
 
 
 def _digest_of(path: str) -> str:
-    """The SHA-256 of a file. Raises InputError when the file cannot be read."""
+    """The SHA-256 of a file. Raises InputError if the file cannot be read."""
     with (
         os_errors(f"corpus: {path} cannot be read", "fix that, or set changed_by: times"),
         Location.of(path.replace("s3a://", "s3://", 1)).open() as file,
@@ -56,7 +56,7 @@ def _digest_of(path: str) -> str:
 
 
 def run_id_of(state: State, config: RetrainConfig) -> str:
-    """The name of a cycle: equal for equal corpora and settings."""
+    """The id of a cycle: equal for equal corpora and settings."""
     return digest([state, config.numbers])[:16]
 
 
@@ -70,7 +70,7 @@ def num_bytes(state: State) -> int:
 
 
 def check_grown(state: State, config: RetrainConfig, workspace: Workspace, current: Path | None) -> str:
-    """Compares the corpus with that of the published vectors, in words. Raises InputError when it has shrunk."""
+    """Describes the corpus, compared with that of the published vectors. Raises InputError if it has shrunk."""
     files, size = sum("path" in entry for entry in state), num_bytes(state)
     found = f"{files:,} file(s), {size:,} bytes"
     plan = workspace.cycle(card(current)["run_id"]).read("plan") if current else None
@@ -82,23 +82,23 @@ def check_grown(state: State, config: RetrainConfig, workspace: Workspace, curre
     if size < before and not config.corpus.may_shrink:
         raise InputError(
             f"corpus: found {found}, expected the {before:,} bytes of version {current.name} or more{missing}; "
-            f"bring back what is missing, or say may_shrink: true"
+            f"restore the missing files, or set may_shrink: true"
         )
     return f"{found}, {size / before - 1:+.1%} since version {current.name}{missing}"
 
 
 def check_dim(config: RetrainConfig, current: Path | None) -> None:
-    """Raises InputError when the vectors would not have the dimension of the published ones."""
+    """Raises InputError if the new vectors would have another dimension than the published ones."""
     found = config.train.get("dim", fields_of(TrainConfig)["dim"].default)
     if current is not None and found != (published := card(current)["dim"]):
         raise InputError(
-            f"train.dim: found {found}, expected the {published} of version {current.name}, onto which new vectors are "
-            f"turned; keep it, or begin a new workspace"
+            f"train.dim: found {found}, expected the {published} of version {current.name}, with which new vectors are "
+            f"aligned; keep it, or begin a new workspace"
         )
 
 
 def check_gates(config: RetrainConfig) -> None:
-    """Raises InputError for files of the gates that cannot be read, before hours of training."""
+    """Raises InputError if a file of the gates cannot be read: now, not after hours of training."""
     for file in config.gates.pairs:
         read_pairs(file)
     if config.gates.analogies:
@@ -130,7 +130,7 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
-    """The flags of prepare.py or train.py that say the same as these settings."""
+    """These settings as flags of prepare.py or train.py."""
     flags = []
     for name, value in settings.items():
         flag = name.replace("_", "-")

@@ -1,7 +1,7 @@
 """The steps of a cycle, in order: plan, prepare, train, evaluate, publish; and rollback.
 
-Every step is idempotent: a finished step is not repeated, an interrupted one continues. A step writes its record last;
-with the record it is finished.
+Every step is idempotent: a finished step is not repeated, and an interrupted step resumes. A step writes its record
+last; it is finished when the record exists.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from training.vectors.word_vectors import Tables
 
 
 def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> bool:
-    """Plans the cycle of the corpus as it is now, and prints what it will do; False when nothing is new."""
+    """Plans the cycle of the current corpus, and prints a summary. Returns False if nothing is new."""
     state = state_of(config, workspace, session)
     cycle = workspace.cycle(run_id_of(state, config))
     champion = champion_for(cycle, workspace)
@@ -41,29 +41,27 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
         print(f"nothing is new: this corpus with these settings {was}")
         return False
     if champion:
-        Tables.load(champion)  # a damaged version shows before hours of work
+        Tables.load(champion)  # raises now, not after hours of work, if the version is damaged
     check_dim(config, champion)
     check_gates(config)
     print(f"cycle {cycle.run_id}: {check_grown(state, config, workspace, champion)}")
     reach_registry(config, workspace)
     before = cycle.read("plan")
     base = champion.name if champion else None
-    if before and before["base"] != base:  # another version was published since, and training starts from that
+    if before and before["base"] != base:  # another version was published since; training starts from it
         cycle.forget("train", "decision")
         remove(cycle.run)
         remove(cycle.challenger)
-    commands = {
-        "prepare": prepare_command(config, workspace, cycle.dataset),
-        "train": train_command(config, cycle.dataset, cycle.run, champion),
-    }
-    record = {"run_id": cycle.run_id, "planned": now(), "base": base, "source_state": state, **commands}
+    record: dict[str, Any] = {"run_id": cycle.run_id, "planned": now(), "base": base, "source_state": state}
+    record["prepare"] = prepare_command(config, workspace, cycle.dataset)
+    record["train"] = train_command(config, cycle.dataset, cycle.run, champion)
     cycle.write("plan", {**record, "settings": config.numbers})
     workspace.begin(cycle)
     return True
 
 
 def champion_for(cycle: Cycle, workspace: Workspace) -> Path | None:
-    """The published version, which ``cycle`` has to beat; if that is the cycle's own, the version that it replaced."""
+    """The published version, which ``cycle`` has to beat. If it is the cycle's own, the version that it replaced."""
     current = workspace.current()
     if current is None or card(current)["run_id"] != cycle.run_id:
         return current
@@ -72,17 +70,17 @@ def champion_for(cycle: Cycle, workspace: Workspace) -> Path | None:
 
 
 def settled(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str | None:
-    """How a cycle ended, in words; None when something is left to do."""
+    """How a cycle ended, in words; None if something is left to do."""
     if published := cycle.read("publish"):
         return f"was published as version {published['version']}"
     decision = cycle.read("decision")
     if decision and not decision["accepted"] and decision["key"] == decision_key(config, cycle, champion):
-        return f"was refused ({decision['reason']}); other gates, or another corpus, are judged anew"
+        return f"was refused ({decision['reason']}); another corpus, or other gates, would be judged again"
     return None
 
 
 def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, session: Callable[[], SparkSession]) -> None:
-    """Makes a dataset of the corpus. Raises InputError when the corpus has changed since the plan."""
+    """Makes a dataset of the corpus. Raises InputError if the corpus has changed since the plan."""
     cycle, planned = open_cycle(workspace)
     if is_done(cycle, "prepare"):
         return
@@ -92,8 +90,8 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
     manifest = Manifest.load(cycle.dataset)
     if config.gates.heldout_increase is not None and not manifest.select(0, "heldout"):
         raise InputError(
-            f"prepare.holdout: found no sequence in the share {config.prepare.holdout:g} that is held out, expected "
-            f"some to judge by; raise it, or say gates: heldout_increase: null"
+            f"prepare.holdout: found no held-out sequence with a share of {config.prepare.holdout:g}, expected some "
+            f"to judge by; raise it, or set gates: heldout_increase: null"
         )
     cycle.write("prepare", {"prepared": now(), "dataset_id": manifest.dataset_id})
 
@@ -101,16 +99,16 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
 def check_same(
     config: RetrainConfig, workspace: Workspace, planned: dict[str, Any], session: Callable[[], SparkSession]
 ) -> None:
-    """Raises InputError when the corpus has changed since the plan."""
+    """Raises InputError if the corpus has changed since the plan."""
     if state_of(config, workspace, session) != planned["source_state"]:
         raise InputError(
-            "corpus: found other files, sizes or times than when the cycle was planned, expected a corpus that stands "
-            "still while it is read; give the command again (`run`, or `plan` first)"
+            "corpus: found other files, sizes or times than in the plan, expected a corpus that does not change while "
+            "it is read; run the command again (`run`, or `plan` first)"
         )
 
 
 def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None:
-    """Trains vectors on the dataset. An interrupted run continues from its last checkpoint."""
+    """Trains vectors on the dataset. An interrupted run resumes from its last checkpoint."""
     cycle, planned = open_cycle(workspace, "prepare")
     if is_done(cycle, "train"):
         return
@@ -119,18 +117,17 @@ def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None
 
 
 def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
-    """Aligns the new vectors with the published ones and evaluates the gates. Returns whether all gates accept."""
+    """Aligns the new vectors with the published ones, and evaluates the gates. Returns True if all gates accept."""
     cycle, _ = open_cycle(workspace, "train")
-    from jobs.retraining.challenger import (
-        make_challenger,  # importing torch and scipy takes seconds, and on most nights nothing is new
-    )
+    # Imported late: torch and scipy take seconds, and on most nights nothing is new.
+    from jobs.retraining.challenger import make_challenger
     from jobs.retraining.judge import judge
 
     champion = champion_for(cycle, workspace)
     key = decision_key(config, cycle, champion)
     decision = cycle.read("decision")
     if decision is None or decision["key"] != key:
-        if stale := workspace.version_of(cycle.run_id):  # judged by other gates, and never published
+        if stale := workspace.version_of(cycle.run_id):  # of an earlier decision, and never published
             remove(stale)
         make_challenger(cycle, champion, config.prepare.holdout > 0)
         judged = judge(config.gates, cycle.challenger, champion, cycle.dataset)
@@ -144,7 +141,7 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
 
 
 def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str:
-    """A digest of what a decision depends on: vectors, champion, gates, and the files that gates read."""
+    """A digest of everything a decision depends on: vectors, champion, gates, and the files that gates read."""
     gates = config.gates
     files = [file for file in (*gates.pairs, gates.analogies) if file is not None]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
@@ -160,11 +157,11 @@ def publish(config: RetrainConfig, workspace: Workspace) -> None:
     assert decision is not None
     if decision["key"] != decision_key(config, cycle, champion_for(cycle, workspace)):
         raise InputError(
-            f"cycle {cycle.run_id}: found other gates, or another published version, than it was judged by; "
-            f"give `evaluate` again first"
+            f"cycle {cycle.run_id}: found other gates, or another published version, than those of its decision; "
+            f"run `evaluate` again first"
         )
     if not decision["accepted"]:
-        raise InputError(f"cycle {cycle.run_id}: {decision['reason']}; only what the gates accept is published")
+        raise InputError(f"cycle {cycle.run_id}: {decision['reason']}; only an accepted cycle is published")
     version = workspace.add(cycle)
     register(config, workspace, cycle, CHAMPION)
     workspace.point_to(version)
@@ -177,11 +174,11 @@ def publish(config: RetrainConfig, workspace: Workspace) -> None:
 def rollback(config: RetrainConfig, workspace: Workspace, to: str | None) -> None:
     """Publishes an earlier version again: ``to``, or the one that the newest publication replaced.
 
-    Idempotent. The link comes first: readers get the version even if the registry cannot be reached, which then raises.
+    Idempotent. Moves the link first: readers get the version even if the registry cannot be reached, which then raises.
     """
     publications = workspace.publications()
     if not publications:
-        raise InputError(f"{workspace.folder}: found nothing published, so nothing to take back")
+        raise InputError(f"{workspace.folder}: found no published version, so there is nothing to roll back")
     name = to or before_the_newest(publications)
     if name not in publications:
         raise InputError(f"rollback --to {name}: found no such version, expected one of {', '.join(publications)}")
@@ -196,28 +193,28 @@ def rollback(config: RetrainConfig, workspace: Workspace, to: str | None) -> Non
 
 
 def before_the_newest(publications: dict[str, Cycle]) -> str:
-    """The version that the newest publication replaced. Raises InputError when that was the first one."""
+    """The version that the newest publication replaced. Raises InputError if there was none."""
     newest = max(publications)
     record = publications[newest].read("publish")
     assert record is not None
     if record["supersedes"] is None:
-        raise InputError(f"version {newest}: found it to be the first, with none before it; nothing is changed")
+        raise InputError(f"version {newest}: found it to be the first, expected an earlier one; nothing is changed")
     return str(record["supersedes"])
 
 
 def open_cycle(workspace: Workspace, after: str = "plan") -> tuple[Cycle, dict[str, Any]]:
-    """The newest cycle and its plan. Raises InputError unless there is one whose step ``after`` is finished."""
+    """The newest cycle and its plan. Raises InputError unless there is one, and its step ``after`` is finished."""
     cycle = workspace.newest()
     planned = cycle.read("plan") if cycle else None
     if cycle is None or planned is None:
-        raise InputError(f"{workspace.folder}: found no cycle, expected one that is planned; give `plan` first")
+        raise InputError(f"{workspace.folder}: found no cycle, expected a planned one; run `plan` first")
     if cycle.read(RECORDS[after]) is None:
-        raise InputError(f"cycle {cycle.run_id}: found it before the end of {after}; give `{after}` first")
+        raise InputError(f"cycle {cycle.run_id}: found it before the end of {after}; run `{after}` first")
     return cycle, planned
 
 
 def is_done(cycle: Cycle, step: str) -> bool:
-    """Whether the step is finished; prints it if so."""
+    """Whether the step is finished. Prints a line if it is."""
     if cycle.read(step) is None:
         return False
     print(f"{step}: already done for cycle {cycle.run_id}")

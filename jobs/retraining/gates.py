@@ -1,4 +1,4 @@
-"""Gates: what new vectors must reach to take the place of the published ones. What asks them is judge.py."""
+"""Gates: the bounds that new vectors must meet to replace the published ones. judge.py evaluates them."""
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.settings import LocalPath, Number, OneOrMore, setting, settings
@@ -6,49 +6,45 @@ from pipeline.shared.settings import LocalPath, Number, OneOrMore, setting, sett
 
 @settings(section="gates")
 class Gates:
-    """What a challenger must reach. None turns a gate off; finite norms are always asked for."""
+    """Bounds for a challenger. None turns a gate off; norms must always be finite."""
 
     heldout_increase: Number | None = setting(
         default=0.02,
         ge=0,
         le=100,
-        help="at most so much above the champion's loss, as a share of it; on the lines held out from the champion's "
-        "corpus and, apart, on those held out from the challenger's",
+        help="the largest increase of the held-out loss, as a share of the champion's; on the lines held out from the "
+        "champion's corpus and, separately, on those held out from the challenger's",
     )
     pairs: OneOrMore[LocalPath] = setting(
-        default=(), help="files of word pairs and people's scores, as training.evaluate reads them"
+        default=(), help="files of word pairs with people's scores, in the format of training.evaluate"
     )
     pairs_drop: Number = setting(
-        default=0.05,
-        ge=0,
-        le=2,
-        help="at most so much below the champion's rank correlation, on the pairs that both know",
+        default=0.05, ge=0, le=2, help="the largest drop of the rank correlation, on the pairs that both models know"
     )
     pairs_least: Number | None = setting(
         default=None,
         ge=-1,
         le=1,
-        help="the challenger's rank correlation, on the pairs that it knows itself; asked of a first version too",
+        help="the smallest rank correlation, on the pairs that the challenger knows; also for a first version",
     )
-    analogies: LocalPath | None = setting(default=None, help="a file of questions, as training.evaluate reads it")
+    analogies: LocalPath | None = setting(
+        default=None, help="a file of analogy questions, in the format of training.evaluate"
+    )
     analogies_drop: Number = setting(
         default=0.02,
         ge=0,
         le=1,
-        help="as pairs_drop; of the share of right answers, looked for among the words that both know",
+        help="the largest drop of the share of right answers, among words both models know",
     )
     analogies_least: Number | None = setting(
-        default=None, ge=0, le=1, help="as pairs_least; of the share of right answers"
+        default=None, ge=0, le=1, help="the smallest share of right answers; also for a first version"
     )
     overlap: Number | None = setting(
-        default=0.3, ge=0, le=1, help="at least this mean share of a frequent word's ten neighbours stays"
+        default=0.3, ge=0, le=1, help="the smallest mean share of a frequent word's ten neighbours that stay the same"
     )
-    frequent_words: int = setting(default=1000, ge=1, help="how many words overlap looks at")
+    frequent_words: int = setting(default=1000, ge=1, help="how many words overlap compares")
     coverage: Number | None = setting(
-        default=0.95,
-        ge=0,
-        le=1,
-        help="at least this share of the champion's counted tokens has a word that the challenger still knows",
+        default=0.95, ge=0, le=1, help="the smallest share of the champion's tokens whose words are still known"
     )
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ All numbers are invariant to rotation: they are the same before and after the al
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,11 @@ class Outcome:
 
     name: str
     passed: bool | None
-    """None when the gate was not evaluated, because there is no champion yet."""
+    """None if the gate was not evaluated, because there is no champion yet."""
     value: float | None
-    """The challenger's; None when it cannot be computed, which does not pass."""
+    """The challenger's number; None if it cannot be computed, which does not pass."""
     champion_value: float | None
-    """The champion's, on the same words; None when it has none."""
+    """The champion's number, on the same words; None for gates that need none."""
     bound: str
     """``at most`` or ``at least``."""
     threshold: float | None
@@ -41,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """All outcomes; accepted when none failed. Equal for equal files, since it contains neither times nor paths."""
+    """All outcomes; accepted if no gate failed. Equal for equal files: it contains neither times nor paths."""
 
     accepted: bool
     gates: tuple[Outcome, ...]
@@ -60,12 +61,12 @@ class Decision:
             )
             for gate in self.gates
         ]
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(5)]
-        lines = [
-            f"{mark:{widths[0]}}  {name:{widths[1]}}  {value:>{widths[2]}}  {champion:>{widths[3]}}  "
-            f"{expected:{widths[4]}}  {detail}".rstrip()
-            for mark, name, value, champion, expected, detail in (header, *rows)
-        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = []
+        for cells in (header, *rows):
+            mark, name, *numbers, expected, detail = map(str.ljust, cells, widths)
+            numbers = [number.strip().rjust(len(number)) for number in numbers]
+            lines.append("  ".join([mark, name, *numbers, expected, detail]).rstrip())
         return "\n".join([*lines, self.verdict])
 
     @property
@@ -84,18 +85,17 @@ def judge(gates: Gates, challenger: Path, champion: Path | None, dataset: Path) 
     """Evaluates all gates, also after one has failed.
 
     ``challenger`` and ``champion`` are folders of finished runs or published versions; the challenger was trained on
-    ``dataset``. For a first version, without a champion, gates that compare are not evaluated. Raises InputError for a
-    file of pairs or questions that is missing, or that has nothing about the words of the champion (or of the first
-    version): that is a mistake in the config. A file that has nothing about the shared words fails the challenger.
-    Takes half a minute of one core and 1 GB for 70,000 words and all of questions-words.txt.
+    ``dataset``. Without a champion, for a first version, gates that compare are not evaluated. Raises InputError, for a
+    mistake in the config, if a file of pairs or questions is missing, or has too few words of the champion (or of the
+    first version). If a file only has too few shared words, the challenger fails. Takes half a minute of one core and
+    1 GB for 70,000 words and all of questions-words.txt.
     """
     new = Tables.load(challenger)
     old = None if champion is None else Tables.load(champion)
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are outcomes, not warnings
+    with np.errstate(over="ignore", invalid="ignore"):  # such numbers are outcomes, not warnings
         outcomes = [
             *_losses(gates, new, old, champion, dataset),
-            *(outcome for file in gates.pairs for outcome in _pairs(gates, new, old, file)),
-            *(_analogies(gates, new, old, gates.analogies) if gates.analogies else ()),
+            *_scores(gates, new, old),
             *_neighbours(gates, new, old),
             _norms(new),
         ]
@@ -108,7 +108,7 @@ def _losses(gates: Gates, new: Tables, old: Tables | None, champion: Path | None
     for whose in ("champion", "challenger"):
         name = f"{LOSS}, {whose}'s lines"
         if old is None or champion is None:
-            yield _not_asked(name, "at most")
+            yield _not_evaluated(name, "at most")
             continue
         heldout = Heldout.load(champion) if whose == "champion" else Heldout.of_dataset(dataset)
         found = losses(heldout, new, old)
@@ -121,60 +121,55 @@ def _losses(gates: Gates, new: Tables, old: Tables | None, champion: Path | None
 
 
 Score = Callable[[Vectors], tuple[float, str]]
-"""A score, and on how much of a file it is based. Raises InputError when the file has none of the vectors' words."""
+"""A score, and how much of a file it is based on. Raises InputError if the file has none of the vectors' words."""
 
 
-def _pairs(gates: Gates, new: Tables, old: Tables | None, file: Path) -> Iterator[Outcome]:
-    def score(vectors: Vectors) -> tuple[float, str]:
-        result = word_pairs(vectors, file)
-        return result.spearman, f"{result.pairs:,} of {result.pairs + result.unknown:,} pairs"
-
-    yield from _on_a_file(f"pairs {file.name}", score, gates.pairs_drop, gates.pairs_least, new, old)
+def _pairs_score(file: Path, vectors: Vectors) -> tuple[float, str]:
+    result = word_pairs(vectors, file)
+    return result.spearman, f"{result.pairs:,} of {result.pairs + result.unknown:,} pairs"
 
 
-def _analogies(gates: Gates, new: Tables, old: Tables | None, file: Path) -> Iterator[Outcome]:
-    def score(vectors: Vectors) -> tuple[float, str]:
-        result = analogies(vectors, file)
-        return result.accuracy, f"{result.questions:,} of {result.questions + result.unknown:,} questions"
-
-    yield from _on_a_file(f"analogies {file.name}", score, gates.analogies_drop, gates.analogies_least, new, old)
+def _analogies_score(file: Path, vectors: Vectors) -> tuple[float, str]:
+    result = analogies(vectors, file)
+    return result.accuracy, f"{result.questions:,} of {result.questions + result.unknown:,} questions"
 
 
-def _on_a_file(
-    name: str, score: Score, drop: float, least: float | None, new: Tables, old: Tables | None
-) -> Iterator[Outcome]:
-    """Compares the challenger's score with the champion's on the shared words, and with ``least`` on its own words."""
+def _scores(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outcome]:
+    """Compares scores with the champion's on the shared words, and with ``least`` on the challenger's own words."""
+    kinds = (
+        ("pairs", _pairs_score, gates.pairs, gates.pairs_drop, gates.pairs_least),
+        ("analogies", _analogies_score, filter(None, [gates.analogies]), gates.analogies_drop, gates.analogies_least),
+    )
+    for kind, score_of, files, drop, least in kinds:
+        for file in files:
+            name, score = f"{kind} {file.name}", partial(score_of, file)
+            yield _compared(name, score, drop, new, old)
+            if least is not None:
+                value, detail = _score_or_none(score, Vectors(new.words, new.center_VD))
+                yield _outcome(f"{name}, least", value, None, "at least", least, detail)
+
+
+def _compared(name: str, score: Score, drop: float, new: Tables, old: Tables | None) -> Outcome:
     if old is None:
-        yield _not_asked(name, "at least")
         score(Vectors(new.words, new.center_VD))  # raises now, not at the next version, if the file is useless
-    else:
-        yield _compared(name, score, drop, new, old)
-    if least is not None:
-        own = _if_any(score, Vectors(new.words, new.center_VD))
-        if own is None:
-            yield Outcome(f"{name}, least", False, None, None, "at least", least, "says nothing about its words")
-        else:
-            yield _outcome(f"{name}, least", own[0], None, "at least", least, own[1])
-
-
-def _compared(name: str, score: Score, drop: float, new: Tables, old: Tables) -> Outcome:
+        return _not_evaluated(name, "at least")
     new_S, old_S = shared_rows(new.words, old.words)
     words = ["<unk>", *(new.words[row] for row in new_S)]
-    ours, theirs = (
-        _if_any(score, Vectors(words, table_VD[np.concatenate([[0], rows_S])]))
+    (ours, detail), (theirs, _) = (
+        _score_or_none(score, Vectors(words, table_VD[np.concatenate([[0], rows_S])]))
         for table_VD, rows_S in ((new.center_VD, new_S), (old.center_VD, old_S))
     )
     if ours is None or theirs is None:
         score(Vectors(old.words, old.center_VD))  # raises if the file was useless before, too
         return Outcome(name, False, None, None, "at least", None, "says nothing about the words both know")
-    return _outcome(name, ours[0], theirs[0], "at least", theirs[0] - drop, ours[1])
+    return _outcome(name, ours, theirs, "at least", theirs - drop, detail)
 
 
-def _if_any(score: Score, vectors: Vectors) -> tuple[float, str] | None:
+def _score_or_none(score: Score, vectors: Vectors) -> tuple[float | None, str]:
     try:
         return score(vectors)
     except InputError:
-        return None
+        return None, "says nothing about its words"
 
 
 def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outcome]:
@@ -182,14 +177,14 @@ def _neighbours(gates: Gates, new: Tables, old: Tables | None) -> Iterator[Outco
         if least is None:
             continue
         if old is None:
-            yield _not_asked(name, "at least")
+            yield _not_evaluated(name, "at least")
             continue
         grown = growth(new.words, new.counts_V, old.words, old.counts_V)
+        value, detail = 1 - grown.lost_share, str(grown)
         if name == OVERLAP:
             value = neighbour_overlap(new, old, gates.frequent_words)
-            yield _outcome(name, value, None, "at least", least, f"{min(gates.frequent_words, grown.kept):,} words")
-        else:
-            yield _outcome(name, 1 - grown.lost_share, None, "at least", least, str(grown))
+            detail = f"{min(gates.frequent_words, grown.kept):,} words"
+        yield _outcome(name, value, None, "at least", least, detail)
 
 
 def _norms(new: Tables) -> Outcome:
@@ -201,14 +196,16 @@ def _norms(new: Tables) -> Outcome:
     return _outcome(NORMS, norms.bad, None, "at most", 0, f"rows not finite or zero; least, median, most: {detail}")
 
 
-def _not_asked(name: str, bound: str) -> Outcome:
-    return Outcome(name, None, None, None, bound, None, "not asked: first version")
+def _not_evaluated(name: str, bound: str) -> Outcome:
+    return Outcome(name, None, None, None, bound, None, "not evaluated: first version")
 
 
 def _outcome(
-    name: str, value: float, champion_value: float | None, bound: str, threshold: float, detail: str
+    name: str, value: float | None, champion_value: float | None, bound: str, threshold: float, detail: str
 ) -> Outcome:
-    """The outcome of a number. One that is not finite, which JSON cannot express, becomes None and does not pass."""
+    """The outcome of a number. One that is not finite, which JSON cannot express, becomes None. None does not pass."""
+    if value is None:
+        return Outcome(name, False, None, None, bound, threshold, detail)
     if not math.isfinite(value) or not math.isfinite(threshold):
         return Outcome(name, False, None, None, bound, None, f"no finite number; {detail}")
     passed = value <= threshold if bound == "at most" else value >= threshold

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.retraining.workspace import read_json
 from training.vectors.run_files import REPORT, SUMMARY
 
-LOGGED = "shardvec.logged"
+LOGGED_TAG = "shardvec.logged"
 ARTIFACTS = (
     *("plan.json", "prepare.log", "train.log"),
     *("run/config.json", "run/metrics.jsonl", f"run/{SUMMARY}", "run/loss.png", f"run/{REPORT}"),
@@ -21,18 +21,18 @@ OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 """MLflow's limits for one request."""
 VALUE_LENGTH = 500
-"""Longer settings are cut; plan.json has all of them."""
+"""Longer settings are cut; plan.json has them in full."""
 
 
 def log_cycle(client: Any, run: Any, cycle: Path) -> None:
-    """Logs a cycle's settings, metrics and files, if they still exist. Idempotent.
+    """Logs a cycle's settings, metrics and existing files. Idempotent.
 
-    MLflow takes metrics of equal step, time and value for one. So every metric has the time at which the run began.
+    Every metric has the time at which the run began: MLflow stores a metric of equal step, time and value only once.
     """
     from mlflow.entities import Metric, Param
 
     mlflow_id = run.info.run_id
-    if LOGGED not in run.data.tags:
+    if LOGGED_TAG not in run.data.tags:
         plan = read_json(cycle / "plan.json") or {}
         settings = {"plan": plan.get("settings"), "train": read_json(cycle / "run" / "config.json")}
         params = (Param(name, value) for name, value in flat(settings) if name not in run.data.params)
@@ -44,7 +44,7 @@ def log_cycle(client: Any, run: Any, cycle: Path) -> None:
         summary = read_json(cycle / "run" / SUMMARY) or {}
         for name in ("dataset_id", "commit"):
             client.set_tag(mlflow_id, f"shardvec.{name}", str(summary.get(name)))
-        client.set_tag(mlflow_id, LOGGED, "yes")
+        client.set_tag(mlflow_id, LOGGED_TAG, "yes")
     for name in ARTIFACTS:
         if (cycle / name).is_file():
             client.log_artifact(mlflow_id, str(cycle / name), str(Path(name).parent) if "/" in name else None)
@@ -82,7 +82,7 @@ def curves(run: Path) -> Iterator[tuple[str, float, int]]:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (path with dots, text). Lists stay in one piece, long values are cut, empty ones are left out."""
+    """Nested settings as (name with dots, text). Lists are one value, long values are cut, empty ones are left out."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{_key(name)}.")
@@ -91,7 +91,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _key(name: str) -> str:
-    """``name`` with only those characters that MLflow accepts."""
+    """``name`` without characters that MLflow refuses."""
     return re.sub(r"[^\w.@ -]", "_", str(name)).replace("@", "_at_")[:100]
 
 

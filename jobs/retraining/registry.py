@@ -5,7 +5,6 @@ idempotent, and may be repeated after a crash at any point.
 """
 
 import hashlib
-import re
 import sqlite3
 import tempfile
 from contextlib import AbstractContextManager, closing
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.retraining.children import StepError
-from jobs.retraining.mlflow_run import LOGGED, log_cycle, log_decision
+from jobs.retraining.mlflow_run import LOGGED_TAG, log_cycle, log_decision
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace
 from pipeline.shared.errors import InputError, tell
@@ -21,10 +20,9 @@ from training.vectors.mlflow_uri import SQLITE, answered, calling, reason, shown
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 AGAIN = "fix that and run the command again"
-RUN_ID, VECTORS, CHECKED = "shardvec.run_id", "shardvec.vectors", "shardvec.checked"
+RUN_ID_TAG, VECTORS_TAG, CHECKED_TAG = "shardvec.run_id", "shardvec.vectors", "shardvec.checked"
 FOLDER = "vectors"
 """The folder of a version's files among a run's artifacts."""
-HASHED_AT_ONCE = 1 << 20
 BUSY_S = 5.0
 """How long another process may hold an SQLite registry."""
 
@@ -37,16 +35,14 @@ def sqlite_uri(file: Path) -> str:
 class Registry:
     """The experiment and the registered model ``name`` at ``tracking_uri``: a tracking server, or sqlite:///FILE.
 
-    ``artifacts`` is the folder for the files of an SQLite registry, by default one beside it; a server has its own.
-    Methods raise InputError for all that fails: a server that does not answer, credentials, a full disk.
+    ``artifacts`` is the folder for the files of an SQLite registry, by default beside it; a server has its own. Methods
+    raise InputError for every failure: a server that does not answer, credentials, a full disk.
     """
 
     def __init__(self, tracking_uri: str, name: str, artifacts: Path | None = None):
         if not tracking_uri.startswith((SQLITE, "http://", "https://")):
             found = shown(tracking_uri)
             raise InputError(f"registry.tracking_uri: found {found}, expected http(s)://HOST:PORT or {SQLITE}FILE")
-        if not re.fullmatch(r"[\w.-][\w. -]*", name):
-            raise InputError(f"name: found {name!r}, expected letters, digits and . _ - alone; MLflow's model has it")
         self._uri, self._name = tracking_uri, name
         self._where = f"registry {shown(tracking_uri)}"
         self._file = sqlite_file(tracking_uri)
@@ -56,18 +52,18 @@ class Registry:
         """Raises InputError unless the registry answers within seconds, and can be written."""
 
         def write() -> None:
-            self._client().set_experiment_tag(self._experiment(), CHECKED, "yes")
+            self._client().set_experiment_tag(self._experiment(), CHECKED_TAG, "yes")
 
         with self._calling("start it, or set registry.if_unreachable: publish_locally"):
             if self._file:
-                write()  # the first time MLflow creates its tables, which takes long on slow disks
+                write()  # the first call creates MLflow's tables, which is slow on slow disks
             else:
                 answered(write)
 
     def record(self, run_id: str, cycle: Path, vectors: Path) -> str:
         """The model version of the cycle in folder ``cycle``, with the files of folder ``vectors``. Idempotent.
 
-        A cycle that was trained or aligned again has other vectors, and becomes another run and another version.
+        A cycle that was trained or aligned again has other vectors, and so becomes another run and another version.
         """
         if not vectors.is_dir():
             raise InputError(f"{vectors}: found nothing, expected the vectors of cycle {run_id}; run that cycle again")
@@ -76,14 +72,15 @@ class Registry:
             client = self._client()
             version = self._version(run_id, digest)
             run = self._run(run_id, digest)
-            if version is None or LOGGED not in run.data.tags:  # new, or somebody has deleted the version or the run
+            if version is None or LOGGED_TAG not in run.data.tags:  # new, or deleted by hand
                 log_cycle(client, run, cycle)
                 client.log_artifacts(run.info.run_id, str(vectors), FOLDER)
                 client.set_terminated(run.info.run_id)
             log_decision(client, run, cycle)
             if version is None:
-                self._make_model()
-                tags = {RUN_ID: run_id, VECTORS: digest}
+                if self._model() is None:
+                    client.create_registered_model(self._name)
+                tags = {RUN_ID_TAG: run_id, VECTORS_TAG: digest}
                 source = f"{run.info.artifact_uri}/{FOLDER}"
                 version = client.create_model_version(
                     self._name, source, run.info.run_id, tags=tags, await_creation_for=0
@@ -98,15 +95,16 @@ class Registry:
     def remove_alias(self, alias: str) -> None:
         """Removes ``alias``. Idempotent."""
         with self._calling(AGAIN):
-            if alias in self._aliases():
+            if (model := self._model()) and alias in model.aliases:
                 self._client().delete_registered_model_alias(self._name, alias)
 
     def alias(self, alias: str) -> str | None:
         """The run id of the cycle that ``alias`` points to; None if the alias, its version or the model is missing."""
         with self._calling(AGAIN):
-            version = self._aliases().get(alias)
+            model = self._model()
+            version = model and model.aliases.get(alias)
             found = version and _or_none(self._client().get_model_version, self._name, str(version))
-            return found.tags.get(RUN_ID) if found else None
+            return found.tags.get(RUN_ID_TAG) if found else None
 
     def fetch(self, run_id: str, target: Path) -> None:
         """Downloads the vectors of cycle ``run_id`` to the folder ``target``, atomically."""
@@ -122,7 +120,7 @@ class Registry:
                 found = Path(
                     mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self._uri)
                 )
-                if digest_of(found) != version.tags[VECTORS]:
+                if digest_of(found) != version.tags[VECTORS_TAG]:
                     raise InputError(
                         f"{self._where}: the artifacts of version {version.version} are not those that were recorded; "
                         f"roll back to another version"
@@ -135,7 +133,7 @@ class Registry:
         return calling(self._where, remedy)
 
     def _check_database(self, file: Path) -> None:
-        """Raises InputError when the file cannot be written: MLflow would try again for an hour."""
+        """Raises InputError if the file cannot be written: MLflow would retry for an hour."""
         try:
             with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")
@@ -149,7 +147,7 @@ class Registry:
         return mlflow.MlflowClient(self._uri, self._uri)
 
     def _experiment(self) -> str:
-        """The id of the experiment, which is made unless it exists. Raises InputError when it cannot be used."""
+        """The id of the experiment, which is created if needed. Raises InputError if it cannot be used."""
         client, place = self._client(), self._artifacts
         found = client.get_experiment_by_name(self._name)
         if found is None:
@@ -162,31 +160,27 @@ class Registry:
         if place and found.artifact_location != place:
             raise InputError(
                 f"{self._where}: keeps artifacts in {found.artifact_location}, expected {place}, so the workspace has "
-                f"moved; move it back, or remove the registry's file to begin a new one"
+                f"moved; move it back, or remove the registry's file to start a new one"
             )
         return str(found.experiment_id)
 
     def _run(self, run_id: str, digest: str) -> Any:
-        """The MLflow run of these vectors, which is made unless it exists."""
+        """The MLflow run of these vectors, which is created if needed."""
         client, experiment = self._client(), self._experiment()
-        wanted = f"tags.`{RUN_ID}` = '{run_id}' and tags.`{VECTORS}` = '{digest}'"
+        wanted = f"tags.`{RUN_ID_TAG}` = '{run_id}' and tags.`{VECTORS_TAG}` = '{digest}'"
         if found := client.search_runs([experiment], wanted, max_results=1):
             return found[0]
-        return client.create_run(experiment, run_name=run_id, tags={RUN_ID: run_id, VECTORS: digest})
+        return client.create_run(experiment, run_name=run_id, tags={RUN_ID_TAG: run_id, VECTORS_TAG: digest})
 
     def _version(self, run_id: str, digest: str | None = None) -> Any:
-        """The newest version of a cycle, with these vectors if ``digest`` is given; None when there is none."""
-        found = self._client().search_model_versions(f"name = '{self._name}' and tags.`{RUN_ID}` = '{run_id}'")
-        matching = [version for version in found if digest in (None, version.tags.get(VECTORS))]
+        """The newest version of a cycle, with these vectors if ``digest`` is given; None if there is none."""
+        found = self._client().search_model_versions(f"name = '{self._name}' and tags.`{RUN_ID_TAG}` = '{run_id}'")
+        matching = [version for version in found if digest in (None, version.tags.get(VECTORS_TAG))]
         return max(matching, key=lambda version: int(version.version), default=None)
 
-    def _make_model(self) -> None:
-        if _or_none(self._client().get_registered_model, self._name) is None:
-            self._client().create_registered_model(self._name)
-
-    def _aliases(self) -> dict[str, str]:
-        model = _or_none(self._client().get_registered_model, self._name)
-        return dict(model.aliases) if model else {}
+    def _model(self) -> Any:
+        """The registered model; None before the first version."""
+        return _or_none(self._client().get_registered_model, self._name)
 
 
 def digest_of(folder: Path) -> str:
@@ -195,13 +189,12 @@ def digest_of(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:
-            while piece := content.read(HASHED_AT_ONCE):
-                digest.update(piece)
+            hashlib.file_digest(content, lambda: digest)  # goes on with the digest of the files before
     return digest.hexdigest()
 
 
 def _or_none(get: Any, *names: str) -> Any:
-    """What ``get`` finds; None when there is no such thing."""
+    """Calls ``get``; None if MLflow has no such thing."""
     from mlflow import MlflowException
 
     try:
@@ -213,7 +206,7 @@ def _or_none(get: Any, *names: str) -> Any:
 
 
 def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
-    """The registry that the config names; by default an SQLite file in the workspace. Nothing is called yet."""
+    """The config's registry; by default an SQLite file in the workspace. Calls nothing yet."""
     uri = config.registry.tracking_uri
     if uri is None:
         return Registry(sqlite_uri(workspace.folder / REGISTRY_DB), config.name, workspace.folder / ARTIFACTS)
@@ -221,7 +214,7 @@ def registry_of(config: RetrainConfig, workspace: Workspace) -> Registry:
 
 
 def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
-    """Raises InputError when the registry cannot be reached, unless the config allows that."""
+    """Raises InputError if the registry cannot be reached, unless the config allows that."""
     try:
         registry_of(config, workspace).check()
     except InputError as error:
@@ -231,10 +224,10 @@ def reach_registry(config: RetrainConfig, workspace: Workspace) -> None:
 
 
 def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: str) -> None:
-    """Records a cycle and points ``alias`` to its version. First records what could not be recorded earlier.
+    """Records a cycle and points ``alias`` to its version. First records cycles that could not be recorded earlier.
 
-    Idempotent. Raises StepError when the registry cannot be reached, unless the config allows that: it could be reached
-    when the cycle began, so a retry may succeed.
+    Idempotent. Raises StepError if the registry cannot be reached, unless the config allows that: the registry was
+    there when the cycle began, so a retry may succeed.
     """
     registry = registry_of(config, workspace)
     try:
@@ -259,4 +252,4 @@ def _record(registry: Registry, workspace: Workspace, cycle: Cycle) -> str:
 
 
 def _warn(error: InputError) -> None:
-    tell(f"warning: {error}; going on in the workspace alone")
+    tell(f"warning: {error}; only the workspace is updated")

@@ -1,4 +1,4 @@
-"""RetrainConfig: what one YAML file says of a model that is retrained, checked before anything runs."""
+"""RetrainConfig: the settings of a retrained model, from one YAML file, checked before anything runs."""
 
 import re
 from collections.abc import Mapping
@@ -24,11 +24,10 @@ from training.train_config import TrainCommand
 from training.vectors.mlflow_uri import INSTALL
 
 HOLDOUT = 0.01
-"""Share of sequences held out where the file names none: gates need some."""
+"""The default share of sequences to hold out: gates need some."""
 
 OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs", "verbosity")
-"""Settings of a training run that a cycle decides itself."""
-
+"""Settings of a training run that the cycle itself sets."""
 
 YAML_TAG = "tag:yaml.org,2002:"
 _MISREAD = {
@@ -36,21 +35,19 @@ _MISREAD = {
     "float": (re.compile(r".*:.*"), "a number to base 60"),
     "timestamp": (re.compile(r".*"), "a date"),
 }
-"""Text of which of YAML 1.1's tags is refused, and what YAML reads it as."""
+"""For each of YAML 1.1's tags: the text that is refused, and what YAML would read it as."""
 
 
 @settings(section="corpus")
 class CorpusSettings(Source):
-    """Where sequences come from: ``demo``, or what jobs/prepare.py's flags of these names say."""
+    """Where sequences come from: the demo corpus, or the settings of jobs/prepare.py's flags of the same names."""
 
     demo: bool = setting(default=False, help="the built-in demo corpus, instead of input")
     changed_by: Literal["times", "content"] = setting(
         default="times",
-        help="what tells an unchanged file: its time and size, or its content, which is then read twice",
+        help="how to detect a changed file: by its time and size, or by its content, which is then read twice",
     )
-    may_shrink: bool = setting(
-        default=False, help="whether a corpus smaller than the published vectors' may replace it"
-    )
+    may_shrink: bool = setting(default=False, help="accept a corpus that has become smaller")
 
     def __post_init__(self) -> None:
         if bool(self.input) == self.demo:
@@ -60,12 +57,12 @@ class CorpusSettings(Source):
 
 @settings(section="warm_start")
 class WarmStart:
-    """How a challenger is trained that begins with the published vectors; null is as ``train`` has it."""
+    """Training that starts from the published vectors. A setting that is null is the same as in ``train``."""
 
-    enabled: bool = setting(default=True, help="whether training begins with the published vectors")
+    enabled: bool = setting(default=True, help="whether training starts from the published vectors")
     epochs: int | None = setting(default=None, help="as in train")
     lr: Number | None = setting(default=None, help="as in train")
-    freeze_epochs: int = setting(default=0, help="first epochs in which only new words move")
+    freeze_epochs: int = setting(default=0, help="the number of first epochs in which only new words are trained")
 
     def __post_init__(self) -> None:
         if not self.enabled and self.changes:
@@ -74,43 +71,43 @@ class WarmStart:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Settings of the training that differ from ``train`` where it begins with the published vectors."""
+        """The settings that replace those of ``train``."""
         return {name: value for name, value in asdict(self).items() if name != "enabled" and value}
 
 
 @settings(section="registry")
 class RegistrySettings:
-    """Where MLflow keeps runs and models."""
+    """Where MLflow stores runs and models."""
 
     tracking_uri: Text | None = setting(
-        default=None, help="a server; null: an SQLite file and a folder in the workspace"
+        default=None, help="a tracking server; null: an SQLite file and a folder in the workspace"
     )
     if_unreachable: Literal["fail", "publish_locally"] = setting(
-        default="fail", help="fail: before training; publish_locally: the registry is told when it is back"
+        default="fail", help="fail: stop before training; publish_locally: update the registry later"
     )
 
 
 @settings(section="")
 class RetrainConfig:
-    """Everything a cycle goes by."""
+    """All settings of a cycle."""
 
-    name: Text = setting(help="of the registered model")
-    workspace: LocalPath = setting(help="the folder of all that cycles make; one model each")
+    name: Text = setting(help="the name of the registered model")
+    workspace: LocalPath = setting(help="the folder for all results; one for each model")
     corpus: CorpusSettings = setting(help="where sequences come from")
     prepare: PipelineConfig = setting(
-        default=PipelineConfig(holdout=HOLDOUT), help=f"the sampling; holdout is {HOLDOUT} unless named"
+        default=PipelineConfig(holdout=HOLDOUT), help=f"the sampling; holdout defaults to {HOLDOUT} here"
     )
-    train: dict[str, Any] = setting(default_factory=dict, help="the training; only what the file names, and nproc")
-    warm_start: WarmStart = setting(default=WarmStart(), help="training that begins with the published vectors")
-    gates: Gates = setting(default=Gates(), help="what new vectors must reach")
-    registry: RegistrySettings = setting(default=RegistrySettings(), help="where MLflow keeps runs and models")
+    train: dict[str, Any] = setting(default_factory=dict, help="the flags of training/train.py, including nproc")
+    warm_start: WarmStart = setting(default=WarmStart(), help="training that starts from the published vectors")
+    gates: Gates = setting(default=Gates(), help="bounds that new vectors must meet")
+    registry: RegistrySettings = setting(default=RegistrySettings(), help="where MLflow stores runs and models")
     spark_submit: ListOf[Text] = setting(default=(), help="arguments of spark-submit itself, such as [--master, yarn]")
     torchrun: ListOf[Text] = setting(default=(), help="arguments of torchrun itself, such as [--nproc-per-node, '8']")
-    keep: int = setting(default=5, ge=2, help="how many published versions stay, the newest")
+    keep: int = setting(default=5, ge=2, help="how many published versions to keep, the newest")
 
     def __post_init__(self) -> None:
-        if set(self.name) & set("/:@ ") or not self.name.isprintable():
-            raise InputError(f"name: found {self.name!r}, expected a name without / : @ or blanks")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise InputError(f"name: found {self.name!r}, expected only letters, digits and . _ -, as MLflow requires")
         if self.gates.heldout_increase is not None and self.prepare.holdout == 0:
             raise InputError(
                 "gates.heldout_increase: found it with prepare.holdout 0, which holds out nothing to judge by; "
@@ -125,16 +122,16 @@ class RetrainConfig:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """All settings that change the vectors: with the corpus they make a cycle's run id."""
+        """All settings that change the vectors. They and the corpus determine a cycle's run id."""
         kept = ("corpus", "prepare", "train", "warm_start", "torchrun")
         found = {name: value for name, value in asdict(self).items() if name in kept}
-        for name in ("input", "demo", "may_shrink"):  # which files there are is the corpus' state
+        for name in ("input", "demo", "may_shrink"):  # the corpus' state lists the files
             del found["corpus"][name]
         return found
 
 
 def read_config(file: Path) -> RetrainConfig:
-    """The checked config in a YAML file. Raises InputError: file, section, what was found and what was expected."""
+    """Reads and checks a YAML file. Raises InputError, which names the file and the section."""
     try:
         import yaml
     except ModuleNotFoundError:
@@ -154,9 +151,9 @@ def read_config(file: Path) -> RetrainConfig:
 
 
 def check_yaml(root: Any) -> None:
-    """Raises InputError, with the line, for what YAML 1.1 accepts and reads otherwise than it looks.
+    """Raises InputError, with the line, for text that YAML 1.1 reads differently from how it looks.
 
-    A key given twice keeps its last value, 012 is 10, 1:30 is 90, and 2026-01-31 is no text.
+    Of a key that is given twice, YAML keeps the last value; 012 is 10, 1:30 is 90, and 2026-01-31 is a date.
     """
     nodes, seen = [root], set()
     while nodes:
@@ -193,7 +190,7 @@ def _check_keys(mapping_node: Any) -> None:
 
 
 def config_of(given: object) -> RetrainConfig:
-    """The config that a YAML document says. Raises InputError, which names the section."""
+    """The config of a parsed YAML document. Raises InputError, which names the section."""
     own = dict(mapping(given, ""))
     if "prepare" in own:
         own["prepare"] = {"holdout": HOLDOUT, **mapping(own["prepare"], "prepare")}
@@ -206,7 +203,7 @@ def config_of(given: object) -> RetrainConfig:
 
 
 def _train(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The section ``train``, checked as train.py would; only what was given."""
+    """The checked settings of the section ``train``, without defaults."""
     if ours := [name for name in given if name in OURS]:
         where = "warm_start" if ours[0] == "freeze_epochs" else "nowhere: a cycle sets it itself"
         raise InputError(f"train: found {ours[0]}, expected {where}")

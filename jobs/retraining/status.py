@@ -1,4 +1,4 @@
-"""A summary of a workspace for people, in a few lines."""
+"""The summary that `status` prints."""
 
 from jobs.retraining.registry import CHAMPION, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
@@ -7,7 +7,7 @@ from pipeline.shared.errors import InputError
 
 
 def status(config: RetrainConfig, workspace: Workspace) -> str:
-    """The published version, earlier ones, the newest cycle, the registry, and who has the lock. Changes nothing."""
+    """The published version, earlier ones, the newest cycle, the registry, and the process that has the lock."""
     folder = workspace.folder
     if not folder.is_dir():
         return f"{folder}: nothing yet; `run` makes the first version"

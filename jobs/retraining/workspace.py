@@ -1,4 +1,4 @@
-"""A workspace: the folder with everything that cycles make, and the link `current` to the published vectors.
+"""A workspace: the folder for everything that cycles make, with the link `current` to the published vectors.
 
 WORKSPACE/
   .lock                    one command at a time
@@ -28,7 +28,7 @@ from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write
 from training.vectors.run_files import SUMMARY
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
-"""The steps of a cycle, in order, and the record that each one writes last."""
+"""The steps of a cycle, in order, and the record that each step writes last."""
 
 CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
@@ -40,7 +40,7 @@ ORPHANS_S = 90
 
 @dataclass(frozen=True, order=True)
 class Cycle:
-    """One corpus with one config: its folder and its records."""
+    """The folder and the records of one corpus with one config."""
 
     folder: Path
 
@@ -49,7 +49,7 @@ class Cycle:
         return self.folder.name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record of that name, such as ``decision``; None when its step is not finished."""
+        """The record ``name``, such as ``decision``; None if its step is not finished."""
         return read_json(self.folder / f"{name}.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
@@ -75,16 +75,16 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths, records and versions."""
+    """The paths, cycles and versions of a workspace."""
 
     folder: Path
 
     @contextmanager
     def lock(self) -> Iterator[int | None]:
-        """Locks other commands out. Yields the lock's file descriptor, for children to inherit; None without locks.
+        """Keeps other commands out. Yields the lock's file descriptor, for children to inherit; None without locks.
 
-        The children of a killed command end with it, but not at once, so this waits for them. Raises InputError when
-        another command is running, and for any OSError of the block.
+        Waits for the children of a killed command, which need a moment to end. Raises InputError if another command is
+        running, and for any OSError of the block.
         """
         check_output(self.folder, OWN, "workspace", "workspace:")
         with (
@@ -111,14 +111,14 @@ class Workspace:
             yield file.fileno() if file else None
 
     def lock_holder(self) -> dict[str, Any] | None:
-        """The pid and host of the command that took the lock; it may have ended since."""
+        """The pid and host of the command that took the lock. It may have ended since."""
         try:
             return json.loads((self.folder / LOCK).read_bytes())  # type: ignore[no-any-return]
         except (OSError, ValueError):
             return None
 
     def _check_orphaned(self, deadline: float) -> None:
-        """Raises InputError unless the lock is held by the children of a dead command, before the deadline."""
+        """Raises InputError, unless children of a dead command hold the lock and the deadline has not passed."""
         holder = self.lock_holder()
         if holder is None:
             who = "another command"
@@ -129,14 +129,14 @@ class Workspace:
         else:
             who = f"children of process {holder['pid']}, which is dead,"
         raise InputError(
-            f"{self.folder}: found {who} at work there, expected one at a time; wait for its end, or stop it"
+            f"{self.folder}: found {who} at work, expected one command at a time; wait until it ends, or stop it"
         )
 
     def cycle(self, run_id: str) -> Cycle:
         return Cycle(self.folder / CYCLES / run_id)
 
     def newest(self) -> Cycle | None:
-        """The cycle that was planned last; None before the first."""
+        """The cycle that was planned last; None before the first one."""
         record = read_json(self.folder / POINTER)
         return self.cycle(record["run_id"]) if record else None
 
@@ -155,13 +155,13 @@ class Workspace:
                 remove(version)
 
     def current(self) -> Path | None:
-        """The folder of the published version; None before the first. Raises InputError when it is damaged."""
+        """The folder of the published version; None before the first one. Raises InputError if it is damaged."""
         link = self.folder / CURRENT
         if not os.path.lexists(link):
             if self.versions():
                 newest = self.versions()[-1]
                 raise InputError(
-                    f"{link}: missing, but there are published versions; name the one that readers should get: "
+                    f"{link}: missing, but there are published versions; choose the one that readers should get: "
                     f"rollback --to {newest.name}"
                 )
             return None
@@ -169,7 +169,7 @@ class Workspace:
         if not link.is_symlink() or not (version / SUMMARY).is_file():
             others = ", ".join(found.name for found in self.versions()) or "none"
             raise InputError(
-                f"{link}: {version} is gone or not whole, expected the published vectors; "
+                f"{link}: {version} is gone or incomplete, expected the published vectors; "
                 f"rollback --to VERSION publishes another, or fetches it from the registry (here: {others})"
             )
         return version
@@ -178,7 +178,7 @@ class Workspace:
         return [Cycle(folder) for folder in sorted((self.folder / CYCLES).glob("[!.]*"))]
 
     def publications(self) -> dict[str, Cycle]:
-        """The cycle of every version that was ever published, oldest first; the version's files may be gone."""
+        """The cycle of every version that was ever published, oldest first. The version's files may be gone."""
         records = [(cycle, cycle.read("publish")) for cycle in self.cycles()]
         return dict(sorted((record["version"], cycle) for cycle, record in records if record))
 
@@ -186,16 +186,16 @@ class Workspace:
         return self.folder / PUBLISHED / name
 
     def versions(self) -> list[Path]:
-        """The versions whose files are here, oldest first."""
+        """The versions whose files exist, oldest first."""
         folder = self.folder / PUBLISHED
         return sorted(found for found in folder.glob("[0-9]*") if (found / SUMMARY).is_file())
 
     def version_of(self, run_id: str) -> Path | None:
-        """The version that a cycle has made; None when there is none."""
+        """The version of a cycle; None if there is none."""
         return next((found for found in self.versions() if card(found)["run_id"] == run_id), None)
 
     def add(self, cycle: Cycle) -> Path:
-        """Makes a version of the challenger of ``cycle``, which nobody reads yet. Idempotent."""
+        """Makes the challenger of ``cycle`` a version, which nobody reads yet. Idempotent."""
         if found := self.version_of(cycle.run_id):
             return found
         numbers = map(int, [*(found.name for found in self.versions()), *self.publications()])
@@ -227,7 +227,7 @@ class Workspace:
 
 
 def _may_be_alive(holder: dict[str, Any]) -> bool:
-    """Whether the process may still run. This is not known of another machine's processes."""
+    """False if the process has ended. Of another machine's processes this is unknown."""
     if holder["host"] != socket.gethostname():
         return True
     try:
@@ -240,7 +240,7 @@ def _may_be_alive(holder: dict[str, Any]) -> bool:
 
 
 def card(version: Path) -> dict[str, Any]:
-    """The summary of a published version. Raises InputError when it is damaged."""
+    """The summary of a published version. Raises InputError if it is damaged."""
     try:
         return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
     except ValueError as error:
@@ -248,17 +248,17 @@ def card(version: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; None when there is none. Raises InputError when it is damaged."""
+    """A record; None if there is none. Raises InputError if it is damaged."""
     try:
         return json.loads(path.read_bytes())  # type: ignore[no-any-return]
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and its step is done again") from None
+        raise InputError(f"{path}: damaged ({error}); remove it, and its step is repeated") from None
 
 
 def remove(folder: Path) -> None:
-    """Renames a folder and then removes it, so that nobody finds a part of it."""
+    """Removes a folder. Renames it first, so that nobody finds a part of it."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name.lstrip('.')}")
         if doomed != folder:

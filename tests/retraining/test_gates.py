@@ -218,7 +218,7 @@ def test_a_first_version_is_asked_what_needs_no_champion(place: Place) -> None:
     assert [gate.name for gate in decision.gates] == NAMES
     asked = [gate.name for gate in decision.gates if gate.passed is not None]
     assert asked == [NAMES[3], NAMES[5], "norms"]
-    assert {gate.detail for gate in decision.gates if gate.passed is None} == {"not asked: first version"}
+    assert {gate.detail for gate in decision.gates if gate.passed is None} == {"not evaluated: first version"}
     assert decision.accepted
     assert str(decision).splitlines()[-1] == "accepted"
     assert refusing(place.judge(place.noisy(5), first=True)) == [NAMES[3]]
@@ -286,14 +286,14 @@ def test_the_same_files_give_the_same_decision_without_a_path(place: Place) -> N
 def test_the_table_is_aligned_and_its_last_line_gives_number_and_threshold() -> None:
     gates = (
         Outcome("loss", False, 0.45, 0.4, "at most", 0.408, "9 rows"),
-        Outcome("overlap@10", None, None, None, "at least", None, "not asked: first version"),
+        Outcome("overlap@10", None, None, None, "at least", None, "not evaluated: first version"),
         Outcome("pairs x", False, None, None, "at least", None, "says nothing"),
         Outcome("norms", True, 0, None, "at most", 0, "fine"),
     )
     assert str(Decision(False, gates)).splitlines() == [
         "    gate        challenger  champion  expected",
         "NO  loss            0.4500    0.4000  at most 0.4080  9 rows",
-        "-   overlap@10                                        not asked: first version",
+        "-   overlap@10                                        not evaluated: first version",
         "NO  pairs x                                           says nothing",
         "ok  norms                0            at most 0       fine",
         "refused: loss 0.4500, expected at most 0.4080; pairs x cannot be computed",

@@ -551,12 +551,6 @@ def test_a_file_that_is_no_database_or_is_in_use_is_one_line(
             local.check()
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "a'b", " a"])
-def test_a_name_that_mlflow_cannot_take_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"^name: found"):
-        Registry("http://127.0.0.1:1", name)
-
-
 def test_nobody_is_called_and_nothing_is_said(empty_database: Path, tmp_path: Path) -> None:
     """Not by telemetry, nor in progress bars, logs and warnings of MLflow's; in a process that has yet to import it."""
     shutil.copy(empty_database, tmp_path)

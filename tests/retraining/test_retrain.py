@@ -89,7 +89,7 @@ def test_steps_one_by_one_are_a_run_and_each_may_be_given_twice(project: Here) -
 def test_a_step_before_its_turn_is_refused(step: str, missing: str, project: Here) -> None:
     if step != "prepare":
         project("plan")
-    project(step).assert_refused(f"give `{missing}` first")
+    project(step).assert_refused(f"run `{missing}` first")
     assert project.programs() == []
 
 
@@ -245,7 +245,7 @@ def test_what_the_gates_refuse_is_not_published_and_not_trained_again(project: H
     assert (again.code, project.programs()) == (0, [])
     assert "nothing is new" in again.stdout
     assert "was refused (refused: overlap@10" in again.stdout
-    project("publish").assert_refused("only what the gates accept is published")
+    project("publish").assert_refused("only an accepted cycle is published")
     # A gate that is loosened asks again, without training.
     project.configure(gates={**strict, "overlap": 0.2})
     assert (project("run").code, project.programs(), project.current) == (0, [], "000002")
@@ -255,7 +255,7 @@ def test_gates_that_change_between_evaluate_and_publish_are_asked_again(project:
     for step in ("plan", "prepare", "train", "evaluate"):
         project(step)
     project.configure(gates={"heldout_increase": None, "overlap": 0.4})
-    project("publish").assert_refused("give `evaluate` again first")
+    project("publish").assert_refused("run `evaluate` again first")
     assert project("run").code == 0
 
 
@@ -284,7 +284,7 @@ def test_files_of_the_gates_are_read_before_anything_runs(project: Here) -> None
 
 def test_a_corpus_that_holds_out_nothing_is_refused_before_training(project: Here) -> None:
     project.configure(prepare={"holdout": 0.01}, gates={"overlap": None})
-    project("run").assert_refused("prepare.holdout: found no sequence", "heldout_increase: null")
+    project("run").assert_refused("prepare.holdout: found no held-out sequence", "heldout_increase: null")
     assert project.programs() == ["prepare.py"]
 
 
@@ -424,7 +424,7 @@ def test_a_cycle_that_was_begun_before_a_rollback_is_trained_from_the_version_th
 
 
 def test_rollback_of_nothing_of_the_first_and_to_a_version_that_never_was(project: Here) -> None:
-    project("rollback").assert_refused("found nothing published")
+    project("rollback").assert_refused("found no published version")
     project.publish(600)
     project("rollback").assert_refused("version 000001: found it to be the first")
     project("rollback", "--to", "7").assert_refused("rollback --to 7", "expected one of 000001")
@@ -440,7 +440,7 @@ def test_a_champion_that_was_deleted_by_hand_is_named_and_comes_back_from_the_re
     before = project.bytes_published()
     shutil.rmtree(project.workspace / "published" / "000002")
     project.grow(800)
-    project("run").assert_refused("current", "000002 is gone or not whole", "rollback --to", "here: 000001")
+    project("run").assert_refused("current", "000002 is gone or incomplete", "rollback --to", "here: 000001")
     assert "DAMAGED" in project("status").stdout
     ended = project("rollback", "--to", "000002")
     assert (ended.code, project.bytes_published()) == (0, before)
@@ -502,7 +502,7 @@ def test_or_what_is_published_meanwhile_is_told_when_it_is_back(project: Here) -
     project.configure(registry={"tracking_uri": "http://down:1", "if_unreachable": "publish_locally"})
     ended = project("run")
     assert (ended.code, project.current) == (0, "000001")
-    assert "warning: registry http://down:1: does not answer; going on in the workspace alone" in ended.stderr
+    assert "warning: registry http://down:1: does not answer; only the workspace is updated" in ended.stderr
     Path("server-is-back").touch()
     project.publish(700)
     registry = retrain_tools.FileRegistry("http://down:1", "words", None)
@@ -613,7 +613,7 @@ def test_a_live_run_keeps_others_out_and_is_named(project: Here) -> None:
             [sys.executable, retrain.__file__, "run", "--config", "c.yaml"], capture_output=True, text=True, timeout=120
         )
         status = project("status")
-    Ended(ended.returncode, ended.stdout, ended.stderr).assert_refused(f"process {os.getpid()} on ", "one at a time")
+    Ended(ended.returncode, ended.stdout, ended.stderr).assert_refused(f"process {os.getpid()} on ", "expected one command")
     assert f"at work: process {os.getpid()}" in status.stdout
     assert project("run").code == 0
 

@@ -54,7 +54,7 @@ def test_a_number_that_yaml_takes_for_text_is_one() -> None:
         ({"name": "words", "workspace": "w"}, ["no corpus"]),
         (with_(corpus={}), ["corpus", "no input", "demo: true"]),
         (with_(nmae=1), ["nmae", "one of name, workspace"]),
-        (with_(name="a/b"), ["name", "a/b"]),
+        *((with_(name=name), [f"name: found {name!r}"]) for name in ("a/b", "a:b", "a@b", "a'b", " a", "a\n")),
         (with_(name=""), ["name", "text"]),
         (with_(keep=1), ["keep", "found 1", "2 or more"]),
         (with_(keep="five"), ["keep", "'five'", "a whole number"]),

@@ -19,6 +19,7 @@ from scipy.linalg import orthogonal_procrustes
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import atomic_write, write
 from training.vectors.compare import shared_rows
+from training.vectors.cosine import cosines
 from training.vectors.word_vectors import Tables
 
 ROTATION, DRIFT = "alignment.safetensors", "drift.parquet"
@@ -68,14 +69,14 @@ def align(challenger: Tables, champion: Tables) -> Alignment:
     dim, published_dim = challenger.center_VD.shape[1], champion.center_VD.shape[1]
     if dim != published_dim:
         raise InputError(
-            f"dim: found {dim}, expected the {published_dim} of the published vectors, which others of another length "
-            "cannot be turned onto; keep dim, or begin a new workspace"
+            f"dim: found {dim}, expected the {published_dim} of the published vectors, since vectors of different "
+            "lengths cannot be aligned; keep dim, or begin a new workspace"
         )
     rows_S, published_S = shared_rows(challenger.words, champion.words)
     if not rows_S.size:
         raise InputError(
             f"found no word of the {len(champion.words) - 1:,} published ones among the {len(challenger.words) - 1:,} "
-            "new ones, expected some to turn the new vectors by; check that the corpus and its tokenizer are the same"
+            "new ones, expected some to align the two by; check that the corpus and its tokenizer are the same"
         )
     weight_S1 = np.sqrt(challenger.counts_V[rows_S], dtype=np.float64)[:, None]
     rotation_DD, _ = orthogonal_procrustes(
@@ -95,14 +96,4 @@ def align(challenger: Tables, champion: Tables) -> Alignment:
 
 def drift(aligned_SD: npt.NDArray[np.float32], published_SD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """1 - cosine of each pair of rows, 0 to 2; exactly 0 for equal vectors, 1 if one is zero."""
-    dots_S, new_S, old_S = (
-        np.einsum("sd,sd->s", first_SD, second_SD, dtype=np.float64)
-        for first_SD, second_SD in (
-            (aligned_SD, published_SD),
-            (aligned_SD, aligned_SD),
-            (published_SD, published_SD),
-        )
-    )
-    squares_S = new_S * old_S  # under one root, since sqrt(x * x) is x
-    cosine_S = np.where(squares_S > 0, dots_S / np.sqrt(np.where(squares_S > 0, squares_S, 1)), 0)
-    return np.asarray(np.clip(1 - cosine_S, 0, 2), dtype=np.float32)
+    return np.asarray(np.clip(1 - cosines(aligned_SD, published_SD), 0, 2), dtype=np.float32)

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from training.vectors.cosine import unit
 from training.vectors.word_vectors import Tables
 
 BLOCK_SCORES = 1 << 23
 """Cosines that are in memory at once: 32 MB."""
 
-Rows = npt.NDArray[np.int64]
-Counts = npt.NDArray[np.int64]
+Int64 = npt.NDArray[np.int64]
 
 
-def rows_in(words: list[str], others: list[str]) -> Rows:
+def rows_in(words: list[str], others: list[str]) -> Int64:
     """The row of each of ``words`` in ``others``, shape (V,); 0 for a missing word, and for <unk>."""
     row_of = {word: row for row, word in enumerate(others) if row}
     return np.array([0, *(row_of.get(word, 0) for word in words[1:])], dtype=np.int64)
 
 
-def shared_rows(words: list[str], others: list[str]) -> tuple[Rows, Rows]:
+def shared_rows(words: list[str], others: list[str]) -> tuple[Int64, Int64]:
     """The rows of the shared words in ``words`` and in ``others``, shape (S,) each; in the order of ``words``."""
     rows_V = rows_in(words, others)
     mine_S = np.flatnonzero(rows_V)
@@ -52,12 +52,7 @@ def neighbour_overlap(challenger: Tables, champion: Tables, frequent_words: int 
     return common / (num_asked * topk)
 
 
-def unit(rows_SD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors of length 1; a zero vector stays zero."""
-    return np.asarray(rows_SD / np.maximum(np.linalg.norm(rows_SD, axis=1, keepdims=True), np.finfo(np.float32).tiny))
-
-
-def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Rows, topk: int) -> Rows:
+def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Int64, topk: int) -> Int64:
     """The rows of highest cosine with each of ``asked_B``, excluding itself, unordered; shape (B, topk)."""
     scores_BS = unit_SD[asked_B] @ unit_SD.T
     scores_BS[np.arange(len(asked_B)), asked_B] = -np.inf
@@ -83,7 +78,7 @@ class Growth:
         )
 
 
-def growth(words: list[str], counts_V: Counts, words_before: list[str], counts_before_V: Counts) -> Growth:
+def growth(words: list[str], counts_V: Int64, words_before: list[str], counts_before_V: Int64) -> Growth:
     """The growth from the vocabulary before, without <unk>; the two have different V."""
     mine_S, theirs_S = shared_rows(words, words_before)
     return Growth(
@@ -95,7 +90,7 @@ def growth(words: list[str], counts_V: Counts, words_before: list[str], counts_b
     )
 
 
-def _share(counts_V: Counts, rows_S: Rows) -> float:
+def _share(counts_V: Int64, rows_S: Int64) -> float:
     """The share of ``rows_S`` in all tokens but <unk>; 1 if there are none."""
     counted = int(counts_V[1:].sum())
     return int(counts_V[rows_S].sum()) / counted if counted else 1.0

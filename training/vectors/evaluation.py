@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from pipeline.shared.errors import InputError
-from training.vectors.compare import unit
+from training.vectors.cosine import cosines, unit
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
 
@@ -79,8 +79,8 @@ def word_pairs(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCA
             f"{file}: found {len(known)} of {len(pairs)} pairs (the first: {', '.join(pairs[0][:2])}) with both words "
             f"among the {len(row_of):,} of the vectors, expected 2 or more; name pairs of words that the corpus has"
         )
-    scores_Q = np.array([score for _, _, score in known])
-    cosines_Q = cosines(vectors.center_VD, np.array([rows[:2] for rows in known]))
+    first_Q, second_Q, scores_Q = map(np.array, zip(*known, strict=True))
+    cosines_Q = cosines(vectors.center_VD[first_Q], vectors.center_VD[second_Q])
     for name, values_Q in (("score", scores_Q), ("cosine", cosines_Q)):
         if (values_Q == values_Q[0]).all():
             raise InputError(
@@ -133,16 +133,6 @@ def analogies(vectors: Vectors, file: Path, restrict_vocab: int = RESTRICT_VOCAB
 def rows_by_spelling(words: list[str]) -> dict[str, int]:
     """The first row, the most frequent word's, of each spelling in upper case; without row 0, <unk>."""
     return {words[row].upper(): row for row in reversed(range(1, len(words)))}
-
-
-def cosines(center_VD: npt.NDArray[np.float32], rows_Q2: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The cosine of each pair of rows; 0 if a vector is zero.
-
-    Both squares are under one root, since sqrt(x * x) is exactly x: a word and itself have cosine 1, so equal ranks.
-    """
-    first_QD, second_QD = (center_VD[rows].astype(np.float64) for rows in rows_Q2.T)
-    squares_Q = (first_QD**2).sum(axis=1) * (second_QD**2).sum(axis=1)
-    return np.asarray((first_QD * second_QD).sum(axis=1) / np.sqrt(np.where(squares_Q > 0, squares_Q, 1)))
 
 
 def is_fourth_found(

@@ -34,7 +34,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     """
     metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
     for file in filter(None, (output, metadata)):
-        check_free(file, run, overwrite)
+        check_output_file(file, run, overwrite)
     vectors = Vectors.load(run)
     words, num_changed = without_space(vectors.words[1:])
     center_VD = vectors.center_VD[1:]
@@ -55,7 +55,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     return f"{len(words):,} words{changed}, {center_VD.shape[1]} dimensions: {files}"
 
 
-def check_free(file: Path, run: Path, overwrite: bool) -> None:
+def check_output_file(file: Path, run: Path, overwrite: bool) -> None:
     """Raises InputError when ``file`` may not be written."""
     where = f"--output {file}"
     if file.suffix.lower() in PACKED:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from pipeline.dataset.decode import Layout, RowGroup, ShardError
 from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.dataset.vocab import Vocab
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import atomic_write
 from pipeline.shared.storage import Location
@@ -25,7 +25,7 @@ from training.vectors.compare import rows_in
 from training.vectors.run_files import VOCAB
 from training.vectors.word_vectors import Tables
 
-FILE_NAME = "heldout.parquet"
+HELDOUT = "heldout.parquet"
 
 MAX_ROWS = 20_000
 """Enough for a standard error of the loss below 0.5 %, and of two models' difference far below; 2 MB."""
@@ -63,8 +63,7 @@ class Heldout:
                 f"{dataset}: found no held-out examples, expected some to judge by; prepare with a holdout such as 0.01"
             )
         try:
-            with (folder / manifest.vocab_path).open() as file:
-                words = pq.read_table(file, columns=["word"])["word"].to_pylist()
+            words = Vocab.read(folder / manifest.vocab_path).words.to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise ManifestError.unreadable(folder / manifest.vocab_path, error) from None
         wanted = np.arange(min(total, max_rows)) * total // min(total, max_rows)
@@ -79,9 +78,9 @@ class Heldout:
     @classmethod
     def load(cls, published: Path) -> "Heldout":
         """Reads what ``write`` wrote to a published version's folder. Raises InputError if it is missing or damaged."""
-        path = published / FILE_NAME
+        path = published / HELDOUT
         try:
-            words = pq.read_table(published / VOCAB, columns=["word"])["word"].to_pylist()
+            words = Vocab.read(published / VOCAB).words.to_pylist()
             table = pq.read_table(path, columns=["center", "contexts_negatives", "num_contexts"])
             center_B, num_contexts_B = (table[name].to_numpy() for name in ("center", "num_contexts"))
             lists = table["contexts_negatives"].combine_chunks()
@@ -107,7 +106,7 @@ class Heldout:
         offsets = np.concatenate([[0], np.cumsum(real_BL.sum(1))]).astype(np.int32)
         lists = pa.ListArray.from_arrays(offsets, self.contexts_negatives_BL[real_BL])
         columns = {"center": self.center_B, "contexts_negatives": lists, "num_contexts": self.num_contexts_B}
-        with atomic_write(folder / FILE_NAME) as file:
+        with atomic_write(folder / HELDOUT) as file:
             pq.write_table(pa.table(columns), file, compression="zstd")
 
 
@@ -155,8 +154,11 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
     alone say nothing about the text. An example's loss is the mean over its places that count; if all count, it is the
     loss of training/model/kernels/reference.py. Deterministic on one machine.
     """
-    models = [(tables, rows_in(heldout.words, tables.words)) for tables in (first, second)]
-    known_V = np.logical_and(*(rows_V > 0 for _, rows_V in models))
+    models = [
+        (torch.from_numpy(tables.center_VD), torch.from_numpy(tables.context_VD), rows_in(heldout.words, tables.words))
+        for tables in (first, second)
+    ]
+    known_V = np.logical_and(*(rows_V > 0 for _, _, rows_V in models))
     sums, rows, places = np.zeros(2), 0, 0
     for begin in range(0, len(heldout.center_B), BLOCK_ROWS):
         block = slice(begin, begin + BLOCK_ROWS)
@@ -165,25 +167,13 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
         mask_BL = known_V[targets_BL]
         counted = np.flatnonzero(known_V[center_B] & (mask_BL & label_BL).any(axis=1))
         label, mask = torch.from_numpy(label_BL[counted]), torch.from_numpy(mask_BL[counted])
-        for index, (tables, rows_V) in enumerate(models):
-            loss_B = _row_losses(tables, rows_V[center_B[counted]], rows_V[targets_BL[counted]], label, mask)
+        for index, (center_VD, context_VD, rows_V) in enumerate(models):
+            center = torch.from_numpy(rows_V[center_B[counted]])[:, None]
+            targets = torch.from_numpy(rows_V[targets_BL[counted]])
+            scores = skip_gram(center, targets, center_VD, context_VD).squeeze(1)
+            loss_B = SigmoidBCELoss()(scores, label, mask) * (mask.shape[1] / mask.sum(1))
             sums[index] += loss_B.double().sum().item()
         rows, places = rows + len(counted), places + int(mask.sum())
     if not rows:
         return None
     return Losses(float(sums[0] / rows), float(sums[1] / rows), rows, places, int(known_V.sum()))
-
-
-def _row_losses(
-    tables: Tables,
-    center_B: npt.NDArray[np.int64],
-    targets_BL: npt.NDArray[np.int64],
-    label_BL: Tensor,
-    mask_BL: Tensor,
-) -> Tensor:
-    center_VD, context_VD = torch.from_numpy(tables.center_VD), torch.from_numpy(tables.context_VD)
-    scores_BL = skip_gram(
-        torch.from_numpy(center_B)[:, None], torch.from_numpy(targets_BL), center_VD, context_VD
-    ).squeeze(1)
-    loss_B: Tensor = SigmoidBCELoss()(scores_BL, label_BL, mask_BL)
-    return loss_B * (mask_BL.shape[1] / mask_BL.sum(1))

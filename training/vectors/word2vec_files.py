@@ -9,6 +9,7 @@ V words, D dimensions.
 
 import mmap
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,8 +54,7 @@ def read(file: Path) -> tuple[list[str], Float32]:
             else:
                 words, center_VD = _read_binary(file, content, len(line), num_words, dim)
     if len(set(words)) < len(words):
-        seen = set[str]()
-        first = next(word for word in words if word in seen or seen.add(word))  # type: ignore[func-returns-value]
+        first = next(word for word, count in Counter(words).items() if count > 1)
         raise InputError(f"{file}: found the word {first!r:.40} twice, expected different ones; leave one out")
     return ["<unk>", *words], center_VD
 

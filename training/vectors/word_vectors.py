@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
+from training.vectors.cosine import cosines, norms, unit
 from training.vectors.mlflow_uri import opened
 from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
 
@@ -75,9 +76,8 @@ class Vectors:
 
     def similarity(self, first: str, second: str) -> float:
         """The cosine of two words' vectors, -1 to 1; 0 if one is zero. Raises InputError for an unknown word."""
-        first_D, second_D = (self.center_VD[self.word_id(word)].astype(np.float64) for word in (first, second))
-        squares = (first_D @ first_D) * (second_D @ second_D)  # under one root: a word and itself have exactly 1
-        return float(first_D @ second_D / np.sqrt(squares)) if squares else 0.0
+        first_1D, second_1D = (self.center_VD[[self.word_id(word)]] for word in (first, second))
+        return float(cosines(first_1D, second_1D)[0])
 
     def most_similar(
         self, query: str | Sequence[str] | npt.NDArray[np.floating], topk: int = 10
@@ -92,7 +92,7 @@ class Vectors:
         if not len(query):
             raise InputError("query: found no words, expected a word, several, or a vector")
         rows_K = [self.word_id(word) for word in ([query] if isinstance(query, str) else query)]
-        return self._nearest(self._unit(rows_K).mean(axis=0), rows_K, topk)
+        return self._nearest(unit(self.center_VD[rows_K]).mean(axis=0), rows_K, topk)
 
     def analogy(self, a: str, b: str, c: str, topk: int = 10) -> list[tuple[str, float]]:
         """The words that are to ``c`` as ``b`` is to ``a``: those nearest to b - a + c, with unit vectors.
@@ -101,7 +101,7 @@ class Vectors:
         Raises InputError for an unknown word.
         """
         rows_K = [self.word_id(word) for word in (a, b, c)]
-        return self._nearest(np.array([-1, 1, 1], np.float32) @ self._unit(rows_K), rows_K, topk)
+        return self._nearest(np.array([-1, 1, 1], np.float32) @ unit(self.center_VD[rows_K]), rows_K, topk)
 
     def word_id(self, word: str) -> int:
         """The row of ``word``, 1 or more."""
@@ -118,11 +118,7 @@ class Vectors:
 
     @cached_property
     def _norms_V(self) -> Float32:
-        """Norms; a zero vector's is the smallest positive number, so that its cosines are 0."""
-        return np.asarray(np.maximum(np.linalg.norm(self.center_VD, axis=1), np.finfo(np.float32).tiny))
-
-    def _unit(self, rows_K: list[int]) -> Float32:
-        return np.asarray(self.center_VD[rows_K] / self._norms_V[rows_K, None])
+        return norms(self.center_VD)
 
     def _nearest(self, query_D: npt.NDArray[np.floating], left_out: list[int], topk: int) -> list[tuple[str, float]]:
         dim = self.center_VD.shape[1]
