@@ -613,7 +613,8 @@ def test_a_live_run_keeps_others_out_and_is_named(project: Here) -> None:
             [sys.executable, retrain.__file__, "run", "--config", "c.yaml"], capture_output=True, text=True, timeout=120
         )
         status = project("status")
-    Ended(ended.returncode, ended.stdout, ended.stderr).assert_refused(f"process {os.getpid()} on ", "expected one command")
+    refused = Ended(ended.returncode, ended.stdout, ended.stderr)
+    refused.assert_refused(f"process {os.getpid()} on ", "expected one command at a time")
     assert f"at work: process {os.getpid()}" in status.stdout
     assert project("run").code == 0
 
