@@ -1,1 +1,1 @@
-"""Entry points of Spark and of retraining."""
+"""Commands: Spark jobs and retraining."""

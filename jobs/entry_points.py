@@ -1,6 +1,6 @@
-"""The installed commands whose modules do more, as scripts, than call ``main()``; pyproject.toml lists all commands.
+"""Installed commands that need more than their module's ``main()``; pyproject.toml lists all commands.
 
-Imports are late: shardvec-train runs where Spark is not installed, and sets a variable before torch is imported.
+Imports are late: shardvec-train works without Spark, and sets a variable before torch is imported.
 """
 
 import os
@@ -10,15 +10,15 @@ from importlib import import_module
 
 
 def train() -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as training/train.py does, and for its reason
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see training/train.py
     import_module("training.train").main()
 
 
 def _run_job(name: str) -> None:
     """Runs ``main`` of a module of jobs/ as its script does.
 
-    Spark's Python workers run this Python, unless ``PYSPARK_PYTHON`` names another: Spark's own choice is the first
-    ``python3`` on the PATH, which need not be the one that the command was installed into.
+    Spark's Python workers use this Python, unless ``PYSPARK_PYTHON`` is set. By default they would use the first
+    ``python3`` on the PATH, which may be one without this package.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     import_module("jobs.session").run(import_module(f"jobs.{name}").main)

@@ -1,4 +1,4 @@
-"""Any corpus to a dataset: text, or a column of Parquet or JSON lines, of strings or of arrays.
+"""Makes a dataset of any corpus: text, or a column of Parquet or JSON lines that holds strings or arrays.
 
 spark-submit jobs/prepare.py --input corpus.txt --output data/mine
 spark-submit jobs/prepare.py --input 'hdfs:///logs/2026-*/*.gz' --output s3://bucket/words --tokenizer words
@@ -17,7 +17,7 @@ from pipeline.text.corpus import corpus
 def parse() -> argparse.Namespace:
     parser = Parser(
         "jobs/prepare.py",
-        "Any corpus to a dataset for training/train.py.",
+        "Makes a dataset of any corpus, for training/train.py.",
         "spark-submit jobs/prepare.py --input 'texts/*.gz' --tokenizer words --output data/mine",
         "spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items",
     )

@@ -1,4 +1,4 @@
-"""The built-in demo corpus to a dataset: for a machine without a corpus or a network, and for trials.
+"""Makes a dataset of the built-in demo corpus, for machines without a network and for trials.
 
 spark-submit jobs/prepare_demo.py
 """
@@ -14,9 +14,9 @@ CACHE = Path("data/cache/demo.txt")
 
 def main() -> None:
     example = "spark-submit jobs/prepare_demo.py"
-    parser = Parser("jobs/prepare_demo.py", "The built-in demo corpus to a dataset for training/train.py.", example)
+    parser = Parser("jobs/prepare_demo.py", "Makes a dataset of the built-in demo corpus.", example)
     parser.add_argument("--output", type=uri, default="data/demo", help=OUTPUT)
-    # A tenth of a corpus' usual size: rarer words count, and frequent ones are thinned out less.
+    # The corpus is small: keep rarer words, and drop fewer of the frequent ones.
     add_common_flags(parser, "tokenizer", "lowercase", min_count=5, sample=1e-3)
     arguments = parsed(parser)
     run_prepare(demo(CACHE), config_from(arguments), arguments.output, arguments.overwrite)

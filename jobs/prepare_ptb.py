@@ -1,4 +1,4 @@
-"""Penn Treebank to a dataset, with the settings of the book.
+"""Makes a dataset of the Penn Treebank, with the book's settings.
 
 spark-submit jobs/prepare_ptb.py
 spark-submit jobs/prepare_ptb.py --input ptb.train.txt --output data/ptb --epochs 5
@@ -16,7 +16,7 @@ CACHE = Path("data/cache") / PTB_FILE
 def main() -> None:
     parser = Parser(
         "jobs/prepare_ptb.py",
-        "Penn Treebank (or any text) to a dataset for training/train.py, with the settings of the book.",
+        "Makes a dataset of the Penn Treebank (or any text), with the book's settings.",
         "spark-submit jobs/prepare_ptb.py",
         "spark-submit jobs/prepare_ptb.py --input ptb.train.txt --epochs 5",
     )

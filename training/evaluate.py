@@ -1,4 +1,4 @@
-"""How good vectors are, on pairs of words with people's scores and on analogies; printed as JSON.
+"""Evaluates vectors on scored word pairs and on analogies, and prints the results as JSON.
 
 python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt
 """
@@ -15,7 +15,7 @@ from training.vectors.word_vectors import SOURCES, Vectors
 def main() -> None:
     parser = Parser(
         "python -m training.evaluate",
-        "How good vectors are, on scored pairs and on analogies; as JSON.",
+        "Evaluates vectors on scored word pairs and on analogies, and prints JSON.",
         "python -m training.evaluate runs/ptb --pairs wordsim353.txt --analogies questions-words.txt",
     )
     parser.add_argument("run", type=path, help=SOURCES)
@@ -26,15 +26,15 @@ def main() -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="two words and a score a line",
+        help="lines of two words and a score",
     )
-    parser.add_argument("--analogies", type=path, metavar="FILE", help="four words a line, in sections (': name')")
+    parser.add_argument("--analogies", type=path, metavar="FILE", help="lines of four words, in sections (': name')")
     parser.add_argument(
         "--restrict-vocab",
         type=int,
         default=RESTRICT_VOCAB,
         metavar="N",
-        help="look at the N most frequent words only, as gensim does; word2vec.c's scripts take 30000",
+        help="use only the N most frequent words, as gensim does; word2vec.c's scripts use 30000",
     )
     with command():
         arguments = parser.parse_args()

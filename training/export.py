@@ -1,4 +1,4 @@
-"""Word vectors in files for other programs.
+"""Writes word vectors to files for other programs.
 
 python -m training.export runs/ptb --format word2vec --output ptb.txt          for gensim and others: a word a line
 python -m training.export runs/ptb --format word2vec-binary --output ptb.bin   the same, a third of the size
@@ -12,13 +12,13 @@ from training.vectors.word_vectors import SOURCES
 
 def main() -> None:
     example = "python -m training.export runs/ptb --format word2vec --output ptb.txt"
-    parser = Parser("python -m training.export", "Word vectors in files for other programs.", example)
+    parser = Parser("python -m training.export", "Writes word vectors to files for other programs.", example)
     parser.add_argument("run", type=path, help=SOURCES)
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="text or binary form of word2vec.c and gensim; TensorBoard's"
     )
-    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="outside of the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="a file outside the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     with command():
         arguments = parser.parse_args()
         print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))

@@ -1,4 +1,4 @@
-"""The words nearest to a word, printed as the book does.
+"""Prints the words nearest to a word, in the book's format.
 
 python -m training.neighbors runs/ptb chip --topk 3
 """
@@ -10,10 +10,10 @@ from training.vectors.word_vectors import SOURCES, Vectors
 
 def main() -> None:
     example = "python -m training.neighbors runs/ptb chip --topk 3"
-    parser = Parser("python -m training.neighbors", "The words nearest to a word, by the cosine of vectors.", example)
+    parser = Parser("python -m training.neighbors", "Prints the words nearest to a word, by cosine.", example)
     parser.add_argument("run", type=path, help=SOURCES)
-    parser.add_argument("words", nargs="+", metavar="word", help="words of its vocabulary")
-    parser.add_argument("--topk", type=int, default=3, help="neighbours of each word")
+    parser.add_argument("words", nargs="+", metavar="word", help="words of the vocabulary")
+    parser.add_argument("--topk", type=int, default=3, help="the number of neighbours of each word")
     with command():
         arguments = parser.parse_args()
         if arguments.topk < 1:

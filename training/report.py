@@ -1,4 +1,4 @@
-"""``python -m training.report runs/ptb``: a run on one page."""
+"""``python -m training.report runs/ptb``: writes a run's report page."""
 
 from training.runs.report_page import main
 

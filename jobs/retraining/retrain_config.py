@@ -137,9 +137,7 @@ def read_config(file: Path) -> RetrainConfig:
     except ModuleNotFoundError:
         raise InputError(f"--config {file}: PyYAML is not installed; {INSTALL}") from None
     try:
-        text = file.read_text(encoding="utf-8")
-        check_yaml(yaml.compose(text, Loader=yaml.SafeLoader))
-        return config_of(yaml.safe_load(text))
+        return config_of(loaded(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"--config {file}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -150,29 +148,31 @@ def read_config(file: Path) -> RetrainConfig:
         raise InputError(f"--config {file}: {error}") from None
 
 
-def check_yaml(root: Any) -> None:
-    """Raises InputError, with the line, for text that YAML 1.1 reads differently from how it looks.
+def loaded(text: str) -> Any:
+    """Parses YAML. Raises InputError, with the line, for text that YAML 1.1 reads differently from how it looks.
 
     Of a key that is given twice, YAML keeps the last value; 012 is 10, 1:30 is 90, and 2026-01-31 is a date.
     """
-    nodes, seen = [root], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or id(node) in seen:  # an empty file; an alias
-            continue
-        seen.add(id(node))
-        if node.id == "scalar":
-            misread, read_as = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
-            if misread and misread.fullmatch(node.value):
-                raise InputError(
-                    f"line {node.start_mark.line + 1}: found {node.value}, which YAML reads as {read_as}, expected "
-                    f"a plain decimal number, or text in quotes"
-                )
-        elif node.id == "sequence":
-            nodes += node.value
-        else:
-            _check_keys(node)
-            nodes += [value for _, value in node.value]
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            if node.id == "mapping":
+                _check_keys(node)
+            elif node.id == "scalar":
+                _check_scalar(node)
+            return super().construct_object(node, deep)
+
+    return yaml.load(text, Loader)
+
+
+def _check_scalar(node: Any) -> None:
+    misread, read_as = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
+    if misread and misread.fullmatch(node.value):
+        raise InputError(
+            f"line {node.start_mark.line + 1}: found {node.value}, which YAML reads as {read_as}, expected a plain "
+            f"decimal number, or text in quotes"
+        )
 
 
 def _check_keys(mapping_node: Any) -> None:

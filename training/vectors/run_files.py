@@ -1,4 +1,4 @@
-"""What the files of a finished run are called."""
+"""Names of a finished run's files."""
 
 SUMMARY = "summary.json"
 VECTORS = "vectors.safetensors"
