@@ -10,7 +10,7 @@ from pipeline.shared.errors import InputError
 from pipeline.shared.settings import LocalPath, Number, Text, add_flags, setting, settings
 
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
-"""Optimizers of ``--sync-every 1``, and the learning rate each has when none is given; the first is the default."""
+"""Optimizers of ``--sync-every 1``, each with its usual learning rate; the first is the default."""
 
 
 class InPlaceOptimizer(NamedTuple):
@@ -35,14 +35,14 @@ IN_PLACE = {
 """Optimizers of ``--sync-every N``; the first is the default."""
 
 GLOBAL_BATCH = 512, 65_536
-"""Usual rows of a step, synchronous and in place."""
+"""Usual rows of a step: synchronous, in place."""
 
 Reader = Literal["arrow", "petastorm"]
 
 NEWEST, AUTO = "newest", "auto"
 
 SHARD_CACHE_BYTES = 10_000_000_000
-"""Usual bytes of a shard cache."""
+"""Usual size of a shard cache."""
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -56,7 +56,7 @@ def _rates(in_place: bool) -> dict[str, float]:
 
 
 def _global_batch(given: dict[str, Any]) -> int:
-    """The usual one, or the largest multiple of ``lanes`` below it."""
+    """The usual one, rounded down to a multiple of ``lanes``."""
     lanes: int = given["lanes"]
     return max(1, GLOBAL_BATCH[given["sync_every"] > 1] // lanes) * lanes
 
@@ -67,11 +67,11 @@ def _resume(text: str) -> str | int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text}, expected nothing, auto, or a checkpoint's step") from None
+        raise argparse.ArgumentTypeError(f"found {text}, expected no value, auto, or a checkpoint's step") from None
 
 
 def num_bytes(text: str) -> int:
-    """A number of bytes given as an argument: ``10G`` is 10,000,000,000."""
+    """Parses a number of bytes: ``10G`` is 10,000,000,000."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if not digits.isdecimal() or unit not in UNITS:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of bytes, such as 500M")
@@ -84,10 +84,10 @@ def _named(in_place: bool) -> str:
 
 @settings()
 class TrainConfig:
-    """What a training run does. The same config on the same dataset gives the same global batches on any world.
+    """The settings of a run. The same config and dataset give the same global batches for any number of ranks.
 
     The defaults of optimizer, lr, global_batch and shard_cache_bytes depend on other settings. They are resolved when a
-    config is made, so that a config, and config.json, always have the values that the run trains with.
+    config is created, so that a config, and config.json, always contain the values with which the run trains.
     """
 
     data: Text = setting(
@@ -109,18 +109,18 @@ class TrainConfig:
         help="steps between two checkpoints (default: only at each epoch's end)",
     )
 
-    keep: int = setting(default=2, ge=1, le=1 << 30, group=FILES, help="how many checkpoints stay, the newest")
+    keep: int = setting(default=2, ge=1, le=1 << 30, group=FILES, help="how many of the newest checkpoints to keep")
 
     resume: str | int | None = setting(
         default=None,
         group=FILES,
-        help="go on from the newest checkpoint, or the one after so many steps; auto: from a good one, if there is any",
+        help="continue from the newest checkpoint, or from that of STEP; auto: from the newest good one, if any",
         flag={"type": _resume, "nargs": "?", "const": NEWEST, "metavar": "auto|STEP"},
     )
-    """NEWEST, AUTO, or a step. AUTO skips a damaged checkpoint for the one before, and begins where there is none."""
+    """NEWEST, AUTO or a step. AUTO takes the checkpoint before a damaged one, or starts a new run if there is none."""
 
     shard_cache: LocalPath | None = setting(
-        default=None, group=FILES, help="a folder that keeps what was fetched of a dataset elsewhere; runs may share it"
+        default=None, group=FILES, help="a folder that caches fetched parts of a remote dataset; runs can share it"
     )
 
     shard_cache_bytes: int | None = setting(
@@ -128,7 +128,7 @@ class TrainConfig:
         ge=1,
         le=10**18,
         group=FILES,
-        help="most it holds; K, M, G, T are units (default: 10G)",
+        help="size of the cache; K, M, G, T are units (default: 10G)",
         flag={"type": num_bytes, "metavar": "BYTES"},
     )
 
@@ -137,10 +137,8 @@ class TrainConfig:
     tensorboard: bool = setting(
         default=True,
         group=FILES,
-        help="figures and words for TensorBoard, into tensorboard/ of the run's folder",
-        flag={
-            "help": "write nothing for TensorBoard (usually: figures and words, into tensorboard/ of the run's folder)"
-        },
+        help="write curves and words for TensorBoard to tensorboard/ in the run's folder",
+        flag={"help": "write nothing for TensorBoard (default: curves and words, to tensorboard/ in the run's folder)"},
     )
 
     dim: int = setting(default=100, ge=1, le=1 << 14, group=MODEL, help="length of a vector, in numbers")
@@ -148,7 +146,7 @@ class TrainConfig:
     init_from: LocalPath | None = setting(
         default=None,
         group=MODEL,
-        help="a finished run's folder, whose vectors its words begin with; rows are matched by word",
+        help="a finished run's folder; words that it contains start with its vectors",
         flag={"metavar": "RUN"},
     )
 
@@ -156,11 +154,15 @@ class TrainConfig:
         default=0,
         ge=0,
         group=MODEL,
-        help="first epochs in which these vectors stay, and those of new words alone train",
+        help="number of first epochs in which these vectors are frozen and only new words train",
     )
 
     epochs: int = setting(
-        default=5, ge=1, le=100_000, group=MODEL, help="passes; pass e reads sampled epoch e modulo how many there are"
+        default=5,
+        ge=1,
+        le=100_000,
+        group=MODEL,
+        help="passes; pass e reads sampled epoch e modulo the number of sampled epochs",
     )
 
     sync_every: int = setting(
@@ -169,8 +171,8 @@ class TrainConfig:
         group=MODEL,
         help="steps between two averagings; 1: of gradients, more: of tables trained in place",
     )
-    """1: gradients are averaged over the ranks every step. N: each rank trains its own tables in place, and they are
-    averaged every N steps."""
+    """1: gradients are averaged over the ranks at every step. N: each rank trains its own tables in place, and these
+    are averaged every N steps."""
 
     optimizer: str = setting(
         default_factory=lambda given: next(iter(_rates(given["sync_every"] > 1))),
@@ -184,9 +186,9 @@ class TrainConfig:
         gt=0,
         le=1e30,
         group=MODEL,
-        help=f"learning rate (default: {_named(False)}; {_named(True)} in place, where sgd's falls linearly)",
+        help=f"learning rate (default: {_named(False)}; {_named(True)} in place, where sgd's decays linearly)",
     )
-    """At most 1e30: a float32 even when it is multiplied by the number of ranks. In place, SGD's falls to almost 0."""
+    """At most 1e30, so that it fits into a float32 even after multiplication by the number of ranks."""
 
     lanes: int = setting(
         default=16,
@@ -208,26 +210,26 @@ class TrainConfig:
     seed: int = setting(default=0, group=MODEL, help="of the initial tables and the order of rows")
 
     device: Literal["auto", "cpu", "cuda"] = setting(
-        default="auto", group=PROCESSES, help="auto takes cuda where there is one"
+        default="auto", group=PROCESSES, help="auto takes cuda if there is a GPU"
     )
 
     kernel: Literal["auto", "reference", "cpu", "cuda"] = setting(
-        default="auto", group=PROCESSES, help="what computes a step; auto takes the device's own"
+        default="auto", group=PROCESSES, help="the code that computes a step; auto takes the device's own"
     )
     """See training/model/kernels."""
 
     cache: Literal["auto", "device", "none"] = setting(
         default="auto",
         group=PROCESSES,
-        help="whether a GPU keeps rows from their first use on; auto: where they fit and are read more than once",
+        help="whether a GPU keeps rows after their first use; auto: if they fit and are read more than once",
     )
-    """device: a GPU keeps the rows of each sampled epoch; none: they are copied every time; auto: they are kept where
-    they fit into half of its memory and are read more than once."""
+    """device: a GPU keeps the rows of each sampled epoch; none: they are copied every time; auto: they are kept if they
+    fit into half of its memory and are read more than once."""
 
     reader: Reader = setting(
-        default="arrow", group=PROCESSES, help="what reads the shards; petastorm needs make setup-petastorm"
+        default="arrow", group=PROCESSES, help="the library that reads the shards; petastorm needs make setup-petastorm"
     )
-    """docs/data.md says what each promises."""
+    """docs/data.md compares them."""
 
     threads: int | None = setting(
         default=None,
@@ -240,12 +242,14 @@ class TrainConfig:
     deterministic: bool = setting(
         default=False,
         group=PROCESSES,
-        help="the same bits every time, slower on a GPU; refuses to resume where they would be others",
+        help="the same bits every time, slower on a GPU; refuses to resume if the bits would differ",
     )
-    """Algorithms are slower where the fast ones add in the hardware's order. A resumed run ends with the bits of one
-    that was not interrupted, or is refused."""
+    """Slower algorithms replace those that add in the hardware's order. A resumed run ends with the bits of one that
+    was not interrupted, or is refused."""
 
-    verbosity: int = setting(default=0, help="-1 prints warnings, errors and the last line; 1 a line for each metric")
+    verbosity: int = setting(
+        default=0, help="-1: only warnings, errors and the last line; 1: a line for each metric too"
+    )
 
     def __post_init__(self) -> None:
         rates = _rates(self.in_place)
@@ -262,7 +266,7 @@ class TrainConfig:
             raise InputError.flag("freeze_epochs", self.freeze_epochs, "--init-from with it, whose words are frozen")
         self.check_kernel(self.device)
         if self.resume is not None and self.overwrite:
-            raise InputError("--overwrite begins anew and --resume goes on; leave one of them out")
+            raise InputError("--overwrite starts a new run and --resume continues one; leave one of them out")
         if self.cache == "device" and self.reader == "petastorm":
             raise InputError.flag("cache", self.cache, "auto or none with --reader petastorm, which keeps no rows")
         if self.global_batch % self.lanes:
@@ -279,14 +283,14 @@ class TrainConfig:
         return self.in_place and IN_PLACE[self.optimizer].lr_decays
 
     def check_kernel(self, device: str) -> None:
-        """Raises InputError where a kernel is asked for that cannot run on ``device``, cpu or cuda."""
+        """Raises InputError if the kernel cannot run on ``device``, cpu or cuda."""
         if (device, self.kernel) in (("cpu", "cuda"), ("cuda", "cpu")):
             raise InputError.flag("kernel", self.kernel, f"reference or auto, since the device is {device}")
         if self.deterministic and self.kernel == "cuda":
             raise InputError.flag("kernel", self.kernel, "reference with --deterministic, since cuda adds in any order")
 
     def kernel_on(self, device: str) -> str:
-        """The kernel on ``device``, cpu or cuda: what auto is there."""
+        """The kernel to use on ``device``, cpu or cuda."""
         if self.kernel != "auto":
             return self.kernel
         return "reference" if device == "cuda" and self.deterministic else device
@@ -302,7 +306,7 @@ class TrainConfig:
 
 @settings()
 class TrainCommand(TrainConfig):
-    """What a command line of training/train.py says: the run, and how many processes of this machine take part."""
+    """The flags of training/train.py: a run's settings, and the number of processes on this machine."""
 
     nproc: int | None = setting(
         default=None, ge=1, group=PROCESSES, help="processes on this machine (default: as many as torchrun made)"
@@ -314,7 +318,7 @@ def _divisors(number: int) -> str:
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:
-    """The checked config of a command line, and --nproc. Raises InputError."""
+    """Parses a command line. Returns the checked config, and --nproc. Raises InputError."""
     parser = Parser(
         "training/train.py",
         "Trains skip-gram word vectors on a dataset that prepare wrote.",

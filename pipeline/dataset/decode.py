@@ -1,10 +1,10 @@
-"""A shard's row groups, for the trainer: read as they are stored, and their rows unpacked in any order.
+"""A shard's row groups for the trainer: read as they are stored, with rows unpacked in any order.
 
-The shards are ordinary Parquet, which encode.py lays out and pyarrow can read. But pyarrow spends half of its time on
-the lists' levels, which say that every list is as long as the last, and its rows would still have to be put in order.
-Here a row's bits are found by multiplication. A row is copied three times: from the file, by the decompression, and
-from its bits to where it is used.
-R rows wanted, L = max_len targets a row.
+The shards are ordinary Parquet, which encode.py writes and pyarrow can read. But pyarrow spends half of its time on the
+lists' levels, which only say that all lists have the same length, and its rows would still have to be reordered. Here
+the position of a row's bits is computed by a multiplication. A row is copied three times: from the file, by the
+decompression, and by unpacking.
+R rows to unpack, L = max_len targets a row.
 Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact-protocol.md.
 """
 
@@ -27,16 +27,16 @@ _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the me
 
 
 Read = Callable[[int, int], bytes]
-"""Reads a file: from this offset on, so many bytes."""
+"""Reads from a file: (offset, number of bytes) -> bytes."""
 
 
 class ShardError(ValueError):
-    """A row group that is damaged, or not as the pipeline lays it out."""
+    """A row group that is damaged, or that the pipeline did not write."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the manifest says of every row: L targets, ``targets_a_context`` for a context and its negatives."""
+    """The layout of every row: L targets, ``targets_a_context`` for each context with its negatives."""
 
     max_len: int
     targets_a_context: int
@@ -44,17 +44,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group in memory, about as many bytes a row as targets."""
+    """A row group in memory: about as many bytes per row as it has targets."""
 
     layout: Layout
     columns: Columns
 
     @classmethod
     def read(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
-        """Verifies every page's checksum, and that no row has more targets than there are places.
+        """Reads a row group; verifies every page's checksum, and that every row's targets fit into ``max_len``.
 
-        ``metadata`` is the file's; ``read`` is asked once, for its ``stored_range``. Raises ShardError, OSError or
-        pa.ArrowException when the row group is not what is expected.
+        ``metadata`` is the file's. Calls ``read`` once, for the ``stored_range``. Raises ShardError, OSError or
+        pa.ArrowException if the row group is damaged or not as expected.
         """
         chunks = _chunks(metadata, row_group)
         found = metadata.row_group(row_group).num_rows
@@ -66,27 +66,27 @@ class RowGroup:
         columns = Columns(*(_column(stored, begin, chunk, size) for chunk, size in zip(chunks, sizes, strict=True)))
         counts = columns.num_contexts[2]
         if not counts.size or not 0 <= counts.min() <= counts.max() <= layout.max_len // layout.targets_a_context:
-            raise ShardError(f"num_contexts: values that do not fit into {layout.max_len} targets a row")
+            raise ShardError(f"num_contexts: found values that do not fit into {layout.max_len} targets a row")
         return cls(layout, columns)
 
     def unpack(self, rows_R: Int32, places: Places, out: Rows) -> None:
-        """Writes rows of this row group to ``places`` of ``out``. Their numbers are not checked."""
+        """Writes rows of this row group to ``places`` of ``out``. Row numbers are not checked."""
         unpack_rows(rows_R, self.layout.targets_a_context, self.columns, places, out)
 
     def rows(self, rows_R: Int32) -> Rows:
-        """Rows on their own: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
+        """Rows in new arrays: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
         found = Rows.zeros(rows_R.size, self.layout.max_len)
         self.unpack(rows_R, Places(first=0, share=1, stride=1, offset=0), found)
         return found
 
 
 def stored_range(metadata: pq.FileMetaData, row_group: int) -> tuple[int, int]:
-    """Where in the file the columns that we read begin and end. Raises ShardError."""
+    """The offsets in the file at which our columns begin and end. Raises ShardError."""
     return _range(_chunks(metadata, row_group))
 
 
 def _chunks(metadata: pq.FileMetaData, row_group: int) -> list[pq.ColumnChunkMetaData]:
-    """The columns that we read, in the order of ``Columns``."""
+    """Our columns, in the order of ``Columns``."""
     if row_group >= metadata.num_row_groups:
         raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
     group = metadata.row_group(row_group)
@@ -100,7 +100,7 @@ def _chunks(metadata: pq.FileMetaData, row_group: int) -> list[pq.ColumnChunkMet
 def _range(chunks: Sequence[pq.ColumnChunkMetaData]) -> tuple[int, int]:
     begin, end = min(map(_begin, chunks)), max(_begin(chunk) + chunk.total_compressed_size for chunk in chunks)
     if not 0 <= begin < end:
-        raise ShardError(f"it lies at bytes {begin} to {end}, says its footer")
+        raise ShardError(f"its footer places it at bytes {begin} to {end}")
     return begin, end
 
 
@@ -109,13 +109,13 @@ def _begin(chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def _column(stored: memoryview, begin: int, chunk: pq.ColumnChunkMetaData, num_values: int) -> Column:
-    """The column of ``chunk``, from what is stored of the file from ``begin`` on."""
+    """The column of ``chunk``. ``stored`` is the file's bytes from offset ``begin`` on."""
     name, first = chunk.path_in_schema, _begin(chunk) - begin
     content = stored[first : first + chunk.total_compressed_size]
     try:
         return _decoded(content, _CODECS[chunk.compression], "." in name, num_values)
     except (LookupError, TypeError, OverflowError, ValueError) as error:
-        reason = error if isinstance(error, ShardError) else f"a page header says what cannot be ({error!r})"
+        reason = error if isinstance(error, ShardError) else f"invalid page header ({error!r})"
         raise ShardError(f"{name}: {reason}") from None
 
 
@@ -140,31 +140,31 @@ def _decoded(chunk: memoryview, codec: str | None, nested: bool, num_values: int
         raise ShardError(f"one bit-packed run of {num_values} values expected")
     if not 1 <= bits <= MAX_BITS or values.size > 1 << bits:
         raise ShardError(f"{values.size} values in the dictionary, {bits} bits a value")
-    padded = np.zeros(1 << bits, dtype=np.int32)  # so that no index can leave it
+    padded = np.zeros(1 << bits, dtype=np.int32)  # so that no index is outside
     padded[: values.size] = values
     return _words(body, start, num_groups * bits), bits, padded
 
 
 def _words(body: memoryview, start: int, num_bytes: int) -> npt.NDArray[np.uint64]:
-    """The 64-bit words that begin at each of the bytes but the last seven; a few bytes are filled up to one word."""
+    """The 64-bit words that begin at every byte except the last seven. Fewer than 8 bytes are padded to one word."""
     if num_bytes < 8:
         body, start, num_bytes = memoryview(bytes(body[start : start + num_bytes]).ljust(8, b"\0")), 0, 8
     return np.ndarray((num_bytes - 7,), "<u8", body, start, strides=(1,))
 
 
 def _page(chunk: memoryview, start: int, codec: str | None) -> tuple[dict[int, Any], memoryview, int]:
-    """PageHeader as {field id: value}, the page's body, verified and uncompressed, and where the page ends."""
+    """The PageHeader as {field id: value}, the page's verified and decompressed body, and the page's end."""
     header, start = _struct(chunk, start)
     stored = chunk[start : start + header[3]]
     if zlib.crc32(stored) != header[4] % (1 << 32):
-        raise ShardError("the CRC of a page does not fit")
-    # Copied where it is not compressed: else a few bytes would keep all that was read in memory.
+        raise ShardError("a page does not match its CRC")
+    # Uncompressed bytes are copied: otherwise a few bytes would keep all of ``chunk`` in memory.
     body = pa.decompress(stored, header[2], codec) if codec else bytes(stored)
     return header, memoryview(body).cast("B"), start + header[3]  # pyarrow's bytes are signed
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """A struct of integers and structs in Thrift's compact protocol, which is what page headers are."""
+    """A struct of integers and structs in Thrift's compact protocol, as page headers are, and its end."""
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:

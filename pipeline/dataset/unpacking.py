@@ -1,31 +1,28 @@
-"""Rows of a row group from their bits: machine code, which reads and writes only within what decode.py has checked.
+"""Unpacks rows of a row group from their bits, in machine code; decode.py has checked all bounds before.
 
-R rows wanted, N rows of a buffer, L targets a row.
+R rows to unpack, N rows of a buffer, L targets a row.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from pipeline.shared.cache_line import CACHE_LINE, prefetch
 from pipeline.shared.compiled import compiled, inner
 
 Int32 = npt.NDArray[np.int32]
 Int16 = npt.NDArray[np.int16]
 Column = tuple[npt.NDArray[np.uint64], int, Int32]
-"""(words, bits, values): value number i is the ``bits`` bits from bit i·bits on, or what ``values`` has at that index.
+"""(words, bits, values): number i is the ``bits`` bits from bit i·bits on; an index into ``values`` if there are any.
 
-``words`` are the column's bytes as 64-bit words that begin at *every* byte, so that one load holds a whole value, two
-of at most 28 bits, or four of at most 14.
+``words`` are the column's bytes as 64-bit words that begin at *every* byte, so that one load contains a whole value,
+two of at most 28 bits, or four of at most 14.
 """
 
 
 class Columns(NamedTuple):
-    """The columns of a row group that the trainer reads."""
+    """The columns of a row group that the trainer needs."""
 
     center: Column
     targets: Column
@@ -33,7 +30,7 @@ class Columns(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows that a batch is made of: ids, targets (contexts, negatives, then 0), and how many targets are contexts."""
+    """Rows of batches: center ids, targets (contexts, negatives, then 0), and how many of the targets are contexts."""
 
     center_N: Int32
     targets_NL: Int32
@@ -42,15 +39,15 @@ class Rows(NamedTuple):
     @classmethod
     def zeros(cls, num_rows: int, max_len: int) -> "Rows":
         """Empty rows."""
-        # numpy, unlike torch, asks Linux for 2 MB pages where an array is large.
+        # numpy, unlike torch, asks Linux for 2 MB pages when an array is large.
         ids = np.zeros(num_rows, np.int32), np.zeros((num_rows, max_len), np.int32)
         return cls(*ids, np.zeros(num_rows, np.int16))
 
 
 class Places(NamedTuple):
-    """Where rows go: of every ``stride`` rows of a buffer, ``share`` from row ``offset`` on are places, in this order.
+    """The places in a buffer to which rows are written, beginning with place number ``first``.
 
-    Rows go to the places from number ``first`` on.
+    Of every ``stride`` rows of the buffer, the ``share`` rows from ``offset`` on are places, in this order.
     """
 
     first: int
@@ -61,37 +58,19 @@ class Places(NamedTuple):
 
 MAX_BITS = 28
 PLAIN_BITS = 32
-"""Bits of values that are no indices; ``values`` is then empty."""
+"""Bits of plain values; ``values`` is then empty."""
 
 _AHEAD = 12
-"""Rows between asking for a row's bytes and using them. Unasked, all takes 1.3 to 1.6 times as long."""
+"""How many rows ahead to prefetch. Without, unpacking takes 1.3 to 1.6 times as long."""
 
-_3, _7, _64 = np.uint64(3), np.uint64(7), np.int64(64)
-
-
-def _ask_for_line(typing: Any, words: Any, at: Any) -> tuple[Any, Callable[..., Any]]:
-    """Asks the processor for the cache line of byte ``at`` of ``words``, which need not exist."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        data = context.make_array(signature.args[0])(context, builder, values[0]).data
-        address = builder.gep(builder.bitcast(data, byte), [values[1]])
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(prefetch, [address, *(ir.Constant(i32, number) for number in (0, 3, 1))])  # read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(words, types.int64), codegen
-
-
-_prefetch: Any = intrinsic(_ask_for_line)
+_3, _7 = np.uint64(3), np.uint64(7)
 
 
 @compiled
 def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places: Places, out: Rows) -> None:
     """Writes rows of a row group to their places.
 
-    Of a row only the n·targets_a_context real targets are unpacked, 26 of 60 in the mean; behind them it becomes 0.
+    Only a row's n·targets_a_context real targets are unpacked, 26 of 60 on average; the rest of the row is set to 0.
     """
     words, bits, values = columns.targets
     length = out.targets_NL.shape[1]
@@ -102,8 +81,8 @@ def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places:
     batch, within = places.first // places.share, places.first % places.share
     for index in range(rows_R.size):
         coming = np.int64(np.uint64(rows_R[min(index + _AHEAD, last)]) * row_bits >> _3)
-        _prefetch(words, coming)
-        _prefetch(words, coming + _64)
+        prefetch(words, coming)
+        prefetch(words, coming + CACHE_LINE)
         row, at = rows_R[index], places.offset + batch * places.stride + within
         within += 1
         if within == places.share:
@@ -138,7 +117,7 @@ def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places:
 
 
 def empty_rows(count: int, places: Places, out: Rows) -> None:
-    """Writes ``count`` empty rows as ``unpack_rows`` writes others."""
+    """Writes ``count`` empty rows to the places."""
     batches_R, within_R = np.divmod(np.arange(places.first, places.first + count), places.share)
     for column_N in out:
         column_N[places.offset + batches_R * places.stride + within_R] = 0
@@ -146,7 +125,7 @@ def empty_rows(count: int, places: Places, out: Rows) -> None:
 
 @inner
 def _value(column: Column, number: int) -> Any:
-    """One value, wherever it lies; the last ones from a word that ends with the column."""
+    """One value at any position; the last values come from the word that ends with the column."""
     words, bits, values = column
     bit = np.uint64(number) * np.uint64(bits)
     at = min(bit >> _3, np.uint64(words.size - 1))

@@ -1,4 +1,4 @@
-"""Batch: what a reader hands to a step. B rows of a batch, L = max_len targets a row."""
+"""Batch: the rows that a reader passes to a step. B rows of a batch, L = max_len targets a row."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BatchTensors = tuple[Tensor, Tensor, Tensor]
-"""``center_B``, ``contexts_negatives_BL`` and ``num_contexts_B`` of a Batch, as kernels take them."""
+"""``center_B``, ``contexts_negatives_BL`` and ``num_contexts_B`` of a Batch: the arguments of kernels."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Batch:
     contexts_negatives_BL: Tensor
     num_contexts_B: Tensor
     num_steps: int = 1
-    """The batch holds the rows of this many steps, end to end, the same number for each."""
+    """The batch holds the rows of this many steps, end to end; every step has the same number of rows."""
 
     @classmethod
     def empty(cls, num_rows: int, max_len: int) -> "Batch":
@@ -26,7 +26,7 @@ class Batch:
         return cls(ids[:, 0].contiguous(), ids[:, 1:].contiguous(), counts)
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on the device. Copies from pinned memory may still be under way when this returns."""
+        """A copy on the device. A copy from pinned memory may still be in progress when this returns."""
         center_B, targets_BL, num_contexts_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
         return Batch(center_B, targets_BL, num_contexts_B, self.num_steps)
 

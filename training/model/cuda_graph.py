@@ -13,19 +13,19 @@ from torch.optim import Optimizer
 Step = Callable[..., Tensor]
 """Trains on the tensors of a batch (forward, backward, optimizer) and returns the losses."""
 
-WARM_UPS = 3  # as in PyTorch's notes; Triton compiles and libraries get their workspaces meanwhile
+WARM_UPS = 3  # as in PyTorch's notes; meanwhile Triton compiles and libraries allocate their workspaces
 
 
 class Graphed:
     """``step``, captured once with copies of ``example`` and replayed for every batch of tensors of the same shapes.
 
-    ``step`` must not wait for the GPU, must do the same whatever the batch contains, and must use no collectives: it is
-    for one process, without DistributedDataParallel. It calls ``optimizer.zero_grad()`` first, so that gradients get
-    memory of the graph's own. torch's Adam must be made with ``capturable=True``. A Python number is read only once,
-    during capture: a value that changes between steps, such as a learning rate, must be a tensor on the device that is
-    changed in place.
+    ``step`` must not wait for the GPU, must launch the same kernels whatever the batch contains, and must use no
+    collectives: it runs in a single process, without DistributedDataParallel. It calls ``optimizer.zero_grad()`` first,
+    so that the graph allocates the gradients in its own memory. torch's Adam must be made with ``capturable=True``. A
+    Python number is read only once, during capture: a value that changes between steps, such as a learning rate, must
+    be a tensor on the device that is changed in place.
 
-    ``tensors`` are everything that ``step`` changes except the optimizer's state. Both are left as they were.
+    ``tensors`` are all tensors that ``step`` changes, except the optimizer's state. Capturing leaves both unchanged.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Graphed:
             warm_up(step, self._batch, tensors, optimizer)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may read shards and pin memory meanwhile: only errors of this thread should end a capture.
+        # Meanwhile other threads may read shards and pin memory: only an error in this thread should end a capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._losses = step(*self._batch)
 
@@ -51,10 +51,10 @@ class Graphed:
 
 
 def warm_up(step: Step, batch: Sequence[Tensor], tensors: Sequence[Tensor], optimizer: Optimizer | None = None) -> None:
-    """Takes ``WARM_UPS`` steps and undoes them in place, because a graph will read and write these very tensors.
+    """Takes ``WARM_UPS`` steps and undoes them in place, because the graph will read and write these very tensors.
 
-    State that the first step creates, such as Adam's, stays and is set to zero: if it were created during capture,
-    every replay would create it again.
+    State that the first step creates, such as Adam's, is kept and set to zero: if it were created during capture, every
+    replay would create it again.
     """
     before = {id(tensor): tensor.detach().clone() for tensor in _changing(tensors, optimizer)}
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""The learning rate, as pure code."""
+"""The learning rate's decay: a pure function."""
 
 FLOOR = 0.004
-"""The smallest fraction of the rate: word2vec.c and gensim begin at 0.025 and end at 0.0001."""
+"""The last rate as a fraction of the first: word2vec.c and gensim start at 0.025 and end at 0.0001."""
 
 
 def linear_decay(lr: float, examples_seen: int, num_examples: int) -> float:

@@ -1,4 +1,4 @@
-"""Skip-gram with negative sampling, and its loss, as the book (d2l 15.4) has them.
+"""Skip-gram with negative sampling, and its loss, as in the book (d2l 15.4).
 
 B rows of a batch, L = max_len targets a row, D dimensions, V words.
 """
@@ -28,14 +28,14 @@ def skip_gram(center_B1: Tensor, targets_BL: Tensor, center_VD: Tensor, context_
     """
     v_B1D = F.embedding(center_B1, center_VD, padding_idx=0)
     u_BLD = F.embedding(targets_BL, context_VD, padding_idx=0)
-    # u·v rather than v·u, so that the gradient of u is contiguous: that saves a third of a step on a CPU.
+    # u·v rather than v·u makes the gradient of u contiguous, which saves a third of a step on a CPU.
     return torch.bmm(u_BLD, v_B1D.transpose(1, 2)).transpose(1, 2)
 
 
 class SigmoidBCELoss(nn.Module):
     """Binary cross-entropy with logits, masked, as the *mean over all L places* of a row (d2l 15.4.2.2).
 
-    Padding is masked after the logarithm, so that it adds 0 and not log 0.5. For the mean over the real places,
+    Padding is masked after the logarithm, so that it adds 0 and not log 0.5. To get the mean over the real places,
     multiply by L / mask.sum(1).clamp(min=1), as ``reference.row_losses`` does.
     """
 
@@ -50,9 +50,9 @@ class SkipGram(nn.Module):
     """The two tables of vectors, ``center`` (v) and ``context`` (u), each (V, D) float32; row 0 stays zero."""
 
     def __init__(self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False):
-        """A seed gives the same tables on every device: Xavier-uniform, as in the book.
+        """The same ``seed`` gives the same tables on every device: Xavier-uniform, as in the book.
 
-        For training in place they begin as in word2vec.c, with centers uniform in ±0.5/D and contexts 0.
+        With ``in_place`` they are initialized as in word2vec.c: centers uniform in ±0.5/D, contexts 0.
         """
         super().__init__()
         self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
@@ -77,7 +77,7 @@ class SkipGram(nn.Module):
 
 
 class RowLosses(nn.Module):
-    """A SkipGram and the kernel that trains it, as one module that DistributedDataParallel can wrap."""
+    """A SkipGram and its loss function, as one module that DistributedDataParallel can wrap."""
 
     def __init__(self, model: SkipGram, row_losses: LossFunction, negatives: int):
         super().__init__()

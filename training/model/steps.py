@@ -1,4 +1,4 @@
-"""A training step, in each of the ways to keep ranks in sync; ``make_step`` chooses.
+"""A training step, for each way to keep the ranks in sync; ``make_step`` chooses one.
 
 B rows of a rank's batch, W ranks.
 """
@@ -35,25 +35,25 @@ class Step(ABC):
     """How many steps one batch may hold."""
 
     team: Team | None = None
-    """The threads that compute the step, unless torch's own do."""
+    """The threads that compute the step; None if torch's own threads do."""
 
     world_size_invariant = False
-    """Whether every number of ranks gives the same bits, as long as each rank has the same number of threads."""
+    """Whether the bits are the same for every number of ranks, if each rank has the same number of threads."""
 
     @property
     def in_sync(self) -> bool:
-        """Whether all ranks have the same tables now. While they do not, there is nothing to save."""
+        """Whether all ranks have the same tables now. No checkpoint can be saved while they differ."""
         return True
 
     @abstractmethod
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        """Trains; the loss of each row, shape (B,)."""
+        """Trains on a batch. Returns the loss of each row, shape (B,)."""
 
     @abstractmethod
     def freeze(self, words_K: Tensor) -> None:
         """Freezes both rows of these words (ids, int64), bit for bit, until ``unfreeze``.
 
-        Call it before any step has trained the words.
+        Call it before a step has trained the words.
         """
 
     @abstractmethod
@@ -64,21 +64,21 @@ class Step(ABC):
         """Averages the ranks' tables if they differ. Call it at the end of every epoch."""
 
     def write_back(self) -> None:  # noqa: B027
-        """Copies the tables into the model, if the step trains copies of them."""
+        """Copies the tables into the model if the step trains copies of them."""
 
     @abstractmethod
     def is_finite(self) -> bool:
-        """Whether the tables hold neither NaN nor infinity."""
+        """Whether the tables contain neither NaN nor infinity."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, except the batch: CPU tensors, which the next call overwrites."""
+        """Everything that the next step depends on, except the batch, in CPU tensors that the next call overwrites."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues from what ``state_dict`` returned. Call it before the first step.
+        """Restores what ``state_dict`` returned. Call it before the first step.
 
-        The number of threads and of ranks may differ from those of the run that saved the state.
+        The numbers of threads and ranks may differ from those of the run that saved the state.
         """
 
 
@@ -98,7 +98,7 @@ def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: i
 
 
 class Kernel(NamedTuple):
-    """What training/model/kernels/__init__.py asks of a module there."""
+    """The function and the class that a module of training/model/kernels offers."""
 
     row_losses: LossFunction
     trainer: type[InPlaceTrainer]
@@ -121,13 +121,13 @@ class Gradients(Step):
     def __init__(
         self, model: SkipGram, row_losses: RowLosses, optimizer: Optimizer, world_size: int, captures: bool = False
     ):
-        """``captures``: a single process captures its whole step as a CUDA graph."""
+        """``captures``: capture the whole step as a CUDA graph if there is a single process."""
         self._model, self._optimizer, self._world_size = model, optimizer, world_size
         self._row_losses: nn.Module = row_losses
         if world_size > 1:
             self._row_losses = DistributedDataParallel(row_losses, gradient_as_bucket_view=True)
         self._is_first = world_size > 1
-        # One launch a step instead of a dozen. DDP's collectives would need more care to be captured.
+        # A graph makes one launch a step instead of a dozen. Capturing DDP's collectives would need more care.
         self._captures = captures and world_size == 1
         self._graphed: Graphed | None = None
         self._hooks: list[RemovableHandle] = []
@@ -142,8 +142,9 @@ class Gradients(Step):
 
     def _step(self, *batch: Tensor) -> Tensor:
         if self._is_first:
-            # After its first backward DDP cuts gradients into other messages, so that three ranks or more sum them in
-            # another order. An empty backward comes first, so that a resumed run sums as one that never stopped.
+            # After its first backward, DDP splits the gradients into different messages, so that three or more ranks
+            # sum them in a different order. An empty backward comes first, so that a resumed run sums as one that was
+            # not interrupted.
             self._is_first = False
             self._row_losses(*map(torch.zeros_like, batch)).sum().backward()
         self._optimizer.zero_grad()
@@ -154,7 +155,7 @@ class Gradients(Step):
         return losses_B.detach()
 
     def freeze(self, words_K: Tensor) -> None:
-        """Zeroes the rows' gradients: no optimizer then moves a row, and what it remembers of the row stays 0."""
+        """Zeroes the rows' gradients: then no optimizer moves the rows, and its state for them stays 0."""
         words_K = words_K.to(self._model.center.weight.device)
         for table in self._model.parameters():
             hook = table.register_hook(lambda gradient_VD: gradient_VD.index_fill(0, words_K, 0))  # type: ignore[no-untyped-call]
@@ -175,7 +176,8 @@ class Gradients(Step):
         return self._copies.of(found)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_tables(self._model, state)
+        for name, table_VD in tables_of(self._model).items():
+            table_VD.copy_(state[name])
         found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
         for name, value in state.items():
             table, _, key = name.partition(".")
@@ -188,8 +190,8 @@ class Gradients(Step):
 class TouchedRows(Step):
     """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank for tables of 5 MB.
 
-    Every rank then takes the gradients of the whole global batch, lane by lane as a single process would. So all ranks
-    have the same tables, which are bit for bit those of a single process with as many threads.
+    Every rank then computes the gradients of the whole global batch, lane by lane, as a single process would. So all
+    ranks have the same tables, bit for bit those of a single process with the same number of threads.
     """
 
     world_size_invariant = True
@@ -197,7 +199,7 @@ class TouchedRows(Step):
     def __init__(self, adam: LazyAdam, lanes: int, rows_per_lane: int, world: World):
         self._adam, self._world = adam, world
         self.team = adam.team
-        self.max_steps = 50 if world.world_size == 1 else 1  # a call costs a tenth of a step or more
+        self.max_steps = 50 if world.world_size == 1 else 1  # the overhead of a call is a tenth of a step or more
         places = [divmod(lane, world.world_size) for lane in range(lanes)]
         self._ranges = np.array([(rank, n * rows_per_lane, (n + 1) * rows_per_lane) for n, rank in places])
 
@@ -218,7 +220,7 @@ class TouchedRows(Step):
         self._adam.write_back()
 
     def is_finite(self) -> bool:
-        """Leaves it to the losses: a row is brought up to date in the step in which some rank takes its scores."""
+        """Always True: a row that diverged shows in the losses of the next step that computes its scores."""
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -289,7 +291,7 @@ class PeriodicAveraging(Step):
             averages = [nn.Parameter(tensor) for tensor in own]
             average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
             for tensor, average in zip(own, averages, strict=True):
-                mean = average.detach()  # in memory of its own, while kernels hold on to theirs: hence the copy below
+                mean = average.detach()  # in new memory; kernels keep pointers to the old: hence the copy below
                 if self._trainer.frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
                     mean[self._trainer.frozen_V] = tensor[self._trainer.frozen_V]
                 tensor.copy_(mean)
@@ -297,7 +299,7 @@ class PeriodicAveraging(Step):
 
 
 def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
-    """torch's optimizer over both tables, dense, in its fused form."""
+    """torch's dense optimizer over both tables, in its fused form."""
     kinds: dict[str, Callable[..., Optimizer]] = {
         "adam": torch.optim.Adam,
         "sgd": torch.optim.SGD,
@@ -310,7 +312,7 @@ def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
 
 
 class Copies:
-    """Copies of tensors on the CPU, in memory that is used again: new memory takes longer than the copying."""
+    """Copies of tensors on the CPU, in reused memory: allocating new memory takes longer than copying."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -325,11 +327,6 @@ class Copies:
 
 def tables_of(model: SkipGram) -> dict[str, Tensor]:
     return {name: table.detach() for name, table in zip(TABLES, model.parameters(), strict=True)}
-
-
-def load_tables(model: SkipGram, state: dict[str, Tensor]) -> None:
-    for name, table in tables_of(model).items():
-        table.copy_(state[name])
 
 
 def finite(model: SkipGram) -> bool:

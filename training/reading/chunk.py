@@ -1,4 +1,4 @@
-"""Chunk: the rows of many steps, put together from the row groups of a rank's lanes.
+"""Chunk: the rows of many steps, assembled from the row groups of a rank's lanes.
 
 B rows of a rank's step, S steps of a chunk, N = S·B.
 """
@@ -16,10 +16,10 @@ from training.reading.row_groups import Part
 
 
 class Chunk:
-    """The next ``num_steps`` steps of a rank, which ``do`` puts into ``memory`` from the parts of the rank's lanes.
+    """The next ``num_steps`` steps of a rank. ``do`` writes their rows to ``memory``, from the parts of its lanes.
 
-    A step has ``share`` rows of each lane, one lane after the other; empty rows fill up a lane that has run out.
-    ``done`` steps of the run come before the chunk; ``at_once`` as ``read_epochs`` has it.
+    A step contains ``share`` rows of each lane, one lane after the other; a lane that has run out is filled up with
+    empty rows. ``done`` is the number of steps of the run before the chunk. ``at_once``: see ``read_epochs``.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class Chunk:
         self._share, self._stride = share, share * len(lanes)
         self._unfilled = deque(enumerate(lanes))
         self._errors: dict[int, ManifestError] = {}
-        """Errors of row groups, by the number of steps that come before the error."""
-        self._views = self._views_of(num_steps)  # made here, or the consumer would wait for that
+        """Errors of row groups, by the number of good steps before the error."""
+        self._views = self._views_of(num_steps)  # made here: the consumer would wait for it
 
     @property
     def is_done(self) -> bool:
-        """Whether all lanes are filled, or being filled."""
+        """Whether all lanes have been filled or are being filled."""
         return not self._unfilled
 
     def do(self, may_wait: bool = True) -> None:
-        """Fills lanes that no other thread has begun to fill; threads may call it together.
+        """Fills the lanes that no other thread has begun to fill. Thread-safe.
 
-        Without ``may_wait`` it leaves lanes out whose row groups are still being fetched.
+        Without ``may_wait``, skips lanes whose row groups are still being fetched.
         """
         for _ in range(len(self._unfilled)):
             try:
@@ -75,9 +75,9 @@ class Chunk:
             empty_rows(num_rows - places.first, places, self._memory)
 
     def batches(self) -> Iterator[Batch]:
-        """The steps as views of the memory, ``at_once`` or fewer to a batch.
+        """Yields the steps as views of the memory, at most ``at_once`` to a batch.
 
-        Raises ManifestError in place of the first step that has rows of a row group that could not be opened.
+        Raises ManifestError in place of the first step with rows of a row group that could not be opened.
         """
         good = min([self.num_steps, *self._errors])
         yield from self._views if good == self.num_steps else self._views_of(good)
@@ -85,7 +85,7 @@ class Chunk:
             raise self._errors[good]
 
     def _views_of(self, num_steps: int) -> list[Batch]:
-        """The first steps, cut where the run's number of steps is a multiple of ``at_once``."""
+        """The first ``num_steps`` steps, cut where the run's number of steps is a multiple of ``at_once``."""
         cuts = [0, *range(self._at_once - self._done % self._at_once, num_steps, self._at_once), num_steps]
         steps = [last - first for first, last in pairwise(cuts) if last > first]
         rows = [count * self._stride for count in steps]

@@ -1,4 +1,4 @@
-"""How batches get to a device: copied in chunks while others train, or kept there from their first epoch on.
+"""Batches on a device: copied in chunks while earlier batches train, or kept there from their first epoch on.
 
 S steps of an epoch, B rows of a rank's batch, L = max_len targets a row, R rows of a row group.
 """
@@ -20,13 +20,13 @@ from training.reading.plan import EpochPlan, Piece
 
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 32 << 20
-"""A chunk is as many batches as fit into both: a copy of a few MB costs little more than one of a batch."""
+"""A chunk is as many batches as both limits allow: copying a few MB takes little longer than copying one batch."""
 
 
 def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on ``device``, for the stream that is current when they are taken.
+    """Yields the same batches on ``device``, for the CUDA stream that is current when a batch is taken.
 
-    A chunk is on its way while the one before it trains: two of them are in pinned memory, a few on the device.
+    A chunk is copied while the one before it trains: two chunks are in pinned memory, and a few on the device.
     """
     chunks = _chunks(batches, device)
     ahead = next(chunks, None)
@@ -52,7 +52,7 @@ def _chunks(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterator
 
 
 class _Stage:
-    """Host memory of one chunk, pinned for a GPU, from which copies go out on a CUDA stream (None: a CPU's)."""
+    """Host memory for one chunk, pinned and copied on the stream ``copies`` if ``device`` is a GPU."""
 
     def __init__(self, like: Batch, num_batches: int, device: torch.device, copies: torch.cuda.Stream | None):
         self._device, self._copies = device, copies
@@ -63,12 +63,12 @@ class _Stage:
         ]
 
     def send(self, batches: Iterator[Batch]) -> Iterator[Batch] | None:
-        """Starts the copy, and returns what will hand out the batches once it is done; None if there are none.
+        """Starts the copy. Returns an iterator that yields the batches once it is finished; None without batches.
 
-        Each batch is valid only until the next one is asked for.
+        Each batch is valid until the next one is requested.
         """
         if self._sent is not None:
-            self._sent.synchronize()  # the last copy still reads this memory
+            self._sent.synchronize()  # the last copy may still be reading this memory
         num_batches = num_rows = 0
         for batch in batches:
             rows = slice(num_rows, num_rows + len(batch.center_B))
@@ -87,16 +87,16 @@ class _Stage:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(sent)
             for tensor in there:
-                tensor.record_stream(current)  # or the copies' stream, whose memory it is, takes it back too soon
+                tensor.record_stream(current)  # or the stream of the copies, which owns it, would reuse it too soon
         for parts in zip(*(tensor.chunk(num_batches) for tensor in there), strict=True):
             yield Batch(*parts)
 
 
 class KeptRows:
-    """The rows of one sampled epoch, kept on a device from their first use on; batches are then only looked up.
+    """The rows of one sampled epoch, kept on a device from their first use on, so that batches are only looked up.
 
-    Every rank keeps all rows, since an epoch deals them to the ranks anew. ``read`` is ArrowStream's; a row group is
-    read once, whole, when a step first needs one of its rows.
+    Every rank keeps all rows, because each epoch distributes them differently. ``read`` is ArrowStream's. A row group
+    is read once, whole, when a step first needs one of its rows.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class KeptRows:
     ):
         self._read, self._row_group_rows, self._device = read, row_group_rows, device
         self._first = np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
-        """The row that each shard begins with, all shards laid end to end, and how many there are."""
+        """The number of each shard's first row, counted over all shards, and the total number of rows."""
         num_rows = int(self._first[-1]) + 1  # the last one stays empty
         self._kept: set[tuple[int, int]] = set()
         self._rows = (
@@ -119,7 +119,7 @@ class KeptRows:
         )
 
     def batches(self, plan: EpochPlan, rank: int, world_size: int) -> Iterator[Batch]:
-        """What ``ArrowStream.batches`` yields for the plan, on the device. Raises what ``read`` raises."""
+        """The batches of ``ArrowStream.batches`` for the plan, on the device. Raises the errors of ``read``."""
         order_SB = torch.from_numpy(self.order(plan, rank, world_size)).to(self._device)
         first_needed = _pieces_by_step(plan, rank, world_size)
         for step, row_B in enumerate(order_SB):
@@ -129,7 +129,7 @@ class KeptRows:
             yield Batch(center_B, targets_BL, num_contexts_B)
 
     def order(self, plan: EpochPlan, rank: int, world_size: int) -> npt.NDArray[np.int64]:
-        """The row in each place of a rank's batches (S, B). Empty places have the row after the last."""
+        """The row number in each place of a rank's batches, (S, B). Empty places contain the one after the last."""
         lanes = []
         for pieces in plan.of_rank(rank, world_size):
             lane = np.full(plan.num_steps * plan.rows_per_step, self._first[-1])
@@ -142,7 +142,7 @@ class KeptRows:
 
     def _rows_of(self, piece: Piece) -> npt.NDArray[np.int64]:
         order = permutation(piece.stream, piece.num_rows)[piece.start : piece.stop]
-        # Made 64 bits wide here, since NumPy 1 would stay at 32.
+        # Cast to 64 bits here, because NumPy 1 would return 32.
         return np.asarray(self._first[piece.shard] + piece.row_group * self._row_group_rows + order.astype(np.int64))
 
     def _keep(self, piece: Piece) -> None:

@@ -1,4 +1,4 @@
-"""What a run reads: the batches of its epochs, on its device, from where it begins."""
+"""The batches of a run's epochs, on its device, from the step at which the run begins."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -26,7 +26,7 @@ from training.train_config import TrainConfig
 def epochs_of(
     config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Position
 ) -> Generator[Iterator[Batch], None, None]:
-    """A rank's batches of each epoch, on its device, in the order of the plan, from ``begin`` on."""
+    """For each epoch, this rank's batches on its device, in the plan's order, from ``begin`` on."""
     numbers, rank = range(begin.epoch, config.epochs), (world.rank, world.world_size)
 
     def stream(epoch: int) -> ArrowStream:
@@ -54,7 +54,7 @@ def epochs_of(
 
 
 def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) -> bool:
-    """Whether the device keeps the rows that it has read."""
+    """Whether the rows are kept on the device after their first use."""
     if config.cache != "auto" or device.type == "cpu" or config.reader == "petastorm":
         return config.cache == "device"
     num_rows = sum(shard.rows for shard in manifest.shards if shard.split == "train")
@@ -64,37 +64,37 @@ def keeps_rows(config: TrainConfig, manifest: Manifest, device: torch.device) ->
 
 
 def stream_of(config: TrainConfig, manifest: Manifest, epoch: int, step: int = 0) -> ArrowStream:
-    """The epoch's batches from its ``step`` on: what comes before is not read."""
+    """The stream of the epoch from ``step`` on. Earlier rows are not read."""
     plan = plan_of(config, manifest, epoch).after(step)
     return ArrowStream(config.data, manifest, shards_of(manifest, epoch), plan, cache_of(config))
 
 
 def cache_of(config: TrainConfig) -> ShardCache | None:
-    """Where what is fetched of a dataset that lies elsewhere is kept, if it is."""
+    """The local shard cache; None if the dataset is local or no cache is set."""
     if config.shard_cache is None or config.shard_cache_bytes is None or Location.of(config.data).local:
         return None
     return ShardCache(config.shard_cache, config.shard_cache_bytes)
 
 
 def shards_of(manifest: Manifest, epoch: int) -> tuple[ShardInfo, ...]:
-    """What epoch ``epoch`` reads: samplings are used in turn."""
+    """The shards that epoch ``epoch`` reads: sampled epochs are used in turn."""
     return manifest.select(epoch % manifest.sampled_epochs)
 
 
 def plan_of(config: TrainConfig, manifest: Manifest, epoch: int) -> EpochPlan:
-    """The plan of the whole epoch, which no number of ranks changes."""
+    """The plan of the whole epoch, the same for every number of ranks."""
     shards = shards_of(manifest, epoch)
     return plan_epoch(shards, manifest.row_group_rows, config.seed, epoch, config.lanes, config.global_batch)
 
 
 def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin: Position) -> int:
-    """Steps of the whole run, including those that were done before ``begin``."""
+    """The number of steps of the whole run, including those before ``begin``."""
     to_come = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(begin.epoch, config.epochs))
     return begin.done - begin.step + to_come
 
 
 def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
-    """Steps of one epoch, the same on every rank."""
+    """The number of steps of one epoch, the same on every rank."""
     shards = shards_of(manifest, epoch)
     if config.reader == "petastorm":
         shares = shares_of_epoch(shards, manifest.row_group_rows, config.seed, epoch, world_size)

@@ -1,4 +1,4 @@
-"""``permutation`` of shared.randomness in machine code: the same order, ten times sooner, and without the GIL."""
+"""``permutation`` of pipeline.shared.randomness in machine code: the same order, ten times faster, without the GIL."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from pipeline.shared.draws import draw
 
 
 def permutation(stream: int, n: int) -> npt.NDArray[np.int32]:
-    """The order (n,) of n random keys, all different; takes 20 bytes a key while it works."""
+    """The order, (n,), of n different random keys. Uses 20 bytes of memory per key meanwhile."""
     order_N = np.empty(n, dtype=np.int32)
     bits = max(1, (n - 1).bit_length())
     _sort(np.uint64(stream), bits, np.empty(n, dtype=np.uint64), np.zeros((1 << bits) + 1, dtype=np.int32), order_N)
@@ -23,9 +23,9 @@ def _sort(
     ends: npt.NDArray[np.int32],
     order_N: npt.NDArray[np.int32],
 ) -> None:
-    """Sorts by the upper bits, in buckets of one key in the mean; what is then left to do is at most a few places off.
+    """Sorts by the upper bits, into buckets of one key on average; then moves the keys that are a few places off.
 
-    Keys are draws of one stream, all different: ``draw`` is a bijection in its second argument.
+    The keys are draws of one stream, all different, because ``draw`` is a bijection in its second argument.
     """
     shift = np.uint64(64 - bits)
     for i in range(keys_N.size):

@@ -1,14 +1,14 @@
 """petastorm's reader: batches of the same examples, through ``make_batch_reader`` and its torch loader.
 
-For those whose other code reads through petastorm. What differs from stream.py is its order, which depends on the
-number of ranks, and what a start in mid-epoch costs, since petastorm cannot seek: docs/data.md has both side by side.
+It is for users whose other code reads through petastorm. It differs from stream.py in the order, which depends on the
+number of ranks, and in the cost of a start in mid-epoch, because petastorm cannot seek: docs/data.md compares the two.
 
-petastorm deals the row groups of its files to readers, number i to reader i modulo their number. PTB's shards are a
-long row group and a short one each, so one of two readers would get all the long ones. Here a rank has shards of its
-own, and shares one only where there are fewer shards than ranks.
+petastorm distributes the row groups of its files over readers: number i to reader i modulo their number. Each of PTB's
+shards has a long row group and a short one, so one of two readers would get all the long ones. Here a rank has shards
+of its own, and shares a shard only if there are fewer shards than ranks.
 
 petastorm 0.13.1 needs pyarrow 14, and so an environment of its own (`make setup-petastorm`). It is imported late, so
-that what is planned here can be planned in any. N rows of a block, B of a batch.
+that the planning here works in any environment. N rows of a block, B of a batch.
 """
 
 import hashlib
@@ -38,34 +38,34 @@ COLUMNS = ("center", "contexts_negatives", "num_contexts")
 BLOCK_ROWS = 1 << 17
 """Rows that are permuted together: a block, 32 MB at 60 targets a row, rounded down to whole batches.
 
-petastorm hands out a row group at a time. Permuted only inside row groups, PTB ends with a loss 0.003 above the book's;
-with these blocks, as with the plan's lanes, within 0.001.
+petastorm returns one row group at a time. With permutations only inside row groups, PTB ends with a loss 0.003 above
+the book's; with these blocks, as with the plan's lanes, within 0.001.
 """
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank reads in an epoch: of its shards' row groups, laid end to end, number ``part``, + ``parts``, ..."""
+    """One rank's rows of an epoch: its shards' row groups, end to end, number ``part``, ``part + parts``, ..."""
 
     shards: tuple[ShardInfo, ...]
     part: int
     parts: int
     row_groups: tuple[int, ...]
-    """Rows of every row group of the shards, whoever reads it."""
+    """Rows of every row group of the shards, including those that other ranks read."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of the row groups that this rank reads."""
+        """Rows that this rank reads."""
         return sum(self.row_groups[self.part :: self.parts])
 
 
 def shares_of_epoch(
     shards: Sequence[ShardInfo], row_group_rows: int, seed: int, epoch: int, world_size: int
 ) -> list[Share]:
-    """Every rank's share of epoch ``epoch``, which reads ``shards``: a pure function. Together they are all row groups.
+    """Every rank's share of epoch ``epoch``, which reads ``shards``: a pure function. Shares cover all row groups.
 
-    The shards are permuted and dealt to the ranks; where they are fewer, to groups of ranks. Ranks for which there is
-    no row group have none.
+    The shards are permuted and distributed over the ranks; if there are fewer shards than ranks, over groups of ranks.
+    Some ranks may get no row group.
     """
     order = permutation(stream(seed, Purpose.SHARD_ORDER, epoch), len(shards)).tolist()
     num_groups = max(1, min(world_size, len(shards)))
@@ -81,7 +81,7 @@ def shares_of_epoch(
 
 
 def num_steps(shares: Sequence[Share], rows_per_step: int) -> int:
-    """Steps of an epoch, the same on every rank: as many as the longest share has."""
+    """The number of steps of an epoch, the same on every rank: that of the longest share."""
     return -(-max(share.num_rows for share in shares) // rows_per_step)
 
 
@@ -110,16 +110,16 @@ def petastorm_epochs(
     world_size: int,
     first_step: int = 0,
 ) -> Generator[Iterator[Batch], None, None]:
-    """For each epoch this rank's batches, from step ``first_step`` on in the first one.
+    """For each epoch, this rank's batches, in the first epoch from step ``first_step`` on.
 
-    ``global_batch / world_size`` rows a step; when a rank has no more, empty ones. The same arguments give the same
-    batches: petastorm orders the row groups by numpy's Generator, seeded by (seed, epoch, rank), and rows are permuted
-    block by block. No generator that others use is used or changed. What comes before ``first_step`` is read and
-    dropped.
+    A step has ``global_batch / world_size`` rows; empty ones when the rank has no more. The same arguments give the
+    same batches: petastorm orders the row groups by a numpy Generator with the seed (seed, epoch, rank), and rows are
+    permuted block by block. Global random generators are neither used nor changed. Rows before ``first_step`` are read
+    and dropped.
 
-    Memory is a few row groups that petastorm reads ahead, and two or three blocks.
-    Raises ManifestError, with the file's name, before the first batch of an epoch if one of the rank's shards is not
-    what the manifest says. Each is hashed when the run first reads from it, from end to end.
+    The memory is a few row groups that petastorm reads ahead, and two or three blocks.
+    Raises ManifestError, with the file's name, before the first batch of an epoch if one of the rank's shards differs
+    from the manifest. Each shard is hashed once, in full, before the run first reads from it.
     """
     verified: set[ShardInfo] = set()
     for epoch in epochs:
@@ -138,7 +138,7 @@ def petastorm_epochs(
 
 
 def _batches(dataset: Path, share: Share, keys: tuple[int, int, int], empty: Batch) -> Generator[Batch, None, None]:
-    """The share's batches, each of as many rows as ``empty``, which fills up the last one.
+    """The share's batches, each with as many rows as ``empty``, which fills up the last one.
 
     ``keys`` are seed, epoch and rank.
     """
@@ -170,7 +170,7 @@ def _batches(dataset: Path, share: Share, keys: tuple[int, int, int], empty: Bat
 
 
 def _verify(path: Path, shard: ShardInfo) -> None:
-    """Raises ManifestError unless the file is the shard that the manifest lists; pyarrow 14 verifies no checksums."""
+    """Raises ManifestError unless the file is the shard in the manifest. pyarrow 14 does not verify checksums."""
     with os_errors(f"{path}: unreadable", "run prepare again with --overwrite", ManifestError), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
@@ -181,8 +181,8 @@ def _verify(path: Path, shard: ShardInfo) -> None:
 
 
 def _loader(dataset: Path, share: Share, seed: int, batch_size: int) -> Any:
-    """petastorm's loader of the share, its row groups permuted; its thread ends when it is left."""
-    # Of pyarrow 14, about what petastorm calls; there is no later petastorm that would not.
+    """petastorm's loader of the share, with permuted row groups. Its thread ends with the context."""
+    # pyarrow 14 warns about functions that even the newest petastorm calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
     from petastorm import make_batch_reader
     from petastorm.pytorch import BatchedDataLoader
@@ -190,25 +190,25 @@ def _loader(dataset: Path, share: Share, seed: int, batch_size: int) -> Any:
     reader = make_batch_reader(
         [_url(dataset / shard.path) for shard in share.shards],
         schema_fields=[f"^{name}$" for name in COLUMNS],
-        # One thread: with more, who is first depends on timing. A second one is no faster either.
+        # One thread: with more, the order depends on timing. A second one is no faster either.
         reader_pool_type="thread",
         workers_count=1,
-        seed=max(1, seed),  # 0 would mean none
+        seed=max(1, seed),  # 0 would mean no seed
         shuffle_row_groups=True,
-        # petastorm refuses more readers than row groups; those with none are not made.
+        # petastorm refuses more readers than row groups; ranks without a row group create no reader.
         cur_shard=share.part,
         shard_count=min(share.parts, len(share.row_groups)),
     )
-    # Not shuffled by the loader, which would draw from torch's global generator. What numpy hands it cannot be written
-    # to, of which as_tensor, its usual function, would warn.
+    # The loader does not shuffle, because it would use torch's global generator. Its default transform_fn, as_tensor,
+    # would warn that numpy's arrays are read-only.
     return BatchedDataLoader(_WholeReader(reader), batch_size=batch_size, transform_fn=torch.tensor)
 
 
 class _WholeReader:
-    """petastorm's reader, to its end.
+    """petastorm's reader, without its race at the end.
 
-    By itself it stops, in silence, when nothing is under way and then, a moment later, nothing is left to begin with:
-    row groups that were begun in between are lost. That nothing is left is asked before, here.
+    petastorm first checks that no row group is in progress, and then that none is left to begin. It silently drops row
+    groups that begin in between, and stops. This class checks in advance that none is left to begin.
     """
 
     batched_output = True
@@ -227,5 +227,5 @@ class _WholeReader:
 
 
 def _url(path: Path) -> str:
-    """petastorm takes a URL's path as it is, without decoding it."""
+    """A file's URL. Not percent-encoded, because petastorm does not decode it."""
     return f"file://{path.absolute()}"

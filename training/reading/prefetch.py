@@ -1,4 +1,4 @@
-"""``prefetch``: makes items ahead of their consumer, in a thread or between the steps of threads that train."""
+"""``prefetch``: does items ahead of their consumer, in a thread or between the steps of the threads that train."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -10,30 +10,30 @@ from training.model.kernels.threads import Team
 
 
 class Work(Protocol):
-    """An item that takes some jobs to make."""
+    """An item that consists of jobs, which several threads can share."""
 
     def do(self, may_wait: bool = True) -> None:
-        """Does the jobs that no other thread has begun; threads may call it together.
+        """Does the jobs that no other thread has begun. Thread-safe.
 
-        Without ``may_wait`` it leaves jobs out that would have to wait, as for an answer from the network.
+        Without ``may_wait``, skips jobs that would block, for example on the network.
         """
 
     @property
     def is_done(self) -> bool:
-        """Whether there is no job left for ``do``."""
+        """Whether no job is left for ``do``."""
 
 
 W = TypeVar("W", bound=Work)
 
 
 def prefetch(items: Iterator[W], in_use: int, team: Team | None = None) -> Generator[W, None, None]:
-    """The same items in the same order, done. An item is used until the next one is asked for.
+    """Yields the same items in the same order, each of them done. An item stays in use until the next one is requested.
 
-    A thread does the items. At most ``in_use`` items, 2 or more, are being done, waiting or used, so that they can use
-    the same memory in turn. With ``team`` there is no thread, and two items, see ``_between_steps``.
+    A background thread does the items. At most ``in_use`` items (2 or more) are being done, waiting or in use, so that
+    items can share that many buffers. With ``team`` there are two items and no thread: see ``_between_steps``.
 
-    An error of an item is raised in place of the item. Nothing happens before the first item is asked for. ``close``
-    waits until the thread has done the item that it is at.
+    An item's error is raised in place of the item. Nothing starts before the first item is requested. ``close`` waits
+    until the thread has done its current item.
     """
     return _between_steps(items, team) if team else _in_a_thread(items, in_use)
 
@@ -56,12 +56,12 @@ def _in_a_thread(items: Iterator[W], in_use: int) -> Generator[W, None, None]:
 
 
 def _between_steps(items: Iterator[W], team: Team) -> Generator[W, None, None]:
-    """The members of ``team`` do an item at the end of their next ``run``, while the item before it is used.
+    """The members of ``team`` do each item at the end of their next ``run``, while the previous item is in use.
 
-    This is for machines where the team has all cores: a thread that reads would take one of them away in mid-step. Jobs
-    that would have to wait are done when their item is asked for: so the wait is not taken for a part of the step.
+    This is for a team that uses all cores: a background thread would take a core away in the middle of a step. Jobs
+    that would block are done when their item is requested, so that the time is counted as waiting and not as a step.
     """
-    following: list[W | None] = []  # at most one, not done
+    following: list[W | None] = []  # at most one item, not done
 
     def ahead(item: W, member: int) -> None:
         if member == 0:
@@ -73,14 +73,10 @@ def _between_steps(items: Iterator[W], team: Team) -> Generator[W, None, None]:
         while (item := coming) is not None:
             team.afterwards = None
             if not item.is_done:
-                team.run(partial(_do, item))
+                team.run(lambda _: item.do())
             coming = following.pop() if following else next(items, None)
             if coming is not None:
                 team.afterwards = partial(ahead, coming)
             yield item
     finally:
         team.afterwards = None
-
-
-def _do(item: Work, member: int) -> None:
-    item.do()

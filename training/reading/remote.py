@@ -1,6 +1,6 @@
-"""Row groups of shards that lie elsewhere: fetched with one request each, retried, and cached.
+"""Row groups of remote shards, fetched with one request each, with retries and a cache.
 
-Every shard takes two more requests: whether it is there, and for its footer.
+Every shard takes two more requests: one to see that it exists, and one for its footer.
 """
 
 from collections.abc import Callable
@@ -29,17 +29,17 @@ from pipeline.shared.storage import Location
 from training.reading.shard_cache import ShardCache
 
 NUM_FETCHES = 16
-"""Requests of a rank at the same time; as many as there usually are lanes."""
+"""A rank's concurrent requests: the usual number of lanes."""
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.25
 """The pause before the second attempt. Each further pause is three times as long. Up to a second is added at random."""
 
 PATIENCE_S = 30
-"""No attempt begins later than this after the first one. pipeline.shared.storage limits how long an attempt takes."""
+"""No attempt begins later than this after the first one. pipeline.shared.storage sets the timeout of an attempt."""
 
 FOOTER_BYTES = 1 << 16
-"""Bytes that are read of a shard's end at first: enough for the footer of a hundred row groups."""
+"""Bytes at a shard's end that are read first: enough for the footer of a hundred row groups."""
 
 _OPEN_SHARDS = 1024
 _PERMANENT = {
@@ -51,29 +51,29 @@ _PERMANENT = {
     "NO_SUCH_KEY": "run prepare again with --overwrite",
     "NO_SUCH_BUCKET": "check the address",
 }
-"""Errors of the AWS SDK that no further attempt would change, and what the user can do about each."""
+"""Permanent errors of the AWS SDK, which are not retried, and the user's remedy for each."""
 
 
 class Stored(NamedTuple):
-    """The metadata of a file, and the bytes of a row group's ``stored_range`` in it."""
+    """The metadata of a file, and the bytes of a row group's ``stored_range``."""
 
     metadata: pq.FileMetaData
     content: bytes
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        """What a reader of the file gives for the ``stored_range``."""
+        """Acts as a reader of the file, for the ``stored_range`` only."""
         return self.content
 
 
 class Requests:
-    """The requests of a rank. When one gives up on its server, the others fail too, without another attempt.
+    """The requests of a rank. When one gives up, the others fail too, without another attempt.
 
-    There are no threads before the first ``begin``; ``close`` ends them.
+    The first ``begin`` starts the threads; ``close`` ends them.
     """
 
     def __init__(self) -> None:
         self.num_begun = 0
-        """Row groups, fetched or being fetched."""
+        """Row groups that were fetched or are being fetched."""
         self._pool = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="fetch")
         self._ended = Event()
         self._failure: ManifestError | None = None
@@ -84,14 +84,14 @@ class Requests:
         return self._pool.submit(shard.fetch, row_group, self)
 
     def with_retries(self, attempt: Callable[[], bytes], where: str) -> bytes:
-        """What ``attempt`` returns. Calls it again after an OSError, with growing pauses.
+        """Returns what ``attempt`` returns. Retries after an OSError, with exponential backoff.
 
-        Raises ManifestError when it gives up: at once where no further attempt would help.
+        Raises ManifestError when it gives up: after a permanent error, at once.
         """
 
         def unless_ended() -> bytes:
             if self._ended.is_set():
-                raise self._failure or ManifestError(f"{where}: not read, since reading has ended")
+                raise self._failure or ManifestError(f"{where}: not read, because reading has stopped")
             return attempt()
 
         def give_up(last: RetryCallState) -> NoReturn:
@@ -117,13 +117,13 @@ class Requests:
             raise ManifestError(f"{where}: cannot be read ({one_line(error)}); {_remedy(error)}") from None
 
     def close(self) -> None:
-        """Waits for the requests that are under way. Those that were only begun are cancelled."""
+        """Waits for the requests in progress, and cancels those that have not started."""
         self._ended.set()
         self._pool.shutdown(cancel_futures=True)
 
 
 def _remedy(error: OSError) -> str | None:
-    """What the user can do about a permanent error; None for one that may pass."""
+    """The user's remedy for a permanent error; None for a transient error."""
     if isinstance(error, FileNotFoundError):
         return _PERMANENT["NO_SUCH_KEY"]
     if isinstance(error, PermissionError):
@@ -132,7 +132,7 @@ def _remedy(error: OSError) -> str | None:
 
 
 class RemoteShard:
-    """One shard, whose footer is fetched once. Threads may use it together."""
+    """One shard, whose footer is fetched once. Thread-safe."""
 
     def __init__(self, where: Location, info: ShardInfo, cache: ShardCache | None):
         self.where, self._info, self._cache = where, info, cache
@@ -141,11 +141,11 @@ class RemoteShard:
         self._metadata: pq.FileMetaData | None = None
 
     def fetch(self, row_group: int, requests: Requests, fresh: bool = False) -> Stored:
-        """The row group's bytes. ``fresh`` replaces what is kept here and in the cache.
+        """The row group's bytes. ``fresh`` fetches footer and bytes again, here and in the cache.
 
-        Raises ManifestError when the bytes cannot be had. Raises ShardError or pa.ArrowException for a damaged footer.
+        Raises ManifestError if the bytes cannot be fetched, ShardError or pa.ArrowException if the footer is damaged.
         """
-        with self._lock:  # others would fetch the same footer
+        with self._lock:  # otherwise other threads would fetch the same footer
             if self._metadata is None or fresh:
                 self._metadata = self._footer(requests, fresh)
             metadata = self._metadata
@@ -161,7 +161,7 @@ class RemoteShard:
         return pq.read_metadata(pa.BufferReader(tail))
 
     def _kept(self, what: str, begin: int, end: int, requests: Requests, fresh: bool) -> bytes:
-        """These bytes of the file, from the cache where it has them."""
+        """These bytes of the file, from the cache if they are there."""
         if self._cache is None:
             return self._range(begin, end, requests)
         name = f"{self._info.sha256}.{what}"
@@ -175,14 +175,14 @@ class RemoteShard:
 
     def _range(self, begin: int, end: int, requests: Requests) -> bytes:
         if not 0 <= begin < end <= self._info.bytes:
-            raise ShardError(f"bytes {begin} to {end} of {self._info.bytes}, says its footer")
+            raise ShardError(f"its footer places it at bytes {begin} to {end} of {self._info.bytes}")
 
         def attempt() -> bytes:
             if self._read is None:
                 self._read = self.where.reader()
             content = self._read(begin, end - begin)
             if len(content) != end - begin:
-                raise OSError(f"{len(content)} of {end - begin} bytes came")
+                raise OSError(f"received {len(content)} of {end - begin} bytes")
             return content
 
         return requests.with_retries(attempt, str(self.where))
@@ -190,5 +190,5 @@ class RemoteShard:
 
 @lru_cache(maxsize=4)
 def remote_shards(dataset: Location, cache: ShardCache | None) -> Callable[[ShardInfo], RemoteShard]:
-    """The shards of a dataset, each opened once a process: all epochs use the same footers."""
+    """The shards of a dataset. Each is opened once per process: all epochs use the same footers."""
     return lru_cache(maxsize=_OPEN_SHARDS)(lambda info: RemoteShard(dataset / info.path, info, cache))

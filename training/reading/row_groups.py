@@ -1,4 +1,4 @@
-"""Row groups, each opened once for all lanes of a rank, by the thread that first needs it.
+"""Row groups. Each is opened once for all lanes of a rank, by the thread that first needs it.
 
 R rows of a row group.
 """
@@ -15,14 +15,14 @@ from training.reading.plan import Piece
 from training.reading.remote import Stored
 
 Opened = tuple[RowGroup, Int32]
-"""A row group, and the order (R,) of all its rows."""
+"""A row group, and the order, (R,), of all its rows."""
 
 
 class LazyRowGroup:
-    """A row group that the first thread that needs it opens; other threads that need it wait until it is open."""
+    """A row group that is opened by the first ``get``. Other threads that call ``get`` wait until it is open."""
 
     def __init__(self, opened: Callable[[Future[Stored] | None], Opened], fetch: Future[Stored] | None):
-        """``opened`` opens the row group, given what ``fetch`` fetches; None for a file of this machine."""
+        """``opened(fetch)`` opens the row group. ``fetch`` is None for a local file."""
         self._opened, self._fetch = opened, fetch
         self._lock = Lock()
         self._found: Opened | None = None
@@ -33,11 +33,11 @@ class LazyRowGroup:
         return fetch is not None and not fetch.done()
 
     def get(self) -> Opened:
-        """The open row group. Raises ManifestError, to every thread, when it cannot be opened."""
+        """The open row group. Raises ManifestError in every thread if it cannot be opened."""
         with self._lock:
             if self._found is None:
                 self._found = self._opened(self._fetch)
-                self._fetch = None  # and with it the bytes as they are stored
+                self._fetch = None  # frees the bytes as they are stored
             return self._found
 
 
@@ -48,10 +48,10 @@ Part = tuple[Piece, LazyRowGroup]
 def row_groups(
     lanes: Sequence[Pieces], chunks: Iterable[Sequence[Pieces]], begin: Callable[[Piece], LazyRowGroup]
 ) -> Iterator[list[list[Part]]]:
-    """``chunks``, which hold the pieces of ``lanes``, with the row group of every piece.
+    """Yields ``chunks``, which contain the pieces of ``lanes``, with the row group of every piece.
 
-    ``begin`` is called once for every row group, when its first piece comes. A row group is kept until no lane has rows
-    of it left.
+    ``begin`` is called once for every row group, at its first piece. A row group is kept as long as some lane still
+    needs rows of it.
     """
     rows_left = Counter[tuple[int, int]]()
     for piece in chain.from_iterable(lanes):

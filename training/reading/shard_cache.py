@@ -1,15 +1,15 @@
-"""A folder of this machine that keeps what was fetched from shards elsewhere, up to a number of bytes.
+"""A local folder that caches what was fetched of remote shards, up to a number of bytes.
 
 DIR/<SHA-256 of the shard>.<row group>     the stored bytes, and their CRC
 DIR/<SHA-256 of the shard>.footer
-DIR/.<name>.<pid>.<thread>                 being written, or left over
-DIR/.total                                 bytes of all files, and the lock of those who change it
+DIR/.<name>.<pid>.<thread>                 a file being written, or a leftover
+DIR/.total                                 bytes of all files, and the lock for changing it
 
-Names say what is in a file, so runs, ranks and datasets may share a folder. A file's time is that of its last use. The
-lock is the operating system's (flock), which drops it when its owner dies. The total is raised before a file appears:
-so a process that dies leaves it at most too large, and the files are counted anew when it reaches the limit.
+A name identifies the file's content, so runs, ranks and datasets can share a folder. A file's time is that of its last
+use. The lock is the operating system's (flock), which releases it when its owner dies. The total is raised before a
+file appears. So it can only be too large after a process dies, and files are counted again when it reaches the limit.
 
-Files are not fsynced: the CRC finds one that a power cut has damaged, and it is fetched again.
+Files are not fsynced: the CRC detects a file that a power cut has damaged, and it is fetched again.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from pipeline.shared.files import os_errors
 
 TOTAL = ".total"
 LEFT_OVER_S = 3600
-"""A file that is still being written after this time was left behind by a process that died."""
+"""A file that is still being written after this time is a leftover of a process that died."""
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(\d+|footer)")
 _BEING_WRITTEN = re.compile(rf"\.{_OURS.pattern}\.\d+\.\d+")
@@ -37,28 +37,28 @@ _CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class ShardCache:
-    """At most ``max_bytes`` of files in ``folder``, over all processes that use it, and what they are just writing.
+    """At most ``max_bytes`` of files in ``folder``, which processes can share, apart from files being written.
 
-    The least recently used file is removed first. Files that are not named like ours are neither counted nor removed.
-    Raises ManifestError where the folder cannot be written.
+    The least recently used file is removed first. Files with other names are neither counted nor removed. Raises
+    ManifestError if the folder cannot be written.
     """
 
     folder: Path
     max_bytes: int
 
     def prepare(self) -> None:
-        """Makes the folder, counts its files, and removes leftovers and whatever exceeds the limit."""
+        """Creates the folder, counts its files, and removes leftovers and files beyond the limit."""
         with self._writing(), self._locked() as total:
             _write_number(total, self._make_room(0))
 
     def get(self, name: str) -> bytes | None:
-        """The content that was put under the name; None when it is not there or damaged. A damaged file is removed."""
+        """The content of ``put``; None if it is missing or damaged. A damaged file is removed."""
         path = self.folder / name
         try:
             stored = path.read_bytes()
-        except OSError:  # not there, or another user's
+        except OSError:  # missing, or another user's
             return None
-        with suppress(OSError):  # the same
+        with suppress(OSError):  # another user's
             os.utime(path)
         content, crc = stored[:-_CRC_BYTES], stored[-_CRC_BYTES:]
         if _crc(content) != crc:
@@ -67,7 +67,7 @@ class ShardCache:
         return content
 
     def put(self, name: str, content: bytes) -> None:
-        """Keeps the content, unless it is larger than the whole cache, or the name is taken."""
+        """Stores the content, unless it is larger than the whole cache or the name exists."""
         size = len(content) + _CRC_BYTES
         path = self.folder / name
         if size > self.max_bytes or path.exists():
@@ -79,7 +79,7 @@ class ShardCache:
                     file.write(content)
                     file.write(_crc(content))
                 with self._locked() as total:
-                    if path.exists():  # another was faster
+                    if path.exists():  # another process was faster
                         return
                     used = _read_number(total)
                     if used is None or used + size > self.max_bytes:
@@ -90,14 +90,14 @@ class ShardCache:
                 beside.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Removes the file. The total is then too large until the files are counted anew."""
+        """Removes the file. The total is then too large until the files are counted again."""
         with self._writing():
             (self.folder / name).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> int:
-        """Removes files until ``size`` more bytes fit; returns the bytes that are left.
+        """Removes files until ``size`` more bytes fit. Returns the bytes of the remaining files.
 
-        If any must go, an eighth of ``max_bytes`` goes with them, since counting looks at every file.
+        If it removes any, it frees another eighth of ``max_bytes``, because counting looks at every file.
         """
         found = []
         now = time.time()
@@ -120,7 +120,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        """The file that holds the total, while no other process can change it."""
+        """The file with the total, locked against changes by other processes."""
         total = os.open(self.folder / TOTAL, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(total, fcntl.LOCK_EX)
@@ -141,7 +141,7 @@ def _crc(content: bytes) -> bytes:
 
 
 def _read_number(file: int) -> int | None:
-    """None when there is none, as in a new file."""
+    """The number in the file; None for a new file."""
     text = os.pread(file, 32, 0)
     return int(text) if text.isdigit() else None
 

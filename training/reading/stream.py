@@ -1,9 +1,9 @@
-"""ArrowStream: reads what a plan says, and yields batches.
+"""ArrowStream: reads the rows of a plan and yields batches.
 
     plan -> pieces -> row groups, opened here or fetched -> chunks, filled ahead of training -> batches
 
-Each arrow is a generator. ``prefetch`` fills chunks ahead of the consumer, who is handed views of them: in a thread, or
-by the threads that train, between their steps, and either way in machine code without the GIL.
+Each arrow is a generator. ``prefetch`` fills chunks ahead of the consumer, which gets views of them. They are filled by
+a thread, or by the training threads between their steps; either way in machine code, without the GIL.
 
 B rows of a batch, L = max_len targets a row, R rows of a piece.
 """
@@ -35,21 +35,21 @@ from training.reading.row_groups import LazyRowGroup, Opened, row_groups
 from training.reading.shard_cache import ShardCache
 
 CHUNK_ROWS = 32_768
-"""A chunk is as many steps as have this many rows, at least one: 8 MB at 60 targets a row.
+"""A chunk has as many steps as fit into this many rows, but at least one: 8 MB at 60 targets a row.
 
-Half of it would be too little for numpy to ask Linux for 2 MB pages, without which writing takes a fifth longer.
+For arrays of half this size, numpy would not ask Linux for 2 MB pages, and writing would take a fifth longer.
 """
 
 NUM_CHUNKS = 3
-"""One in use, one that waits, and one that is being filled; where a team reads between steps, none waits."""
+"""One in use, one that waits, and one that is being filled. If a team reads between its steps, no chunk waits."""
 
 
 class ArrowStream:
     """The batches of one epoch, in the plan's order, for any rank.
 
-    A rank's memory is NUM_CHUNKS chunks, and one row group a lane as it is stored; two a lane on a single rank, where
-    neighbouring lanes share one. Shards that do not lie on this machine take one more a lane, which is fetched ahead.
-    ``cache`` is for these shards alone.
+    A rank's memory is NUM_CHUNKS chunks, and one row group per lane as it is stored. On a single rank it is two per
+    lane, because a row group that two neighbouring lanes share is kept until both have read it. Remote shards need
+    another one per lane, which is fetched ahead. ``cache`` is only for remote shards.
     """
 
     def __init__(
@@ -66,12 +66,11 @@ class ArrowStream:
         self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
 
     def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
-        """Every step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
+        """Yields each step's batch: the rows of this rank's lanes, one after the other, each filled up with empty rows.
 
-        A batch is valid until the next one is asked for, which may use the same memory. Do not write to it. Raises
-        ManifestError, with the file's name, in place of the first batch that has rows of a damaged shard, or of one
-        that is not what the manifest says. Reads ahead in a thread, which ends with the iterator: close the iterator
-        when you leave it early.
+        A batch is valid until the next one is requested, which may use the same memory. Do not write to it. Raises
+        ManifestError, with the file's name, in place of the first batch with rows of a shard that is damaged or differs
+        from the manifest. Reads ahead in a thread, which ends with the iterator: close the iterator if you stop early.
         """
         with closing(read_epochs(lambda _: self, range(1), rank, world_size)) as epochs:
             for batches in epochs:
@@ -83,12 +82,12 @@ class ArrowStream:
         return row_group.rows(order[piece.start : piece.stop])
 
     def begin(self, piece: Piece, requests: Requests) -> LazyRowGroup:
-        """The piece's row group, to be opened later. Begins to fetch it where it does not lie on this machine."""
+        """The piece's row group, to be opened later. Starts to fetch it if it is remote."""
         fetch = requests.begin(self.remote(self.shards[piece.shard]), piece.row_group) if self.remote else None
         return LazyRowGroup(partial(self.opened, piece), fetch)
 
     def opened(self, piece: Piece, fetch: Future[Stored] | None = None) -> Opened:
-        """The piece's row group, and the order of all its rows. Raises ManifestError."""
+        """Opens the piece's row group, and computes the order of all its rows. Raises ManifestError."""
         shard = self.shards[piece.shard]
         where = self.dataset / shard.path
         try:
@@ -104,7 +103,7 @@ class ArrowStream:
         return row_group, permutation(piece.stream, piece.num_rows)
 
     def _fetched(self, piece: Piece, fetch: Future[Stored] | None) -> RowGroup:
-        """Fetches a row group that proves damaged once more: perhaps only this copy, or the cache's, is damaged."""
+        """Fetches a damaged row group once more, because perhaps only this copy, or the cache's, is damaged."""
         assert self.remote
         shard = self.remote(self.shards[piece.shard])
 
@@ -126,13 +125,13 @@ def read_epochs(
     team: Team | None = None,
     done: int = 0,
 ) -> Generator[Iterator[Batch], None, None]:
-    """For each epoch the batches of ``make(epoch)``, as ``ArrowStream.batches`` describes them.
+    """For each epoch, the batches of ``make(epoch)``, as ``ArrowStream.batches`` describes them.
 
-    A batch holds ``at_once`` steps, or fewer: it ends where the run's number of steps is a multiple of ``at_once``.
-    ``done`` steps of the run came before.
+    A batch contains at most ``at_once`` steps: it ends where the run's number of steps is a multiple of ``at_once``.
+    ``done`` is the number of steps of the run before these epochs.
 
     One thread, or ``team`` between its steps, reads all epochs into the same memory. So the first batch of an epoch is
-    ready when the last one of the epoch before ends.
+    ready when the previous epoch ends.
     """
     requests, in_use = Requests(), NUM_CHUNKS - 1 if team else NUM_CHUNKS
     unfilled = chunks_of(map(make, epochs), rank, world_size, in_use, requests, at_once, done)
@@ -142,7 +141,7 @@ def read_epochs(
             batches = _epoch(chunks)
             yield batches
             for _ in batches:
-                pass  # skips batches that the caller did not take
+                pass  # drops the batches that the caller did not take
 
 
 def _epoch(chunks: Iterator[Chunk]) -> Iterator[Batch]:
@@ -161,10 +160,10 @@ def chunks_of(
     at_once: int = 1,
     done: int = 0,
 ) -> Iterator[Chunk]:
-    """The chunks of one epoch after the other, not filled yet. They use the memory of ``in_use`` chunks in turn.
+    """Yields the unfilled chunks of one epoch after the other. They use the memory of ``in_use`` chunks in turn.
 
-    The first chunk has one step, so that a run begins soon. Where row groups are fetched, a chunk is yielded once as
-    many row groups of later chunks are being fetched as there are lanes.
+    The first chunk has one step, so that a run begins soon. For remote shards, a chunk is yielded once as many row
+    groups of later chunks are being fetched as there are lanes.
     """
     memory: Iterator[Rows] | None = None
     waiting: deque[tuple[int, Chunk]] = deque()

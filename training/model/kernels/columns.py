@@ -1,13 +1,13 @@
-"""Rows of tables in machine code: threads share the columns, and no cache line is written by two of them.
+"""Rows of tables in machine code. The threads divide the columns, so that no two of them write the same cache line.
 
 B rows of a batch, L = max_len targets a row, J targets of several rows end to end, D dimensions, V words, T threads,
 C columns of a thread.
 
-Threads that split the *rows* would all write the vectors of frequent words, and those cache lines would bounce between
-the cores: two threads were slower than one. So each thread has *columns* of its own in every row. The threads add up
-their shares of a score at a barrier, and the result is the same for every number of threads except for rounding, and
-always the same for one number. Processors prefetch the next cache lines, so the columns of two threads must lie far
-apart: a table is kept as T tables of C columns.
+If the threads divided the *rows*, all of them would write the vectors of frequent words, and those cache lines would
+bounce between the cores: two threads were slower than one. So each thread has its own *columns* of every row. At a
+barrier the threads add up their shares of each score. The result depends on the number of threads only by rounding, and
+is always the same for the same number. Processors prefetch the next cache lines, so the columns of two threads must be
+far apart in memory: a table is stored as T tables of C columns.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """One thread's columns of both tables, (V, C) each or wider, and how many chunks of the C are not padding."""
+    """One thread's columns of both tables, (V, C) or wider each, and how many chunks of the C are not padding."""
 
     center_VC: Floats
     context_VC: Floats
@@ -60,7 +60,7 @@ class Scratch(NamedTuple):
 
     counters: Counters
     shares_T2J: Floats
-    """Each thread's share of the sums that ``add_up`` makes, in odd and in even turns."""
+    """Each thread's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
     slopes_TJ: Floats
     """Scores, then their slopes."""
     signs_TJ: Floats
@@ -76,12 +76,12 @@ class Scratch(NamedTuple):
 
 
 def team_for(dim: int) -> Team:
-    """A team of torch's number of threads, or fewer: at most one a core, and at least 32 columns for each."""
+    """A team of torch's number of threads, but at most one per core, and at least 32 columns for each."""
     return team_of(max(1, min(torch.get_num_threads(), num_cores(), dim // 32)))
 
 
 def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:
-    """A copy, (T, V, C), padded with zero columns, which stay zero."""
+    """A copy of the table, (T, V, C), padded with columns of zeros, which stay zero."""
     num_words, dim = table_VD.shape
     width = -(-dim // (num_threads * CHUNK)) * CHUNK
     table_TVC = page_aligned(num_threads, num_words, width)
@@ -92,7 +92,7 @@ def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:
 
 
 def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
-    """Copies the vectors back into an ordinary table."""
+    """Copies a table by columns back into an ordinary table."""
     width = table_TVC.shape[2]
     for thread in range(len(table_TVC)):
         columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
@@ -101,7 +101,7 @@ def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
 
 @inner_fast
 def num_chunks(member: int, width: int, dim: int) -> int:
-    """How many chunks of a thread's columns are not padding."""
+    """The number of chunks in a thread's columns that are not padding."""
     return (max(0, min(width, dim - member * width)) + CHUNK - 1) // CHUNK
 
 
@@ -110,7 +110,7 @@ def num_chunks(member: int, width: int, dim: int) -> int:
 
 @inner_fast
 def scores_of(rows: Rows, first: int, last: int, columns: Columns, scores_J: Floats) -> int:
-    """Writes the columns' share of the scores v·u; returns how many scores there are."""
+    """Writes the columns' share of the scores v·u. Returns the number of scores."""
     center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
     at = 0
@@ -182,8 +182,8 @@ def add_gradients(rows: Rows, first: int, last: int, columns: Columns, slopes_J:
 def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
     """Replaces scores by the slopes of their losses, sigmoid(score) - label. Signs are 1 for label 1, -1 for label 0.
 
-    The loss of a score is log(1 + exp(-z)) with z = sign·v·u. Exponential and logarithm are polynomials, since calls
-    would keep the loop from being vectorised: exp(x) = 2^k·exp(r) with |r| <= ln(2)/2, to the 6th power; and
+    The loss of a score is log(1 + exp(-z)) with z = sign·v·u. Exponential and logarithm are polynomials, because LLVM
+    cannot vectorise a loop that calls functions: exp(x) = 2^k·exp(r) with |r| <= ln(2)/2, to the 6th power; and
     log(1 + e) = 2·atanh(e / (2 + e)), to the 13th. The error of both is at most 5e-7.
     """
     for j in range(count):
@@ -231,7 +231,7 @@ def signs_of(rows: Rows, first: int, last: int, signs_J: Floats) -> None:
 
 @inner_fast
 def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: Floats) -> None:
-    """Writes every row's mean loss over its targets; skips empty rows."""
+    """Writes the mean loss of each row over its targets. Skips empty rows."""
     at = 0
     for row in range(first, last):
         num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
@@ -245,9 +245,9 @@ def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: F
 
 @inner_fast
 def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats) -> int:
-    """Writes to ``total_J`` the sum of the threads' ``shares_T2J[thread, turn & 1]``; returns the next turn.
+    """Writes the sum of the threads' ``shares_T2J[thread, turn & 1]`` to ``total_J``. Returns the next turn.
 
-    The shares of odd and even turns are separate, because a thread may be one turn ahead of another that still reads.
+    Even and odd turns have separate shares, because a thread may be one turn ahead of another that is still reading.
     """
     shares, size = scratch.shares_T2J, scratch.shares_T2J.shape[0]
     if size > 1:

@@ -1,7 +1,8 @@
 """The step in machine code, by numba: loss and gradients for any optimizer, and training in place.
 
 B rows of a batch, L = max_len targets a row, J targets of several rows end to end, D dimensions, V words, T threads,
-C columns of a thread. Both ways give the same bits for one number of threads; another number differs by rounding.
+C columns of a thread. Both give the same bits every time for the same number of threads; other numbers differ by
+rounding.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TableTensors
 
 ROWS_AT_ONCE = 64
-"""Rows whose scores are taken before the first of them moves a vector: few enough to stay in the cache."""
+"""Rows whose scores are computed before the first of them moves a vector: few enough to stay in the cache."""
 
 
 # ---- Loss and gradients
@@ -57,7 +58,7 @@ class Tables(NamedTuple):
 
 
 def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Tensor:
-    """``reference.row_losses``; float32 on the CPU. Gradients are dense, so that any optimizer and DDP take them."""
+    """``reference.row_losses`` for float32 on the CPU. Gradients are dense: any optimizer, and DDP, can use them."""
     losses_B: Tensor = _RowLosses.apply(*tables, *batch, negatives)  # type: ignore[no-untyped-call]
     return losses_B
 
@@ -78,7 +79,7 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights_B: Tensor) -> tuple[Tensor | None, ...]:
-        center_VD, context_VD, *_ = ctx.saved_tensors  # raises if one of them has been changed since forward
+        center_VD, context_VD, *_ = ctx.saved_tensors  # raises if one of them was changed after forward
         gradients = torch.zeros_like(center_VD), torch.zeros_like(context_VD)
         tables, results = Tables.of((center_VD, context_VD)), Tables.of(gradients)
         slopes_BL, weights = ctx.slopes_BL, weights_B.contiguous().numpy()
@@ -132,9 +133,9 @@ def _gradients_of_columns(
 
 
 class InPlaceState(NamedTuple):
-    """What training in place changes: tables by columns, and each thread's own copy of Adagrad's sums of squares.
+    """What training in place changes: the tables by columns, and for Adagrad each thread's own copy of the sums.
 
-    Without Adagrad the sums are (T, 0). ``frozen_V`` is empty if no words are frozen.
+    Without Adagrad, the sums are (T, 0). ``frozen_V`` is empty if no words are frozen.
     """
 
     center_TVC: Floats
@@ -166,7 +167,7 @@ class CpuTrainer(InPlaceTrainer):
 
     def reload(self) -> None:
         self._columns = [by_columns(table_VD, self.team.size) for table_VD in self.tables]
-        # Every thread has its own copy of the state, since each needs all of it: (T, V).
+        # Every thread has its own copy of the state, (T, V), because each needs all of it.
         self._copies = [values_V.expand(self.team.size, -1).contiguous() for values_V in self.state.values()]
 
     def is_finite(self) -> bool:
@@ -179,9 +180,9 @@ class CpuTrainer(InPlaceTrainer):
             values_V.copy_(copies_TV[0])
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
-        """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``; the losses, shape (B,).
+        """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``. Returns the losses, shape (B,).
 
-        When a row names a word twice, the center sees the second time what the first has moved.
+        If a row contains a word twice, the second gradient of the center uses the context vector that the first moved.
         """
         rows = Rows.of(batch, self._negatives)
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
@@ -196,13 +197,13 @@ class CpuTrainer(InPlaceTrainer):
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
-        size, most = self.team.size, ROWS_AT_ONCE * (max_len + 1)  # Adagrad's |v|^2 lie behind the scores
+        size, most = self.team.size, ROWS_AT_ONCE * (max_len + 1)  # the scores, and Adagrad's |v|^2 behind them
         gradients_TC = page_aligned(size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
         return Scratch.of(self.team, most), Moves(page_aligned(size, most + CHUNK).numpy(), gradients_TC.numpy())
 
 
 class Rule(NamedTuple):
-    """One thread's optimizer: what ``_rate`` depends on."""
+    """The optimizer, as ``_rate`` needs it."""
 
     lr: np.float32
     adagrad: bool
@@ -214,7 +215,7 @@ class Rule(NamedTuple):
 def _update(
     member: int, rows: Rows, state: InPlaceState, scratch: Scratch, moves: Moves, lr: np.float32, losses_B: Floats
 ) -> None:
-    """One thread's columns of every row. All threads go through the same blocks, with a barrier in each."""
+    """One thread's columns of every row. All threads process the same blocks of rows, with a barrier in each."""
     center_VC, context_VC = state.center_TVC[member], state.context_TVC[member]
     slopes_J, signs_J, losses_J = scratch.slopes_TJ[member], scratch.signs_TJ[member], scratch.losses_TJ[member]
     steps_J, gradients_BC = moves.steps_TJ[member], moves.gradients_TC[member]
@@ -267,7 +268,7 @@ def _context_steps(
     rows: Rows, first: int, last: int, count: int, rule: Rule, sums_V: Floats, slopes_J: Floats, steps_J: Floats
 ) -> None:
     """Writes each target's factor of v. For Adagrad the rows' |v|^2 lie behind the ``count`` slopes."""
-    if not rule.adagrad and not rule.frozen_V.size:  # one loop for the processor's vectors: saves a 20th of the step
+    if not rule.adagrad and not rule.frozen_V.size:  # a loop that LLVM vectorises: saves a 20th of the step
         for j in range(count):
             steps_J[j] = -rule.lr * slopes_J[j]
         return

@@ -1,17 +1,17 @@
 """The step on an NVIDIA GPU, fused, by Triton. Agrees with ``reference``; not the same bits from run to run.
 
-A Triton program works on one row. It gathers the row's real targets once, as a block, and computes from them the
-scores, the loss, the slopes (dloss/dscore) and the center's gradient; the scatter that remains needs no second gather.
-Tables of tens of MB stay in the L2 cache, so launches and latency decide, not bandwidth: hence few kernels, which work
-on all rows of a batch at once if they fit. Nothing here waits for the GPU, and no allocation depends on the data, so
-that ``torch.cuda.graph`` can capture a step.
+A Triton program processes one row. It gathers the row's real targets once, as a block, and computes from them the
+scores, the loss, the slopes (dloss/dscore) and the center's gradient, so the scatter needs no second gather. Tables of
+tens of MB stay in the L2 cache, so the time depends on launches and latency, not on bandwidth: hence there are few
+kernels, and each processes all rows of a batch at once if they fit. Nothing here waits for the GPU, and no allocation
+depends on the data, so that ``torch.cuda.graph`` can capture a step.
 
-Rows change the tables through atomic additions of float32. Their order is the hardware's, so on a GPU the last bits of
-gradients and tables differ from run to run. In Triton's interpreter (TRITON_INTERPRET=1 before this is imported), which
-works on CPU tensors, programs run one after the other.
+Rows change the tables through atomic additions of float32. The hardware decides their order, so on a GPU the last bits
+of gradients and tables differ from run to run. In Triton's interpreter (TRITON_INTERPRET=1, set before this module is
+imported), which works on CPU tensors, programs run one after the other.
 
 Tables are contiguous float32. Ids are not checked: an id outside a table reads or writes other memory. Row 0 of the
-tables never moves. Only the real targets of a batch are read, so padding may hold anything.
+tables never moves. Only the real targets of a batch are read, so padding may contain any value.
 
 B rows of a batch, L = max_len targets a row, T of a block of them, D dimensions, V words.
 """
@@ -30,23 +30,23 @@ from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.skip_gram import TableTensors
 
 BLOCK_ELEMENTS = 4096
-"""Floats of a gathered block, targets x dimensions: 32 targets of 65 to 128 dimensions. With window 5 and 5 negatives a
-row has 60 targets at most, and fewer than 36 on average."""
+"""Floats of a gathered block, targets x dimensions: 32 targets of 65 to 128 dimensions. With window 5 and 5 negatives,
+a row has at most 60 targets, and fewer than 36 on average."""
 
 WARPS = 8
-"""Of a program. At 100 dimensions the forward kernel then takes 58 registers a thread (ptxas, sm_90), so that four
-programs fit on a multiprocessor, and the 512 rows of the book's batch on the 132 of an H200 at once."""
+"""Warps of a program. At 100 dimensions, the forward kernel then uses 58 registers per thread (ptxas, sm_90). So four
+programs fit on a multiprocessor, and the 512 rows of the book's batch fit on the 132 of an H200 at once."""
 
 ROWS_AT_ONCE = 512
-"""Programs of ``update``; each trains its share of the rows in turn. More programs would fill a large GPU better, but a
-frequent word would get more steps that do not see each other."""
+"""Programs that train in place; each trains its share of the rows in turn. More programs would use a large GPU better,
+but more steps of a frequent word would not see each other."""
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit  # Triton has no types for mypy; a kernel's pointers are tl.tensor
 EPSILON = tl.constexpr(ADAGRAD_EPSILON)
 
 
 class Constants(NamedTuple):
-    """What a kernel is compiled for: the same throughout a run."""
+    """Compile-time constants of a kernel, the same throughout a run."""
 
     max_len: int
     dim: int
@@ -82,7 +82,7 @@ class Tables(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of each row: the slopes, the loss, and, for ``_backward``, the center's gradient."""
+    """For each row the slopes, the loss, and, for ``_backward``, the center's gradient."""
 
     slopes_BL: tl.tensor
     losses_B: tl.tensor
@@ -102,7 +102,7 @@ class Trained(NamedTuple):
 def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Tensor:
     """The losses of ``reference.row_losses``, shape (B,); their gradients by both tables are dense.
 
-    Forwards one kernel computes scores, losses and slopes; backwards zeros are filled in and one kernel scatters.
+    Forward, one kernel computes scores, losses and slopes. Backward, one kernel scatters into zeroed gradients.
     """
     losses_B: Tensor = _RowLosses.apply(*batch, *tables, negatives)  # type: ignore[no-untyped-call]
     return losses_B
@@ -111,12 +111,12 @@ def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Ten
 class CudaTrainer(InPlaceTrainer):
     """Tables that Triton trains in place.
 
-    ``ROWS_AT_ONCE`` rows train at the same time, each on the tables as it finds them, like the threads of word2vec.c:
-    only the steps within a row are in the reference's order.
+    ``ROWS_AT_ONCE`` rows train at the same time without synchronization, like the threads of word2vec.c: only the steps
+    within a row are in the reference's order.
     """
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
-        """Trains on a batch; the losses along the way, shape (B,)."""
+        """Trains on a batch. Returns the losses, shape (B,)."""
         _check(*batch, *self.tables)
         (num_rows, max_len), (dim, device) = batch[1].shape, (self.tables[0].shape[1], self.tables[0].device)
         slopes_BL, losses_B = torch.empty((num_rows, max_len), device=device), torch.empty(num_rows, device=device)
@@ -226,14 +226,14 @@ def _update(
             targets_L, slopes_L, v_D, num_contexts, num_targets, trained.context_VD, constants
         )
         tl.store(losses_B + row, loss)
-        tl.debug_barrier()  # every thread sees the slopes, and no word moves before all were gathered
+        tl.debug_barrier()  # every thread sees the slopes, and no word moves before all words were gathered
         for first in range(0, num_targets, constants.block_t):
             targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, constants.block_t)
             if constants.freezes:
                 moves_T &= tl.load(trained.frozen_V + targets_T) == 0
             step_T = tl.full([constants.block_t], 0.0, tl.float32) + lr
             if constants.adagrad:
-                # A word that comes twice has the same slope twice, so their order does not matter.
+                # A word that occurs twice has the same slope twice, so their order does not matter.
                 square_T = slopes_T * slopes_T * (tl.sum(v_D * v_D, axis=0) / constants.dim)
                 step_T = lr / _accumulate(trained.context_sums_V + targets_T, square_T, moves_T)
             _add(trained.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
@@ -244,7 +244,7 @@ def _update(
             square = tl.sum(center_gradient_D * center_gradient_D, axis=0) / constants.dim
             step = lr / _accumulate(trained.center_sums_V + center, square, center > 0)
         _add_one(trained.center_VD, center, -step * center_gradient_D, constants)
-        tl.debug_barrier()  # the next row finds what this one changed
+        tl.debug_barrier()  # the next row sees what this one changed
 
 
 @jit
@@ -298,7 +298,7 @@ def _score(
 def _targets(
     targets_L: tl.tensor, slopes_L: tl.tensor, first: tl.tensor, num_targets: tl.tensor, block_t: tl.constexpr
 ) -> tl.tensor:
-    """Ids and slopes of a block of targets, and which of them move."""
+    """Ids and slopes of a block of targets, and whether each target moves."""
     place_T = first + tl.arange(0, block_t)
     real_T = place_T < num_targets
     targets_T = tl.load(targets_L + place_T, mask=real_T, other=0).to(tl.int64)

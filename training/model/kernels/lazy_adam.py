@@ -1,18 +1,18 @@
-"""Adam whose step costs what the batch touches, not what the tables hold; on the CPU, in machine code.
+"""Adam on the CPU, in machine code. The cost of a step depends on the rows that the batch touches, not on the tables.
 
 B rows of a batch, L = max_len targets a row, D dimensions, V words, T threads, C columns of a thread, R rows of a
 table that the step has touched, S steps of a run.
 
-Adam (Kingma and Ba 2014, arXiv 1412.6980, Algorithm 1) moves every row of the tables at every step, because moments
-outlive the gradient that made them: the tables' memory traffic takes longer than everything else. But the steps of a
-row without a gradient are known in advance. After the row's gradient of step s, its moments are m and v, and step s + j
-moves it by
+Adam (Kingma and Ba 2014, arXiv 1412.6980, Algorithm 1) moves every row of the tables at every step, because its moments
+outlive the gradient that they come from: the tables' memory traffic takes longer than everything else. But the steps of
+a row without new gradients are known in advance. If m and v are the row's moments after its gradient of step s, step
+s + j moves the row by
 
     lr_j · beta1^j·m / (sqrt(beta2^j·v) + eps')      lr_j = lr·sqrt(1 - beta2^(s+j)) / (1 - beta1^(s+j))
 
-which is m / sqrt(v) times a number that depends on s and j alone. So ``owed_S[s]`` sums up these numbers for the rows
-that step s was the last to touch, and such a row moves by owed_S[s]·m / sqrt(v + eps'^2) when it is next read. Nothing
-is left out, unlike in torch's SparseAdam. Two things differ from torch.optim.Adam: rounding, and eps, which is that of
+which is m / sqrt(v) times a number that depends only on s and j. ``owed_S[s]`` is the sum of these numbers for the rows
+that step s was the last to touch. Such a row moves by owed_S[s]·m / sqrt(v + eps'^2) when it is next read. No step is
+left out, unlike in torch's SparseAdam. Two things differ from torch.optim.Adam: rounding, and eps, which is taken at
 step s and stands inside the root.
 """
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.shared.cache_line import CACHE_LINE, prefetch
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
 from training.model.kernels.columns import (
@@ -42,40 +43,40 @@ from training.model.kernels.columns import (
     slopes_and_losses,
     team_for,
 )
-from training.model.kernels.vector import CHUNK, first_guess, prefetch
+from training.model.kernels.vector import first_guess
 from training.model.memory import page_aligned
 from training.model.skip_gram import TableTensors
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 128
-"""Rows whose scores lie in the cache until their gradients are taken."""
+"""Rows whose scores stay in the cache until their gradients are computed."""
 
 _MEMORY = 512
-"""Steps after which what a row is owed changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
+"""Steps after which the amount owed to a row changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
 _AGES = 1 << 15
-"""Ages that have decays of their own; beta2^32768 = 6e-15."""
+"""Ages with a decay of their own; beta2^32768 = 6e-15."""
 _COPIED_AT_ONCE = 1024
-"""Words; numpy copies a part at a time, and the words' other parts must still be in the cache then."""
+"""Words. numpy copies one part after the other, and the words' other parts should still be in the cache."""
 _AHEAD = 4
 """How many rows ahead to prefetch."""
 
 _WEIGHT, _MEAN, _SQUARE, _GRADIENT = range(4)
 
 _FROZEN = np.iinfo(np.int32).max
-"""Stands for the step of a frozen row's last gradient: no step is later, so none finds that the row has to move."""
+"""The step of a frozen row's last gradient: since no step is later, none moves the row."""
 
 
 class AdamState(NamedTuple):
-    """Both tables under Adam, centers first, by threads, which write their own parts alone."""
+    """Both tables under Adam, centers first. Each thread writes only its own part."""
 
     rows: Floats
-    """(2, T, V, 4, C): weight, mean, mean square and gradient of a word lie side by side."""
+    """(2, T, V, 4, C): weight, mean, mean square and gradient of a word, side by side."""
     last: Ids
-    """(T, 2, 2, V): the step of a row's last gradient, and how many steps the one before was ago."""
+    """(T, 2, 2, V): the step of a row's last gradient, and the number of steps between it and the one before."""
     touched: Ids
-    """(T, 2, V + 1): the rows of this step."""
+    """(T, 2, V + 1): the rows that this step touches."""
     owed: Floats
-    """(T, S): see the module."""
+    """(T, S): see the module's docstring."""
     epsilon_S: Floats
     rate_S: Floats
     decay: Floats
@@ -106,9 +107,9 @@ class AdamState(NamedTuple):
 
 
 class LazyAdam:
-    """Both tables under Adam: ``steps`` on one rank; ``slopes``, then ``apply``, if a step's rows are on several ranks.
+    """Trains both tables by Adam: ``steps`` on a single rank; ``slopes``, then ``apply``, on several ranks.
 
-    It trains copies, which ``write_back`` copies into the tables.
+    It trains copies of the tables; ``write_back`` copies the results into the tables.
     """
 
     def __init__(self, tables: TableTensors, negatives: int, lr: float, num_steps: int):
@@ -121,16 +122,16 @@ class LazyAdam:
         self._copies: Tensor | None = None  # for ``state_dict``, made when it is first called
 
     def steps(self, batch: BatchTensors, num_steps: int = 1) -> Tensor:
-        """``num_steps`` steps, each with an equal share of the rows, end to end; the losses, shape (B,).
+        """Takes ``num_steps`` steps, whose equal shares of the rows lie end to end. Returns the losses, shape (B,).
 
-        A step takes the gradient of the sum of its losses.
+        A step follows the gradient of the sum of its losses.
         """
         return self._run(batch, num_steps, np.zeros(0, dtype=np.float32))
 
     def slopes(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
-        """Begins a step with some of its rows. Returns what ``apply`` needs (1-D int32 of one length), and losses.
+        """Begins a step with some of its rows. Returns the input of ``apply``, 1-D int32 of one length, and the losses.
 
-        ``apply`` needs the words, and the slopes of the scores, which have a hundredth of a gradient's size.
+        The input of ``apply`` is the words and the slopes of the scores, which have a hundredth of the gradients' size.
         """
         center_B, targets_BL, num_contexts_B = batch
         slopes_J = np.zeros(targets_BL.numel(), dtype=np.float32)
@@ -139,25 +140,26 @@ class LazyAdam:
         return torch.cat(columns), losses_B
 
     def apply(self, gathered: Tensor, ranges: npt.NDArray[np.int64], max_len: int) -> None:
-        """Ends a step with all of its rows: what ``slopes`` returned on each rank (W, ...), in the order of ``ranges``.
+        """Ends a step. ``gathered``, (W, ...), is the tensor that ``slopes`` returned on each rank.
 
-        A range is (rank, first row, last row). Tables that are equal on all ranks stay equal, bit for bit.
+        Rows are applied in the order of ``ranges``: (rank, first row, last row). Tables that are equal on all ranks
+        stay equal, bit for bit.
         """
         arrays, adam, step = gathered.numpy(), self._adam, self._step
         self.team.run(lambda member: _apply(member, arrays, ranges, max_len, self._negatives, adam, step))
 
     def freeze(self, words_K: npt.NDArray[np.int64]) -> None:
-        """Freezes the rows of words that no step has touched, until ``unfreeze``; steps cost as much as before."""
+        """Freezes the rows of words that no step has touched, until ``unfreeze``. Steps are not faster meanwhile."""
         self._adam.last[:, :, 0, words_K] = _FROZEN
 
     def unfreeze(self) -> None:
-        """Lets frozen rows move from now on, as rows that no step has touched."""
+        """Lets frozen rows move again, as rows that no step has touched."""
         frozen_V = self._adam.last[0, 0, 0] == _FROZEN
         self._adam.last[:, :, 0, frozen_V] = 0
         self._adam.rows[:, :, frozen_V, _GRADIENT] = 0  # of steps that did not move the rows
 
     def write_back(self) -> None:
-        """Writes the tables as they are after the last step; changes nothing that comes later."""
+        """Writes the tables as they are after the last step. Has no effect on later steps."""
         rows, last = self._adam.rows, self._adam.last
         adam = self._adam._replace(last=np.where(last == _FROZEN, np.int32(0), last))
         weights, row_4C = page_aligned(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
@@ -166,9 +168,9 @@ class LazyAdam:
             by_rows(weights, table_VD)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next step depends on, copied to memory that the next call overwrites.
+        """Everything that the next step depends on, copied to memory that the next call overwrites.
 
-        ``rows`` (2, 4, V, D): of centers and contexts the weights, moments and last gradients; ``last``; ``owed``.
+        ``rows`` (2, 4, V, D): weights, moments and last gradients of centers and of contexts; ``last``; ``owed``.
         """
         adam = self._adam
         if self._copies is None:
@@ -179,7 +181,7 @@ class LazyAdam:
         return {"rows": self._copies, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues from what ``state_dict`` returned, with any number of threads."""
+        """Restores what ``state_dict`` returned, for any number of threads."""
         self._step = len(state["owed"]) - 1
         self._adam.owed[:, : self._step + 1] = state["owed"].numpy()
         self._adam.last[:] = state["last"].numpy()
@@ -207,7 +209,7 @@ def _steps(
     kept_slopes_J: Floats,
     losses_B: Floats,
 ) -> None:
-    """One thread's columns of whole steps; or, if there is room to keep the slopes, of a step as far as the slopes."""
+    """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
     slopes_J, signs_J, losses_J = scratch.slopes_TJ[member], scratch.signs_TJ[member], scratch.losses_TJ[member]
     columns, width = _columns(member, adam), adam.rows.shape[4]
     per_step = rows.center_B.size // num_steps
@@ -251,7 +253,7 @@ def _apply(
     adam: AdamState,
     step: int,
 ) -> None:
-    """One thread's columns: the gradients of all ranks' rows, from their slopes."""
+    """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
     columns, width = _columns(member, adam), adam.rows.shape[4]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
@@ -280,14 +282,14 @@ def _columns(member: int, adam: AdamState) -> Columns:
 
 @inner_fast
 def _owe(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
-    """Adds the step to what rows are owed: those of this step, and of all before that still matter."""
+    """Adds this step to the amounts owed to the rows of this step and of all earlier steps that still matter."""
     for age in range(min(_MEMORY, step)):
         owed_S[step - age] += rate_S[step] * decay[2, age]
 
 
 @inner_fast
 def _prepare(member: int, rows: Rows, first: int, last: int, adam: AdamState, step: int) -> None:
-    """Brings up to date the rows that ``rows`` touch for the first time in this step; one thread's columns."""
+    """One thread's columns: brings up to date the table rows that ``rows`` touch for the first time in this step."""
     for table in range(2):
         last_V, touched_R = adam.last[member, table, 0], adam.touched[member, table]
         count: int = np.int64(0)  # type: ignore[assignment]  # likewise _note and _catch_up
@@ -302,7 +304,7 @@ def _prepare(member: int, rows: Rows, first: int, last: int, adam: AdamState, st
 
 @inner_fast
 def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int:
-    """Appends the words that the step has not touched yet and marks them by a negative step; returns the new count."""
+    """Appends the words that this step has not touched yet, and marks each by a negative step. Returns their count."""
     for index in range(words.size):
         word = words[index]
         before = last_V[word]
@@ -315,13 +317,15 @@ def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int
 
 @inner_fast
 def _catch_up(member: int, table: int, count: int, adam: AdamState, step: int) -> None:
-    """Brings the first ``count`` touched rows up to date, and makes this step their last."""
+    """Brings the first ``count`` touched rows up to date, and records this step as their last."""
     rows_V4C, owed_S, touched_R = adam.rows[table, member], adam.owed[member], adam.touched[member, table]
     last_V, age_V = adam.last[member, table, 0], adam.last[member, table, 1]
-    stride = 4 * rows_V4C.shape[2]
+    row_bytes = rows_V4C[0].nbytes
     for index in range(count):
         if index + _AHEAD < count:
-            prefetch(rows_V4C, touched_R[index + _AHEAD] * stride, stride // CHUNK)
+            begin = touched_R[index + _AHEAD] * row_bytes
+            for byte in range(begin, begin + row_bytes, CACHE_LINE):
+                prefetch(rows_V4C, byte)
         word = touched_R[index]
         before = ~last_V[word]
         if before:
@@ -332,7 +336,7 @@ def _catch_up(member: int, table: int, count: int, adam: AdamState, step: int) -
 
 @inner_fast
 def _bring_up(row_4C: Floats, age: int, owed: float, epsilon: float, decay: Floats) -> None:
-    """Adds the row's last gradient, ``age`` steps after the one before, to its moments, and takes the owed steps."""
+    """Adds the row's last gradient to its moments, ``age`` steps after the one before, and takes the owed steps."""
     keep1, keep2 = decay[0, min(age, _AGES - 1)], decay[1, min(age, _AGES - 1)]
     fresh1, fresh2 = np.float32(1 - BETA1), np.float32(1 - BETA2)
     weight_C, mean_C, square_C, gradient_C = row_4C[0], row_4C[1], row_4C[2], row_4C[3]
@@ -348,7 +352,7 @@ def _bring_up(row_4C: Floats, age: int, owed: float, epsilon: float, decay: Floa
 
 @inner_fast
 def inverse_root(number: Any) -> Any:
-    """1 / sqrt(number) of a positive number to 5e-6, by Newton's method: faster than a root and a division."""
+    """1 / sqrt(number) of a positive number to 5e-6, by Newton's method, which is faster than a root and a division."""
     half = np.float32(0.5) * number
     root = first_guess(number)
     root *= np.float32(1.5) - half * root * root
@@ -357,7 +361,7 @@ def inverse_root(number: Any) -> Any:
 
 
 def _copy(member: int, rows: Floats, copies_24VD: Floats) -> None:
-    """One thread's columns of everything."""
+    """Copies one thread's columns of all rows."""
     begin = member * rows.shape[4]
     for table in range(2):
         for first in range(0, rows.shape[2], _COPIED_AT_ONCE):
@@ -368,7 +372,7 @@ def _copy(member: int, rows: Floats, copies_24VD: Floats) -> None:
 
 @compiled_fast
 def _up_to_date(table: int, adam: AdamState, row_4C: Floats, weights_TVC: Floats) -> None:
-    """Writes the weights that ``_bring_up`` would give, and leaves the state alone; ``row_4C`` is a buffer."""
+    """Writes the weights that ``_bring_up`` would give, without changing the state. ``row_4C`` is a buffer."""
     for thread in range(weights_TVC.shape[0]):
         for word in range(weights_TVC.shape[1]):
             word_4C, before = adam.rows[table, thread, word], adam.last[thread, table, 0, word]
@@ -383,6 +387,6 @@ def _up_to_date(table: int, adam: AdamState, row_4C: Floats, weights_TVC: Floats
 
 @inner_fast
 def _copy_row(source_C: Floats, copy_C: Floats) -> None:
-    """A loop, since numba takes seconds to compile an assignment of slices, with the error that names both shapes."""
+    """A loop, because numba takes seconds to compile an assignment of slices and its error message with both shapes."""
     for column in range(copy_C.size):
         copy_C[column] = source_C[column]

@@ -1,4 +1,4 @@
-"""The step in plain torch: the definition that the other kernels are tested against.
+"""The step in plain torch: the definition, against which the other kernels are tested.
 
 B rows of a batch, L = max_len targets a row, T of them real, D dimensions, V words, K negatives for each context.
 """
@@ -17,7 +17,7 @@ from training.train_config import IN_PLACE
 
 
 def label_and_mask(num_contexts_B: Tensor, max_len: int, negatives: int) -> tuple[Tensor, Tensor]:
-    """``label`` and ``mask`` (B, L, bool) of rows with n contexts: n ones, and n·(1 + K) ones, as in the shards."""
+    """``label`` and ``mask``, (B, L) bool, of rows with n contexts: n ones and n·(1 + K) ones, as in the shards."""
     place_L = torch.arange(max_len, device=num_contexts_B.device)
     n_B1 = num_contexts_B[:, None].long()
     return place_L < n_B1, place_L < n_B1 * (1 + negatives)
@@ -46,18 +46,18 @@ def update(
     rows_at_once: int = 1,
     frozen_V: Tensor | None = None,
 ) -> Tensor:
-    """Trains both tables in place, row after row; the losses, shape (B,), are those of ``row_losses`` along the way.
+    """Trains both tables in place, row after row. Returns the losses of ``row_losses`` along the way, shape (B,).
 
-    A row's step follows the gradient of the *sum* of its losses, taken at the tables as the row before left them: the
-    contexts move first, then the center, once (word2vec.c's ``neu1e``). ``optimizer``, a name in ``IN_PLACE``, decides
-    how far a row of a table moves for its gradient g, for every target in turn:
+    A row's step follows the gradient of the *sum* of its losses, at the tables as the previous row left them: the
+    contexts move first, then the center, once (word2vec.c's ``neu1e``). ``optimizer``, a name in ``IN_PLACE``, defines
+    how far a vector with gradient g moves; several targets with the same word move it one after the other:
 
-    - ``sgd``: by lr·g.
-    - ``rowwise_adagrad`` (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): by lr·g / sqrt(sum), where the mean of the
-      squares in g is first added to the row's sum. ``state`` is these sums, (V,), of centers and of contexts.
+    - ``sgd``: by -lr·g.
+    - ``rowwise_adagrad`` (Mudigere et al. 2021, arXiv 2104.05158, 4.1.4): adds the mean of g's squares to the vector's
+      sum, then moves it by -lr·g / sqrt(sum). ``state`` is the sums of centers and those of contexts, (V,) each.
 
-    ``rows_at_once``: the slopes of that many rows are taken before the first of them moves anything, and their centers
-    move after all of their contexts. For words in ``frozen_V`` (bool) neither rows nor state change.
+    The slopes of ``rows_at_once`` rows are computed before any of these rows moves a vector, and their centers move
+    after all their contexts. Neither vectors nor state of words in ``frozen_V`` (bool) change.
     """
     (center_B, contexts_negatives_BL, num_contexts_B), (center_VD, context_VD) = batch, tables
     if frozen_V is None:
@@ -99,13 +99,13 @@ def _adagrad(row_D: Tensor, sum_of_squares: Tensor, gradient_D: Tensor, lr: floa
 
 
 class InPlaceTrainer:
-    """Tables that ``update`` trains in place. The other kernels have subclasses, which do the same faster."""
+    """Trains tables in place by ``update``. The other kernels have subclasses that do the same faster."""
 
     team: Team | None = None
-    """The kernel's own threads, if it has any."""
+    """The kernel's own threads; None if it has none."""
 
     frozen_V: Tensor | None = None
-    """Words (bool) whose rows and state do not change."""
+    """Words, (V,) bool, whose rows and state do not change."""
 
     def __init__(self, tables: TableTensors, negatives: int, optimizer: str):
         """``optimizer`` is a name in ``IN_PLACE``."""
@@ -115,21 +115,21 @@ class InPlaceTrainer:
             for name in IN_PLACE[optimizer].row_state
             for table, table_VD in zip(TABLES, self.tables, strict=True)
         }
-        """The optimizer's, by its names in a checkpoint."""
+        """The optimizer's state, by its names in a checkpoint, (V,) each."""
         self._optimizer, self._negatives = optimizer, negatives
         self._adagrad = optimizer == "rowwise_adagrad"  # what compiled code gets instead of a name
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
-        """Trains on a batch; the losses, shape (B,)."""
+        """Trains on a batch. Returns the losses, shape (B,)."""
         state = tuple(self.state.values())
         return update(batch, self.tables, self._negatives, lr, self._optimizer, state, frozen_V=self.frozen_V)
 
     def write_back(self) -> None:
-        """Copies what was trained into ``tables`` and ``state``, if the kernel trains copies of them."""
+        """Copies the results into ``tables`` and ``state`` if the kernel trains copies of them."""
 
     def reload(self) -> None:
-        """Copies ``tables`` and ``state`` again after a change to them, if the kernel trains copies of them."""
+        """Copies ``tables`` and ``state`` again after they were changed, if the kernel trains copies of them."""
 
     def is_finite(self) -> bool:
-        """Whether the tables hold neither NaN nor infinity."""
+        """Whether the tables contain neither NaN nor infinity."""
         return all(map(is_finite, self.tables))

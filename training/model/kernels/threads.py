@@ -20,8 +20,8 @@ _SPINS = 3_000_000  # some 5 ms: a thread that sleeps earlier wakes up too late,
 class Team:
     """``size`` threads, including the caller's. ``run(work)`` calls ``work(member)`` in each and waits for all.
 
-    ``afterwards`` is work for the next ``run`` alone, which does it after its own: prefetching, when the team has all
-    cores. A separate thread would take a core away in the middle of a step, and all members would wait for it.
+    ``afterwards`` is extra work that the members do at the end of the next ``run`` only. It serves to prefetch when the
+    team uses all cores: a separate thread would take a core away in the middle of a step, and all members would wait.
     """
 
     def __init__(self, size: int):
@@ -44,14 +44,14 @@ class Team:
             both(0)
             for other in others:
                 other.result()
-        except BaseException:  # Ctrl-C, for one: the others would wait for this thread, and the process for the others
+        except BaseException:  # such as Ctrl-C: the others would wait for this thread, and the process for the others
             self.failed = True
             for counters in self._given:
                 counters[self.size * _APART] = 1
             raise
 
     def counters(self) -> Counters:
-        """The state of a ``barrier``: for one ``run`` at a time, and for none after a run that failed."""
+        """The state of a ``barrier``. Only one ``run`` at a time may use it, and none after a run that failed."""
         self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
         return self._given[-1]
 
@@ -63,16 +63,16 @@ def num_cores() -> int:
 
 @cache
 def team_of(size: int) -> Team:
-    """The one team of this size in this process."""
+    """The team of this size, one per process."""
     return Team(size)
 
 
 @inner
 def barrier(counters: Counters, member: int, size: int) -> None:
-    """Returns when all members have called it equally often, and sees what they wrote before. Never raises.
+    """Returns when all members have called it equally often; what they wrote before is then visible. Never raises.
 
-    Members spin on each other's counters, since they arrive within microseconds. After some milliseconds they sleep,
-    because another process must then be using the core of the member that is late.
+    Members spin on each other's counters, because they usually arrive within microseconds. After some milliseconds they
+    sleep: another process is then probably using the core of the member that is late.
     """
     turn = load_acquire(counters, member * _APART) + 1
     store_release(counters, member * _APART, turn)
@@ -82,5 +82,5 @@ def barrier(counters: Counters, member: int, size: int) -> None:
             spins += 1
             if spins > _SPINS:
                 if load_acquire(counters, size * _APART):
-                    return  # some member failed and will never come
+                    return  # a member failed and will never arrive
                 sleep_us(np.uint32(20))

@@ -1,8 +1,8 @@
 """What numba cannot express in Python: 16 floats at a time, four rows at a time, and atomic loads and stores.
 
-Arrays come with element offsets, which nothing checks. ``num_chunks`` counts chunks of 16 columns. A Python loop over
-the columns gives the same results at half the speed: its sums do not stay in registers, and every row loads the center
-again. On processors with narrower vectors LLVM splits the chunks.
+Each array has an argument with an element offset, which is not checked. ``num_chunks`` is a number of chunks of 16
+columns. A loop over the columns in Python gives the same results at half the speed: its sums do not stay in registers,
+and every row loads the center again. On processors with narrower vectors, LLVM splits the chunks.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,10 @@ from typing import Any
 import numba
 import numba.core.cgutils
 import numba.extending
+import numpy as np
 from llvmlite import ir
+
+from pipeline.shared.compiled import inner_fast
 
 # numba has no types for mypy.
 types: Any = numba.types
@@ -22,11 +25,10 @@ CHUNK = 16
 """Columns of a chunk: one cache line of float32, and one AVX-512 register."""
 
 TOGETHER = 4
-"""Rows that ``dot_4`` and its like take at once: enough sums to hide the latency of an addition."""
+"""Rows that ``dot_4`` and ``scatter_4`` process at once: enough sums to hide the latency of an addition."""
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, CHUNK)
-_BYTES = ir.IntType(8).as_pointer()
 
 Codegen = Callable[[Any, ir.IRBuilder, Any, Sequence[Any]], Any]
 
@@ -104,43 +106,16 @@ dot_1, dot_4 = _dot(1), _dot(TOGETHER)
 scatter_1, scatter_4 = _scatter(1), _scatter(TOGETHER)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def power_of_two(typing: Any, exponent: Any) -> tuple[Any, Codegen]:
+@inner_fast
+def power_of_two(exponent: np.float32) -> np.float32:
     """2 to an integral float32 power from -126 to 127, made from its bits."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        biased = builder.add(builder.fptosi(values[0], _INT32), ir.Constant(_INT32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_INT32, 23)), _FLOAT)
-
-    return types.float32(types.float32), codegen
+    return np.int32((np.int32(exponent) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def first_guess(typing: Any, number: Any) -> tuple[Any, Codegen]:
+@inner_fast
+def first_guess(number: np.float32) -> np.float32:
     """1 / sqrt(number) to 3.5 % for a positive float32, by halving its exponent (the constant is Lomont's, 2003)."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        halved = builder.lshr(builder.bitcast(values[0], _INT32), ir.Constant(_INT32, 1))
-        return builder.bitcast(builder.sub(ir.Constant(_INT32, 0x5F375A86), halved), _FLOAT)
-
-    return types.float32(types.float32), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(typing: Any, rows: Any, offset: Any, num_chunks: Any) -> tuple[Any, Codegen]:
-    """Prefetches ``num_chunks`` cache lines from ``rows[offset]`` on, to be written soon."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        (row,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
-        kind = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        write, soon, data = (ir.Constant(_INT32, number) for number in (1, 2, 1))
-        with cgutils.for_range(builder, values[2]) as loop:
-            place = builder.gep(row, [builder.mul(loop.index, ir.Constant(_INT64, CHUNK))])
-            builder.call(ask, [builder.bitcast(place, _BYTES), write, soon, data])
-        return context.get_dummy_value()
-
-    return types.void(rows, offset, num_chunks), codegen
+    return np.int32(np.int32(0x5F375A86) - (np.float32(number).view(np.int32) >> np.int32(1))).view(np.float32)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
