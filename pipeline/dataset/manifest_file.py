@@ -8,21 +8,31 @@ DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
-from pipeline.pipeline_config import PipelineConfig
-from pipeline.shared.errors import InputError, one_line
+from pipeline.pipeline_config import MAX_EPOCHS, PipelineConfig
+from pipeline.shared.errors import InputError, one_line, shown
+from pipeline.shared.records import Count, RecordError, Sha256, checked, read, record
 from pipeline.shared.storage import Location
 
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 VOCAB = "vocab.parquet"
 PREPARE_AGAIN = "run prepare again with --overwrite"
+
+ROW_GROUP_BYTES = 64
+"""Fewer bytes than any row group takes, so that a shard's size bounds the number of its row groups."""
+
+Name = Annotated[str, Field(pattern=r"^[\w=-][\w.=-]*$", max_length=255)]
+"""The name of a file or a folder. It is no way out of its folder."""
+Names = Annotated[str, Field(pattern=r"^[\w=-][\w.=-]*(/[\w=-][\w.=-]*)*$", max_length=4096)]
+"""A path below a folder."""
+Split = Literal["train", "heldout"]
 
 
 class ManifestError(InputError):
@@ -37,65 +47,65 @@ class ManifestError(InputError):
         return cls(f"{where}: cannot be read ({one_line(error)}); {remedy}")
 
 
-@dataclass(frozen=True)
+@record
 class ShardInfo:
     """One Parquet file of examples; ``path`` is relative to the dataset."""
 
-    path: str
-    split: str
-    epoch: int
-    rows: int
-    bytes: int
-    sha256: str
+    path: Names
+    split: Split
+    epoch: Annotated[int, Field(ge=0, lt=MAX_EPOCHS)]
+    rows: Annotated[Count, Field(ge=1)]
+    bytes: Annotated[Count, Field(ge=1)]
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
+@record
 class CorpusCounts:
     """What prepare read."""
 
-    lines: int
+    lines: Count
     """Lines of text, or rows of a column."""
-    nulls: int
+    nulls: Count
     """Rows without a value, and null or empty elements of arrays; skipped."""
-    invalid_utf8_lines: int
-    sequences: int
+    invalid_utf8_lines: Count
+    sequences: Count
     """Sequences of two tokens or more, after cutting."""
-    too_short: int
+    too_short: Count
     """Sequences with fewer than two tokens, including empty lines; left out."""
-    tokens: int
+    tokens: Count
     """All tokens, including those of too short sequences."""
-    long_tokens: int
+    long_tokens: Count
     """Tokens too long to be words; they became <unk>."""
 
 
-@dataclass(frozen=True)
+@record
 class Counts(CorpusCounts):
     """What prepare read and made. The last three are sums over all sampled epochs, including heldout."""
 
-    unknown: int
+    unknown: Count
     """Tokens that are <unk>."""
-    subsampled: int
+    subsampled: Count
     """Known tokens that subsampling dropped."""
-    examples: int
-    pairs: int
+    examples: Count
+    pairs: Count
     """(center, context) pairs."""
 
 
-@dataclass(frozen=True)
+@record
 class Manifest:
     """Everything that a reader needs to know about a dataset."""
 
-    generation: str
+    generation: Name
     config: PipelineConfig
     source_state: tuple[dict[str, str | int], ...]
     """Path, size and time of each source. A changed corpus has another state."""
     counts: Counts
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
     """V, ids from 0 (<unk>) to V - 1."""
-    vocab_digest: str
+    vocab_digest: Sha256
     max_len: int
     """L, the width of contexts_negatives."""
-    row_group_rows: int
+    row_group_rows: Annotated[int, Field(ge=1, lt=2**31)]
     """Rows of every row group but a shard's last."""
     versions: dict[str, str]
     shards: tuple[ShardInfo, ...]
@@ -135,23 +145,45 @@ class Manifest:
         """Reads and checks DATASET/manifest.json. Raises ManifestError when it is missing or cannot be used."""
         path = Location.of(dataset) / FILE_NAME
         try:
-            record = json.loads(path.read_bytes())
+            found = read(path)
         except (FileNotFoundError, NotADirectoryError):
             raise ManifestError(f"{dataset}: no {FILE_NAME}, so no dataset; write one with jobs/prepare.py") from None
-        except (OSError, ValueError) as error:
+        except (OSError, RecordError) as error:
             raise ManifestError.unreadable(path, error) from None
-        found = record.get("format_version") if isinstance(record, dict) else None
-        if found != FORMAT_VERSION:
-            newer = isinstance(found, int) and found > FORMAT_VERSION
+        version = found.get("format_version") if isinstance(found, dict) else None
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
             remedy = "use the shardvec that wrote it, or a newer one" if newer else PREPARE_AGAIN
-            raise ManifestError(f"{path}: found format version {found}, expected {FORMAT_VERSION}; {remedy}")
+            raise ManifestError(f"{path}: found format version {shown(version)}, expected {FORMAT_VERSION}; {remedy}")
         try:
-            manifest = _from_record(record)
-        except (KeyError, TypeError, ValueError) as error:
+            dataset_id = found.pop("dataset_id", None)
+            manifest = checked(found, Manifest)
+            manifest._check_consistent()
+        except RecordError as error:
             raise ManifestError(f"{path}: not a valid manifest ({error}); {PREPARE_AGAIN}") from None
-        if manifest.dataset_id != record.get("dataset_id") or manifest.max_len != manifest.config.max_len:
+        if manifest.dataset_id != dataset_id:
             raise ManifestError(f"{path}: dataset_id does not fit its contents; {PREPARE_AGAIN}")
         return manifest
+
+    def _check_consistent(self) -> None:
+        """Raises RecordError unless the fields fit together."""
+        rows = sum(shard.rows for shard in self.shards)
+        for name, found, expected in (
+            ("max_len", self.max_len, self.config.max_len),
+            ("counts.examples", self.counts.examples, rows),
+            ("shards", len({shard.path for shard in self.shards}), len(self.shards)),
+        ):
+            if found != expected:
+                raise RecordError(f"{name}: found {found:,}, expected {expected:,}, as the other fields say")
+        if not any(shard.split == "train" for shard in self.shards):
+            raise RecordError("shards: found none to train on, expected one or more")
+        for shard in self.shards:
+            if not shard.path.startswith(f"{self.generation}/"):
+                raise RecordError(f"shards: found {shard.path}, expected a path in {self.generation}")
+            if shard.epoch >= (self.sampled_epochs if shard.split == "train" else 1):
+                raise RecordError(f"shards: found epoch {shard.epoch} of {shard.split}, which is not among the epochs")
+            if -(-shard.rows // self.row_group_rows) > shard.bytes // ROW_GROUP_BYTES:
+                raise RecordError(f"shards: found {shard.rows:,} rows in {shard.bytes:,} bytes, expected fewer")
 
     def check_files(self, dataset: str | Path | Location) -> None:
         """Raises ManifestError unless every listed file exists with its listed size. Reads no examples."""
@@ -201,13 +233,3 @@ class Manifest:
             f"{len(self.shards)} shards, {size / 1e6:.1f} MB, {size / counts.examples:.1f} bytes an example",
         ]
         return "\n".join(lines)
-
-
-def _from_record(record: dict[str, Any]) -> Manifest:
-    """A Manifest from its JSON. Raises KeyError, TypeError or ValueError if a field is missing, unknown or invalid."""
-    fields = {field.name: record[field.name] for field in dataclasses.fields(Manifest)}
-    fields["config"] = PipelineConfig(**record["config"])
-    fields["counts"] = Counts(**record["counts"])
-    fields["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
-    fields["source_state"] = tuple(record["source_state"])
-    return Manifest(**fields)

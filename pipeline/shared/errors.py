@@ -1,5 +1,6 @@
 """InputError: an error that the user can fix, in one line."""
 
+import reprlib
 import sys
 
 
@@ -23,6 +24,13 @@ class InputError(ValueError):
 def one_line(error: object) -> str:
     """The message of another library's error, without line breaks."""
     return " ".join(str(error).split())
+
+
+def shown(found: object) -> str:
+    """Any value that was found, in at most 60 characters. A large one is not formatted in full."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, 60, 60, 40
+    return f"{short.repr(found):.60}"
 
 
 def tell(line: str) -> None:

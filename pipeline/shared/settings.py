@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
 
 from pipeline.shared.cli import Parser, path
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, shown
 
 Config = TypeVar("Config")
 Element = TypeVar("Element")
@@ -111,7 +111,7 @@ def mapping(given: object, section: str) -> Mapping[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise InputError(f"{section or 'the file'}: found {given!r:.60}, expected settings, one 'name: value' a line")
+        raise InputError(f"{section or 'the file'}: found {shown(given)}, expected settings, one 'name: value' a line")
     return given
 
 
@@ -179,8 +179,8 @@ def _line(error: ValidationError, kind: type, section: str | None) -> str:
         return f"found no {missing}, expected {', '.join(needed[:-1])} and {needed[-1]}"
     found, is_flag = problem["input"], section is None
     where = f"--{name.replace('_', '-')}" if is_flag else f"{section}.{name}".lstrip(".")
-    shown = str(found) if is_flag else f"{found:g}" if isinstance(found, float) else f"{found!r:.60}"
-    return f"{where}: found {shown}, expected {_expected(problem, fields[name], is_flag)}"
+    value = str(found) if is_flag else f"{found:g}" if isinstance(found, float) else shown(found)
+    return f"{where}: found {value}, expected {_expected(problem, fields[name], is_flag)}"
 
 
 def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:

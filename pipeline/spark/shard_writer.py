@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dataset.encode import ExampleWriter
-from pipeline.dataset.manifest_file import ShardInfo
+from pipeline.dataset.manifest_file import ShardInfo, Split
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Examples
 from pipeline.shared.files import fsync
@@ -29,7 +29,7 @@ class ShardFile:
     The file appears, whole and durably, when the ``with`` block ends without an error. No rows, no file.
     """
 
-    def __init__(self, generation: Location, split: str, epoch: int, number: int, config: PipelineConfig):
+    def __init__(self, generation: Location, split: Split, epoch: int, number: int, config: PipelineConfig):
         self.split, self.epoch = split, epoch
         self.name = f"{split}/epoch={epoch}/shard-{number:05d}.parquet"
         self._generation = generation
