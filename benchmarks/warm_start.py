@@ -139,7 +139,7 @@ def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> lis
     for number in steps(output):
         model = SkipGram(manifest.vocab_size, config.dim)
         step = make_step(config, model, manifest.config.negatives, number + 1, World(0, 1, 0, 1))
-        step.load_state_dict(read(output, number).state)
+        step.load_state_dict(read(output, number).state, number)
         step.write_back()
         center_VD, context_VD = (table.detach().numpy() for table in model.parameters())
         found.append(Tables(last.words, last.counts_V, center_VD, context_VD))

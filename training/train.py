@@ -55,7 +55,7 @@ from training.runs.progress import Progress, check_same_run, differences, read_c
 from training.runs.recorder import SLOW_S, NullRecorder, Recorder, opening_lines
 from training.runs.run_folder import active_folder, check_free, locked_folder
 from training.runs.tensorboard import check_board
-from training.runs.warm_start import Start, read_start, warm_start
+from training.runs.warm_start import read_start, warm_start
 from training.train_config import TrainConfig, parse
 
 
@@ -132,11 +132,13 @@ def train(run: Run) -> bool:
         if world.is_first:
             held.enter_context(locked_folder(config.output))
         resumed = read_checkpoint(run)
-        progress = Progress.of(resumed.record) if resumed else Progress()
+        if resumed:
+            resumed.check_position(run)
+        progress = resumed.record.progress if resumed else Progress()
 
         # The model: equal tables on every rank, and a step that keeps them equal or averages them now and then.
         model = SkipGram(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
-        start = Start.of(resumed) if resumed else warm_start(run, model)
+        start = resumed.start(run.manifest.vocab_size) if resumed else warm_start(run, model)
         model.to(run.device)
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
         step = make_step(config, model, run.manifest.config.negatives, num_steps, world)
@@ -146,8 +148,7 @@ def train(run: Run) -> bool:
         execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
         changes = list(differences(resumed.record, execution, config, step.world_size_invariant)) if resumed else []
         if resumed:
-            step.load_state_dict(resumed.state)
-            step.write_back()
+            resumed.restore(step, model)
         if start and progress.epoch < config.freeze_epochs:
             step.freeze(start.kept_K)
 

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of things. JSON readers in other languages keep whole numbers up to 2^53."""
+Seconds = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 """XXH3 with 64 bits."""

@@ -20,7 +20,7 @@ from training import train
 from training.distributed import TERMINATED, Sigterm
 from training.reading.epochs import plan_of
 from training.runs.checkpoint import steps
-from training.runs.progress import differences
+from training.runs.progress import Progress, RunRecord, Settings, differences
 from training.train_config import NEWEST, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_pages")
@@ -222,8 +222,11 @@ def test_threads_that_a_dim_does_not_employ_are_none(data: Path, tmp_path: Path,
 def test_ranks_and_threads_that_change_the_bits_are_said_or_refused(
     flags: dict[str, Any], any_world: bool, changed: dict[str, int], said: str | None
 ) -> None:
-    before = {"world_size": 1, "threads": 1, "kernel": "cpu"}
-    now = {**before, **changed}
+    settings = Settings(512, "adam", 0.002, 100, 1, 0, 16, "arrow", 5)
+    before = RunRecord(
+        "0" * 32, settings, world_size=1, threads=1, kernel="cpu", start=None, progress=Progress(), metrics_bytes=0
+    )
+    now = {"world_size": 1, "threads": 1, "kernel": "cpu", **changed}
     found = list(differences(before, now, TrainConfig(**flags), any_world))
     assert [said is not None and said in line for line in found] == ([True] if said else [])
     if said:

@@ -222,7 +222,7 @@ def test_ranks_that_go_on_are_averaged_when_they_would_have_been(
     )
     for made in range(1, 9):
         if made == saved_after + 1:
-            one_of_two.load_state_dict(alone.state_dict())
+            one_of_two.load_state_dict(alone.state_dict(), 0)
         (alone if made <= saved_after else one_of_two)(Batch.empty(16, 12), 0.025)
     assert averages == [made for made in (4, 8) if made > saved_after]
 

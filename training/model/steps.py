@@ -25,6 +25,7 @@ from training.model.kernels.reference import InPlaceTrainer
 from training.model.kernels.threads import Team
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TABLES, LossFunction, RowLosses, SkipGram
+from training.model.state import Slot, check_state
 from training.train_config import IN_PLACE, TrainConfig
 
 
@@ -75,10 +76,11 @@ class Step(ABC):
         """Everything that the next step depends on, except the batch, in CPU tensors that the next call overwrites."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what ``state_dict`` returned. Call it before the first step.
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Restores what ``state_dict`` returned after ``step`` steps of the run. Call it before the first step.
 
-        The numbers of threads and ranks may differ from those of the run that saved the state.
+        The numbers of threads and ranks may differ from those of the run that saved the state. Raises ValueError, and
+        restores nothing, unless names, shapes, types and ranges are those of such a state.
         """
 
 
@@ -175,7 +177,8 @@ class Gradients(Step):
             found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
         return self._copies.of(found)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        check_state(state, self._slots(step))
         for name, table_VD in tables_of(self._model).items():
             table_VD.copy_(state[name])
         found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
@@ -185,6 +188,18 @@ class Gradients(Step):
                 found[TABLES.index(table)][key] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": found if any(found.values()) else {}, "param_groups": groups})
+
+    def _slots(self, step: int) -> dict[str, Slot]:
+        """The state after ``step`` steps. torch's optimizers make theirs in the first step."""
+        slots = {}
+        kept = {"Adam": ("exp_avg", "exp_avg_sq", "step"), "Adagrad": ("sum", "step")}
+        for name, table_VD in tables_of(self._model).items():
+            shape = tuple(table_VD.shape)
+            slots[name] = Slot(shape)
+            for key in kept.get(type(self._optimizer).__name__, ()) if step else ():
+                least = -torch.inf if key == "exp_avg" else 0
+                slots[f"{name}.{key}"] = Slot((), least=0, most=step) if key == "step" else Slot(shape, least=least)
+        return slots
 
 
 class TouchedRows(Step):
@@ -226,8 +241,8 @@ class TouchedRows(Step):
     def state_dict(self) -> dict[str, Tensor]:
         return self._adam.state_dict()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._adam.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        self._adam.load_state_dict(state, step)
 
 
 class PeriodicAveraging(Step):
@@ -274,7 +289,8 @@ class PeriodicAveraging(Step):
         self._trainer.write_back()
         return self._copies.of({**self._tensors(), "since": torch.tensor(self._since)})
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        check_state(state, self._slots())
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
         self._since = int(state["since"])
@@ -282,6 +298,11 @@ class PeriodicAveraging(Step):
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**tables_of(self._model), **self._trainer.state}
+
+    def _slots(self) -> dict[str, Slot]:
+        tables = {name: Slot(tuple(table_VD.shape)) for name, table_VD in tables_of(self._model).items()}
+        state = {name: Slot(tuple(values_V.shape), least=0) for name, values_V in self._trainer.state.items()}
+        return {**tables, **state, "since": Slot((), torch.int64, 0, self._every - 1)}
 
     def _average(self) -> None:
         self._since = 0

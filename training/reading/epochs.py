@@ -93,6 +93,17 @@ def total_steps(config: TrainConfig, manifest: Manifest, world_size: int, begin:
     return begin.done - begin.step + to_come
 
 
+def check_position(config: TrainConfig, manifest: Manifest, world_size: int, position: Position) -> None:
+    """Raises ValueError unless a run passes through ``position``."""
+    most = steps_of(config, manifest, position.epoch, world_size) if position.epoch < config.epochs else 0
+    if position.epoch > config.epochs or position.step > most:
+        raise ValueError(f"found step {position.step} of epoch {position.epoch}, expected step 0 to {most}")
+    before = position.done - position.step
+    expected = sum(steps_of(config, manifest, epoch, world_size) for epoch in range(position.epoch))
+    if config.reader == "arrow" and before != expected:  # petastorm's steps depend on the number of ranks
+        raise ValueError(f"found {before} steps before epoch {position.epoch}, expected {expected}")
+
+
 def steps_of(config: TrainConfig, manifest: Manifest, epoch: int, world_size: int) -> int:
     """The number of steps of one epoch, the same on every rank."""
     shards = shards_of(manifest, epoch)

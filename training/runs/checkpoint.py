@@ -23,8 +23,9 @@ from safetensors.torch import load
 from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
-from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.files import fsync
+from pipeline.shared.records import RecordError, loads
 from training.model.memory import is_finite
 from training.runs.state_file import save
 
@@ -34,6 +35,8 @@ STATE = "state.safetensors"
 RECORD = "checkpoint.json"
 SPARE = ".spare"
 FORMAT_VERSION = 1
+OF_THE_FILE = ("format_version", "step", "state_xxh3")
+"""The fields of a record that ``Writer`` adds."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -163,39 +166,41 @@ def newest(run: Path) -> int | None:
 
 def read_record(run: Path, step: int) -> dict[str, Any]:
     """The record of the checkpoint. Raises CheckpointError unless every byte is as it was written."""
-    path = run / FOLDER / name_of(step) / RECORD
     try:
-        content = path.read_bytes()
-        record = json.loads(content)
+        content = (run / FOLDER / name_of(step) / RECORD).read_bytes()
+        record = loads(content)
         version = record["format_version"]
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: found format version {version}, expected {FORMAT_VERSION}; use the shardvec that wrote it"
+                f"{run / FOLDER / name_of(step) / RECORD}: found format version {shown(version)}, expected "
+                f"{FORMAT_VERSION}; use the shardvec that wrote it"
             )
         body = {name: value for name, value in record.items() if name != "xxh3"}
         if record["xxh3"] != _digest(body) or content != _text(record).encode():
-            raise ValueError("its checksum does not fit")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _damaged(run, step, path, error) from None
+            raise RecordError("its checksum does not fit")
+        if not all(isinstance(body[name], kind) for name, kind in (("step", int), ("state_xxh3", str))):
+            raise RecordError("found no step or no checksum of the tensors")
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(run, step, RECORD, error) from None
     return body
 
 
 def read(run: Path, step: int) -> Checkpoint:
     """The checkpoint after ``step`` steps. Raises CheckpointError unless every byte is as it was written."""
     record = read_record(run, step)
-    path = run / FOLDER / name_of(step) / STATE
     try:
-        content = path.read_bytes()
+        content = (run / FOLDER / name_of(step) / STATE).read_bytes()
         if xxh3_64_hexdigest(content) != record["state_xxh3"]:
             raise ValueError("its checksum does not fit")
         return Checkpoint(record, load(content))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(run, step, path, error) from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # KeyError: a type that torch does not know
+        raise damaged(run, step, STATE, error) from None
 
 
-def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointError:
+def damaged(run: Path, step: int, file: str, error: Exception) -> CheckpointError:
+    """The error of a file, RECORD or STATE, of the checkpoint after ``step`` steps."""
     earlier = [other for other in steps(run) if other < step]
     folder = run / FOLDER / name_of(step)
     if earlier:
@@ -203,7 +208,7 @@ def _damaged(run: Path, step: int, path: Path, error: Exception) -> CheckpointEr
     else:
         remedy = f"there is none before it; begin again with --overwrite, or bring {folder} back"
     reason = getattr(error, "strerror", None) or one_line(error)
-    return CheckpointError(f"{path}: damaged or unreadable ({reason}); {remedy}")
+    return CheckpointError(f"{folder / file}: damaged or unreadable ({reason}); {remedy}")
 
 
 def _text(record: dict[str, Any]) -> str:

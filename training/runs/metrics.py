@@ -18,8 +18,10 @@ from tqdm import tqdm
 from pipeline.shared.cli import QUIET, VERBOSE
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
+from pipeline.shared.records import Count, RecordError, Seconds
 from training.distributed import World
 from training.runs.tensorboard import Board
+from training.vectors.run_files import METRICS, Lines, parsed_metrics
 
 FIRST_LINE_S, LINE_EVERY_S = 5, 60
 """When a log without a bar first reports progress, and how often after that."""
@@ -43,10 +45,10 @@ class Moment:
     """Sums since the run began, over all ranks, including those before an interruption but not the time between."""
 
     loss: float = 0.0
-    examples: int = 0
-    wait_s: float = 0.0
+    examples: Count = 0
+    wait_s: Seconds = 0.0
     """Mean over the ranks."""
-    clock_s: float = 0.0
+    clock_s: Seconds = 0.0
     finite: bool = True
     """Whether the loss and every rank's tables are finite."""
 
@@ -112,16 +114,18 @@ class Metrics:
 
         Raises InputError when the file is shorter.
         """
-        self.epochs: list[dict[str, Any]] = []
+        self.epochs: Lines = []
         self._num_epochs, self._board = num_epochs, board
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
-        told = self._file.read(num_bytes) if num_bytes else b""
-        if len(told) < num_bytes:
-            raise InputError(f"{path}: {len(told)} bytes, the checkpoint was written after {num_bytes}; bring it back")
+        size = os.fstat(self._file.fileno()).st_size
+        if size < num_bytes:
+            raise InputError(f"{path}: {size} bytes, the checkpoint was written after {num_bytes}; bring it back")
+        try:
+            _, self.epochs = parsed_metrics(self._file.read(num_bytes) if num_bytes else b"")
+        except RecordError as error:
+            raise InputError(f"{path}: {error}; bring back what training wrote") from None
         self._file.truncate(num_bytes)
-        for line in map(json.loads, told.splitlines()):
-            self._remember(line)
         tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a rank that is ended leaks it
         self._verbosity = verbosity
         self._num_steps, self._last = num_steps, done
@@ -176,8 +180,5 @@ class Metrics:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._board:
             self._board.add(line)
-        self._remember(line)
-
-    def _remember(self, line: dict[str, Any]) -> None:
-        if line["kind"] == "epoch":
+        if kind == "epoch":
             self.epochs.append(line)

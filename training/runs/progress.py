@@ -1,38 +1,55 @@
 """Resuming: how far a run is, which checkpoint it resumes from, and whether that checkpoint belongs to this run."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
 
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError, tell
+from pipeline.shared.records import Count, RecordError, checked, record
+from training.model.skip_gram import SkipGram
+from training.model.state import Slot, check_state, check_unknown
+from training.model.steps import Step, tables_of
+from training.reading.epochs import check_position
 from training.run import Position, Run
-from training.runs.checkpoint import Checkpoint, CheckpointError, newest, read, read_record, steps
+from training.runs.checkpoint import (
+    OF_THE_FILE,
+    RECORD,
+    STATE,
+    CheckpointError,
+    damaged,
+    newest,
+    read,
+    read_record,
+    steps,
+)
 from training.runs.metrics import Moment
 from training.runs.run_folder import active_folder
-from training.runs.warm_start import Start
+from training.runs.warm_start import KEPT, Start, StartRecord
 from training.train_config import AUTO, NEWEST, TrainConfig
-
-FIXED = ("global_batch", "optimizer", "lr", "dim", "sync_every", "seed", "lanes", "reader", "freeze_epochs")
-"""Settings that change the numbers. The others change nothing, or only how sums are rounded."""
 
 
 @dataclass
 class Progress:
     """How far a run is: ``step`` steps of epoch ``epoch`` are done."""
 
-    epoch: int = 0
-    step: int = 0
-    done: int = 0
+    epoch: Count = 0
+    step: Count = 0
+    done: Count = 0
     """Steps of the run."""
-    examples: int = 0
+    examples: Count = 0
     """Examples that the learning rate depends on. Within an epoch, full batches are counted."""
     epoch_begin: Moment = field(default_factory=Moment)
     last_line: Moment = field(default_factory=Moment)
     """When the last line of kind "step" was written."""
     now: Moment = field(default_factory=Moment)
-    saved: int = 0
+    saved: Count = 0
     """Steps that were done at the last checkpoint."""
 
     def add(self, num_steps: int, global_batch: int) -> None:
@@ -54,30 +71,94 @@ class Progress:
     def position(self) -> Position:
         return Position(self.epoch, self.step, self.done)
 
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> "Progress":
-        """The progress in a checkpoint's record, which ``record_of`` made."""
-        found: dict[str, Any] = {}
-        for name, value in record["progress"].items():
-            found[name] = Moment(**value) if isinstance(value, dict) else value
-        return cls(**found)
+
+@record
+class Settings:
+    """Settings that change the numbers. The others change nothing, or only how sums are rounded."""
+
+    global_batch: int
+    optimizer: str
+    lr: float
+    dim: int
+    sync_every: int
+    seed: int
+    lanes: int
+    reader: str
+    epochs: int
+    freeze_epochs: int = 0
+
+
+FIXED = tuple(setting.name for setting in fields(Settings) if setting.name != "epochs")
+"""Settings that a resumed run may not change. It may train for more epochs."""
+
+
+@record
+class RunRecord:
+    """What a checkpoint holds beside the tensors."""
+
+    dataset_id: str
+    settings: Settings
+    world_size: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    kernel: str
+    start: StartRecord | None
+    progress: Progress
+    metrics_bytes: Count
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint after ``step`` steps of the run in ``folder``, from which this run goes on."""
+
+    folder: Path
+    step: int
+    record: RunRecord
+    state: dict[str, Tensor]
+
+    def start(self, num_words: int) -> Start | None:
+        """The start of the run that wrote the checkpoint; without kept words if no row is frozen any more."""
+        if self.record.start is None:
+            return None
+        kept_K = self.state.pop(KEPT, torch.zeros(0, dtype=torch.int64))
+        with self._checked(STATE):
+            check_state({KEPT: kept_K}, {KEPT: Slot((kept_K.numel(),), torch.int64, 1, num_words - 1)})
+        return Start(self.record.start, kept_K)
+
+    def restore(self, step: Step, model: SkipGram) -> None:
+        """Restores the step and the model. Raises CheckpointError unless the tensors are what such a step saves."""
+        with self._checked(STATE):
+            step.load_state_dict(self.state, self.step)
+            step.write_back()
+            check_unknown(tables_of(model))
+
+    def check_position(self, run: Run) -> None:
+        """Raises CheckpointError unless this run passes through the checkpoint's epoch and step."""
+        with self._checked(RECORD):
+            check_position(run.config, run.manifest, run.world.world_size, self.record.progress.position)
+
+    @contextmanager
+    def _checked(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise damaged(self.folder, self.step, file, error) from None
 
 
 def record_of(
     progress: Progress, run: Run, execution: dict[str, Any], start: Start | None, metrics_bytes: int
 ) -> dict[str, Any]:
-    """What a checkpoint holds beside the tensors. ``execution`` is ranks, threads and kernel."""
+    """A RunRecord as JSON. ``execution`` is ranks, threads and kernel."""
     return {
         "dataset_id": run.manifest.dataset_id,
-        "settings": {**{name: getattr(run.config, name) for name in FIXED}, "epochs": run.config.epochs},
+        "settings": {name: getattr(run.config, name) for name in (*FIXED, "epochs")},
         **execution,
-        "start": start.record if start else None,
+        "start": asdict(start.record) if start else None,
         "progress": asdict(progress),
         "metrics_bytes": metrics_bytes,
     }
 
 
-def read_checkpoint(run: Run) -> Checkpoint | None:
+def read_checkpoint(run: Run) -> Resumed | None:
     """The checkpoint to resume from, on every rank; None for a new run. Rank 0 reads it and broadcasts it."""
     config, world = run.config, run.world
     if config.resume is None:
@@ -87,19 +168,34 @@ def read_checkpoint(run: Run) -> Checkpoint | None:
     for step in candidates(folder, config.resume) if world.is_first else []:
         try:
             found = read(folder, step)
+            checked_record(folder, step, found.record)
             break
         except CheckpointError as error:
             if config.resume != AUTO or not any(earlier < step for earlier in steps(folder)):
                 raise
             tell(f"warning: {error}")
     elsewhere = world.all_reduce_max(max(steps(folder), default=0))
-    record, state = world.broadcast(found.record if found else None, found.state if found else {})
-    if record is None and elsewhere:
+    body, state = world.broadcast(found.record if found else None, found.state if found else {})
+    if body is None and elsewhere:
         raise InputError(
             f"--resume {config.resume}: {folder} has no checkpoint on the machine of rank 0, but one of step "
             f"{elsewhere} on another; share the folder between the machines, or let rank 0 run there"
         )
-    return Checkpoint(record, state) if record is not None else None
+    if body is None:
+        return None
+    return Resumed(folder, body["step"], checked_record(folder, body["step"], body), state)
+
+
+def checked_record(run: Path, step: int, body: dict[str, Any]) -> RunRecord:
+    """The record of the checkpoint after ``step`` steps. Raises CheckpointError unless it is whole and consistent."""
+    try:
+        own = {name: value for name, value in body.items() if name not in OF_THE_FILE}
+        record = checked(own, RunRecord)
+        if not record.progress.saved == record.progress.done == body["step"] == step:
+            raise RecordError(f"found progress.done {record.progress.done} and step {body['step']}, expected {step}")
+    except RecordError as error:
+        raise damaged(run, step, RECORD, error) from None
+    return record
 
 
 def candidates(run: Path, resume: str | int | None) -> list[int]:
@@ -130,7 +226,7 @@ def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: s
     """
     for step in candidates(run, config.resume):
         try:
-            record = read_record(run, step)
+            record = checked_record(run, step, read_record(run, step))
         except InputError:
             if config.resume != AUTO:
                 raise
@@ -142,24 +238,24 @@ def check_same_run(run: Path, config: TrainConfig, manifest: Manifest, device: s
 
 
 def _check(
-    record: dict[str, Any], run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None
+    record: RunRecord, run: Path, config: TrainConfig, manifest: Manifest, device: str, start: Start | None
 ) -> None:
-    if record["dataset_id"] != manifest.dataset_id:
+    if record.dataset_id != manifest.dataset_id:
         raise InputError(
-            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record['dataset_id']}, which "
+            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record.dataset_id}, which "
             f"{run} is trained on; name that one, or begin anew with another --output"
         )
-    began_with = (record.get("start") or {}).get("xxh3")
-    if start and start.xxh3 != began_with:
+    began_with = record.start.xxh3 if record.start else None
+    if start and start.record.xxh3 != began_with:
         expected = f"vectors {began_with}" if began_with else "none"
         raise InputError(
-            f"--init-from {config.init_from}: found vectors {start.xxh3}, expected {expected}, which {run} "
+            f"--init-from {config.init_from}: found vectors {start.record.xxh3}, expected {expected}, which {run} "
             f"began with; leave it out to go on, since the checkpoint holds all that is needed, or begin anew with "
             f"another --output"
         )
-    before = {"freeze_epochs": 0, **record["settings"], "kernel": record["kernel"]}
+    before = {**asdict(record.settings), "kernel": record.kernel}
     now = {**{name: getattr(config, name) for name in FIXED}, "kernel": config.kernel_on(device)}
-    if config.lr_decays or config.epochs < record["progress"]["epoch"]:
+    if config.lr_decays or config.epochs < record.progress.epoch:
         now["epochs"] = config.epochs
     others = [name for name in now if now[name] != before[name]]
     if others:
@@ -167,15 +263,13 @@ def _check(
         raise InputError(f"--resume: found {_flags(now, others)}, but {run} is trained with other settings; {remedy}")
 
 
-def differences(
-    record: dict[str, Any], execution: dict[str, Any], config: TrainConfig, any_world: bool
-) -> Iterator[str]:
+def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
     """Messages on a number of ranks or threads that has changed. Raises InputError if the bits must not change."""
-    names = [name for name in ("world_size", "threads") if execution[name] != record[name]]
+    names = [name for name in ("world_size", "threads") if execution[name] != getattr(record, name)]
     if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
         return
-    changes = " and ".join(f"{_WORDS[name]} {execution[name]} instead of {record[name]}" for name in names)
-    if config.reader == "petastorm" and "world_size" in names and record["progress"]["step"]:
+    changes = " and ".join(f"{_WORDS[name]} {execution[name]} instead of {getattr(record, name)}" for name in names)
+    if config.reader == "petastorm" and "world_size" in names and record.progress.step:
         raise InputError(
             f"--resume: found {changes}, in mid-epoch, whose order depends on it with --reader petastorm; take as many"
         )

@@ -12,12 +12,12 @@ from training.model.kernels.threads import Team
 from training.model.skip_gram import SkipGram
 from training.model.steps import Step
 from training.run import Run
-from training.runs.checkpoint import Checkpoint, Writer
+from training.runs.checkpoint import Writer
 from training.runs.metrics import Metrics, Moment
-from training.runs.progress import Progress, record_of
+from training.runs.progress import Progress, Resumed, record_of
 from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors, writing
 from training.runs.tensorboard import Board
-from training.runs.warm_start import Start
+from training.runs.warm_start import KEPT, Start
 from training.vectors.run_files import REPORT
 
 SLOW_S = 2
@@ -56,14 +56,14 @@ class Recorder(NullRecorder):
     """Rank 0's: claims the run's folder, and writes metrics.jsonl, checkpoints, TensorBoard's files and the results."""
 
     def __init__(
-        self, run: Run, num_steps: int, execution: dict[str, Any], start: Start | None, resumed: Checkpoint | None
+        self, run: Run, num_steps: int, execution: dict[str, Any], start: Start | None, resumed: Resumed | None
     ):
         """``num_steps`` are the whole run's. ``execution`` says how it is computed: ranks, threads, kernel."""
         config = self._config = run.config
         self._run, self._execution, self._start = run, execution, start
         with writing(config.output):
             self._folder = claim(run, resumed=resumed is not None)
-        done, num_bytes = (resumed.record["step"], resumed.record["metrics_bytes"]) if resumed else (0, 0)
+        done, num_bytes = (resumed.step, resumed.record.metrics_bytes) if resumed else (0, 0)
         with ExitStack() as held:
             board = held.enter_context(closing(Board(self._folder, done))) if config.tensorboard else None
             self._metrics = held.enter_context(
@@ -92,7 +92,7 @@ class Recorder(NullRecorder):
     def save(self, progress: Progress, step: Step) -> None:
         start, frozen = self._start, {}
         if start and progress.epoch < self._config.freeze_epochs:
-            frozen = {"kept": start.kept_K}
+            frozen = {KEPT: start.kept_K}
         record = record_of(progress, self._run, self._execution, start, self._metrics.num_bytes)
         self._checkpoints.save(progress.done, lambda: {**step.state_dict(), **frozen}, record)
 

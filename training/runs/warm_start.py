@@ -5,7 +5,6 @@ V words, D dimensions, K words that both vocabularies have. Row 0, <unk>, never 
 
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,51 +15,52 @@ from xxhash import xxh3_64
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.errors import InputError
+from pipeline.shared.records import Xxh3, checked, record
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
-from training.runs.checkpoint import Checkpoint
 from training.runs.run_folder import read_vocabulary
 from training.train_config import TrainConfig
 from training.vectors.compare import Growth, growth, shared_rows
 from training.vectors.word_vectors import Tables
 
+KEPT = "kept"
+"""The name of the kept words' ids among the tensors of a checkpoint."""
+
+
+@record
+class StartRecord:
+    """What a checkpoint stores of a run's start: the vectors' digest, and the growth of the vocabulary."""
+
+    xxh3: Xxh3
+    growth: Growth
+
 
 @dataclass(frozen=True)
 class Start:
-    """What a run began with: the vectors' digest, ``growth``, and the ids ``kept_K`` (int64) of the kept words."""
+    """What a run began with: its ``record``, and the ids ``kept_K`` (int64) of the kept words."""
 
-    xxh3: str
-    growth: Growth
+    record: StartRecord
     kept_K: Tensor
 
     @property
-    def record(self) -> dict[str, Any]:
-        """The part that a checkpoint stores, as JSON."""
-        return {"xxh3": self.xxh3, "growth": asdict(self.growth)}
-
-    @classmethod
-    def of(cls, begun: Checkpoint) -> "Start | None":
-        """The start of the run that wrote a checkpoint; ``kept_K`` is empty when no row is frozen any more."""
-        record = begun.record.get("start")
-        if record is None:
-            return None
-        return cls(record["xxh3"], Growth(**record["growth"]), begun.state.get("kept", torch.zeros(0).long()))
+    def growth(self) -> Growth:
+        return self.record.growth
 
 
 def warm_start(run: Run, model: SkipGram) -> Start | None:
     """Copies the rows of --init-from into ``model``, on every rank; rank 0 reads them. None for a cold start."""
     if run.config.init_from is None:
         return None
-    record, rows = None, dict[str, Tensor]()
+    body, rows = None, dict[str, Tensor]()
     if run.world.is_first:
         start, rows = read_start(run.config, run.manifest)
-        record = start.record
-    record, rows = run.world.broadcast(record, rows)
+        body = asdict(start.record)
+    body, rows = run.world.broadcast(body, rows)
     with torch.no_grad():
-        model.center.weight[rows["kept"]] = rows["center"]
-        model.context.weight[rows["kept"]] = rows["context"]
-    return Start(record["xxh3"], Growth(**record["growth"]), rows["kept"])
+        model.center.weight[rows[KEPT]] = rows["center"]
+        model.context.weight[rows[KEPT]] = rows["context"]
+    return Start(checked(body, StartRecord), rows[KEPT])
 
 
 def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str, Tensor]]:
@@ -93,7 +93,7 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
     kept_K, from_K = map(torch.from_numpy, shared_rows(words, before.words))
     tables = {"center": before.center_VD, "context": before.context_VD}
     rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
-    return Start(_digest(before), grown, kept_K), {"kept": kept_K, **rows}
+    return Start(StartRecord(_digest(before), grown), kept_K), {KEPT: kept_K, **rows}
 
 
 def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:

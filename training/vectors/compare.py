@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.shared.records import Count
 from training.vectors.cosine import unit
 from training.vectors.word_vectors import Tables
 
@@ -63,9 +64,9 @@ def _nearest(unit_SD: npt.NDArray[np.float32], asked_B: Int64, topk: int) -> Int
 class Growth:
     """From one vocabulary to the next: the numbers of shared words, of new ones and of lost ones."""
 
-    kept: int
-    new: int
-    lost: int
+    kept: Count
+    new: Count
+    lost: Count
     kept_share: float
     """The kept words' share of the new vocabulary's tokens, 0 to 1."""
     lost_share: float

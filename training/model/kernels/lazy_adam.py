@@ -46,6 +46,7 @@ from training.model.kernels.columns import (
 from training.model.kernels.vector import first_guess
 from training.model.memory import page_aligned
 from training.model.skip_gram import TableTensors
+from training.model.state import Slot, check_state
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 128
@@ -180,9 +181,21 @@ class LazyAdam:
         last, owed = adam.last[0], adam.owed[0, : self._step + 1]
         return {"rows": self._copies, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what ``state_dict`` returned, for any number of threads."""
-        self._step = len(state["owed"]) - 1
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Restores what ``state_dict`` returned after ``step`` steps, for any number of threads. Raises ValueError."""
+        num_words = self._adam.rows.shape[2]
+        slots = {
+            "rows": Slot((2, 4, num_words, self._adam.dim)),
+            "last": Slot((2, 2, num_words), torch.int32, 0, _FROZEN),
+            "owed": Slot((step + 1,)),
+        }
+        check_state(state, slots)
+        last = state["last"]
+        if bool(((last > step) & (last != _FROZEN)).any()):
+            raise ValueError(f"last: found steps to come, expected 0 to {step}")
+        if state["rows"][:, _SQUARE].min() < 0:
+            raise ValueError("rows: found negative mean squares, expected 0 or more")
+        self._step = step
         self._adam.owed[:, : self._step + 1] = state["owed"].numpy()
         self._adam.last[:] = state["last"].numpy()
         for table in range(2):
