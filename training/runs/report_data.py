@@ -3,7 +3,6 @@
 V words, D dimensions.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,13 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.records import RecordError, read
 from pipeline.shared.storage import Location
-from training.vectors.run_files import SUMMARY
+from training.vectors.run_files import METRICS, Lines, read_config, read_metrics, read_summary
 from training.vectors.word_vectors import Tables
 
 Evaluation = dict[str, list[list[str]]]
 """Rows of the tables "pairs" and "analogies": a name, the figure, how many were used, how many were unknown."""
-
-OF_SUMMARY = ("dataset_id", "loss", "mean_loss", "tokens_per_s", "examples", "steps")
-OF_CONFIG = ("data", "log_every")
-OF_STEP = ("step", "loss", "tokens_per_s", "wait_share")
-OF_EPOCH = ("epoch", "loss", "mean_loss", "examples", "seconds", "tokens_per_s", "wait_share")
-"""The fields of a run's files that the page shows; each must be there."""
 
 MOST_ROWS = 1 << 20
 """The most rows that are read. Shards are in the order of a hash, so the first rows are a random sample."""
@@ -62,9 +56,9 @@ class FinishedRun:
     name: str
     config: dict[str, Any]
     summary: dict[str, Any]
-    steps: list[dict[str, Any]]
-    """Lines of kind "step" of metrics.jsonl."""
-    epochs: list[dict[str, Any]]
+    steps: Lines
+    """Of metrics.jsonl, those of kind "step"."""
+    epochs: Lines
     words: list[str]
     counts_V: npt.NDArray[np.int64]
     center_VD: npt.NDArray[np.float32]
@@ -74,7 +68,7 @@ class FinishedRun:
     def load(cls, folder: Path) -> "FinishedRun":
         """Raises InputError if ``folder`` holds no finished run, or a damaged one."""
         tables = Tables.load(folder)
-        summary = _read_json(folder / SUMMARY)
+        summary = read_summary(folder)
         return cls.at_end(folder, folder.absolute().name, summary, tables.words, tables.counts_V, tables.center_VD)
 
     @classmethod
@@ -89,20 +83,10 @@ class FinishedRun:
         manifest: Manifest | None = None,
     ) -> "FinishedRun":
         """The run whose config.json and metrics.jsonl are in ``folder``, where summary.json may not be written yet."""
-        config = _read_json(folder / "config.json")
-        told = _read_lines(folder / "metrics.jsonl")
-        steps, epochs = ([line for line in told if line.get("kind") == kind] for kind in ("step", "epoch"))
-        for file, records, fields in (
-            (SUMMARY, [summary], OF_SUMMARY),
-            ("config.json", [config], OF_CONFIG),
-            ("metrics.jsonl", steps, OF_STEP),
-            ("metrics.jsonl", epochs, OF_EPOCH),
-        ):
-            for field in fields:
-                if not all(field in record for record in records):
-                    raise InputError(f"{folder / file}: found no {field}, expected what training wrote; train again")
+        config = read_config(folder)
+        steps, epochs = read_metrics(folder)
         if not epochs:
-            raise InputError(f"{folder / 'metrics.jsonl'}: found no epoch; train again")
+            raise InputError(f"{folder / METRICS}: found no epoch; train again")
         sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
         return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
 
@@ -147,7 +131,10 @@ def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
 
 def read_evaluation(file: Path) -> Evaluation:
     """The tables of what training.evaluate printed. Raises InputError for any other file."""
-    found = _read_json(file)
+    try:
+        found = read(Location.of(file))
+    except (OSError, RecordError) as error:
+        raise InputError(f"{file}: cannot be read ({one_line(error)})") from None
     try:
         pairs = [[one["file"], f"{one['spearman']:.4f}", *_known(one, "pairs")] for one in found["pairs"]]
         every = found["analogies"]
@@ -164,24 +151,3 @@ def _known(record: dict[str, Any], name: str) -> list[str]:
 
 def _share(accuracy: float | None) -> str:
     return "-" if accuracy is None else f"{accuracy:.2%}"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: found a {type(found).__name__}, expected an object of JSON")
-    return dict(found)
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        with file.open("rb") as content:
-            found = [json.loads(line) for line in content]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); train again") from None
-    if not all(isinstance(line, dict) for line in found):
-        raise InputError(f"{file}: found a line that is no object of JSON; train again")
-    return found
