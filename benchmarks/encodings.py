@@ -116,7 +116,7 @@ def measure(examples: pa.Table, manifest: Manifest, vocab_size: int, repeats: in
     """Prints the table of one vocabulary."""
     speeds: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     sizes = {}
-    layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
+    layout = Layout.of(manifest)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.parquet"
         for _ in range(repeats):

@@ -4,27 +4,49 @@ The shards are ordinary Parquet, which encode.py writes and pyarrow can read. Bu
 lists' levels, which only say that all lists have the same length, and its rows would still have to be reordered. Here
 the position of a row's bits is computed by a multiplication. A row is copied three times: from the file, by the
 decompression, and by unpacking.
-R rows to unpack, L = max_len targets a row.
+
+Nothing in a file is believed: machine code uses the ids as indices. So the bytes must be those that encode.py would
+write for some rows, and each center and real target must be a word's id; sizes are bounded before memory is taken.
+R rows to unpack, N rows of the row group, L = max_len targets a row, V words with <unk>.
 Source: parquet-format's README, Encodings.md and parquet.thrift; thrift-compact-protocol.md.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.unpacking import MAX_BITS, PLAIN_BITS, Column, Columns, Int32, Places, Rows, unpack_rows
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.packing import levels
+from pipeline.dataset.unpacking import (
+    MAX_BITS,
+    NO_WORD,
+    PLAIN_BITS,
+    Column,
+    Columns,
+    Int32,
+    Places,
+    Rows,
+    unpack_rows,
+)
 
 _COLUMNS = "center", "contexts_negatives.list.element", "num_contexts"
+_TYPE = "INT32"
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2  # PageType
 _PLAIN, _RLE_DICTIONARY = 0, 8  # Encoding
 _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the metadata, of the codec
-
+_LZ4_RATIO = 255
+"""LZ4 saves no more: each byte of a match's length stands for at most 255 bytes."""
+_HEADER_DEPTH = 3
+"""Levels of structs in a page header, with the statistics of a data page."""
+_VARINT_BITS = 70
+"""Of the ten bytes that 64 bits need."""
 
 Read = Callable[[int, int], bytes]
 """Reads from a file: (offset, number of bytes) -> bytes."""
@@ -34,12 +56,25 @@ class ShardError(ValueError):
     """A row group that is damaged, or that the pipeline did not write."""
 
 
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, ShardError)
+"""What reading a shard raises: pyarrow its own errors, and UnicodeDecodeError for names in a damaged footer."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The layout of every row: L targets, ``targets_a_context`` for each context with its negatives."""
+    """The layout of every row: L targets, ``targets_a_context`` for each context with its negatives; V words."""
 
     max_len: int
     targets_a_context: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Layout":
+        return cls(manifest.max_len, 1 + manifest.config.negatives, manifest.vocab_size)
+
+    def most_bytes(self, num_rows: int) -> int:
+        """More than any part of so many rows takes, stored or not: all five columns, plain, and their levels."""
+        return 4096 + num_rows * (5 * self.max_len + 64)
 
 
 @dataclass(frozen=True)
@@ -51,7 +86,7 @@ class RowGroup:
 
     @classmethod
     def read(cls, read: Read, metadata: pq.FileMetaData, row_group: int, num_rows: int, layout: Layout) -> "RowGroup":
-        """Reads a row group; verifies every page's checksum, and that every row's targets fit into ``max_len``.
+        """Reads a row group; verifies every page's checksum, all centers, and that the targets fit into ``max_len``.
 
         ``metadata`` is the file's. Calls ``read`` once, for the ``stored_range``. Raises ShardError, OSError or
         pa.ArrowException if the row group is damaged or not as expected.
@@ -61,22 +96,31 @@ class RowGroup:
         if found != num_rows:
             raise ShardError(f"row group {row_group} has {found} rows, the manifest implies {num_rows}")
         begin, end = _range(chunks)
+        if end - begin > layout.most_bytes(num_rows):
+            raise ShardError(f"its footer says that row group {row_group} has {end - begin:,} bytes, expected fewer")
         stored = memoryview(read(begin, end - begin))
-        sizes = num_rows, num_rows * layout.max_len, num_rows
-        columns = Columns(*(_column(stored, begin, chunk, size) for chunk, size in zip(chunks, sizes, strict=True)))
-        counts = columns.num_contexts[2]
-        if not counts.size or not 0 <= counts.min() <= counts.max() <= layout.max_len // layout.targets_a_context:
-            raise ShardError(f"num_contexts: found values that do not fit into {layout.max_len} targets a row")
-        return cls(layout, columns)
+        decoders: tuple[_Decoder, ...] = _center, _targets, _num_contexts
+        columns = (
+            _column(decode, stored, begin, chunk, num_rows, layout)
+            for decode, chunk in zip(decoders, chunks, strict=True)
+        )
+        return cls(layout, Columns(*columns))
 
     def unpack(self, rows_R: Int32, places: Places, out: Rows) -> None:
-        """Writes rows of this row group to ``places`` of ``out``. Row numbers are not checked."""
-        unpack_rows(rows_R, self.layout.targets_a_context, self.columns, places, out)
+        """Writes rows of this row group to ``places`` of ``out``. Row numbers are not checked.
+
+        Raises ShardError if a target is not the id of a word; then ``out`` must not be used.
+        """
+        if not unpack_rows(rows_R, self.layout.targets_a_context, self.layout.vocab_size, self.columns, places, out):
+            raise ShardError(
+                f"found <unk> or an id beyond the vocabulary among the targets, or an index beyond its dictionary; "
+                f"expected ids from 1 to {self.layout.vocab_size - 1}"
+            )
 
     def rows(self, rows_R: Int32) -> Rows:
         """Rows in new arrays: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
         found = Rows.zeros(rows_R.size, self.layout.max_len)
-        self.unpack(rows_R, Places(first=0, share=1, stride=1, offset=0), found)
+        self.unpack(rows_R, Places.all(), found)
         return found
 
 
@@ -108,41 +152,117 @@ def _begin(chunk: pq.ColumnChunkMetaData) -> int:
     return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset  # type: ignore[no-any-return]
 
 
-def _column(stored: memoryview, begin: int, chunk: pq.ColumnChunkMetaData, num_values: int) -> Column:
+class _Pages(NamedTuple):
+    """A column chunk's values of the dictionary page, if there is one, and its data page."""
+
+    values: Int32 | None
+    num_values: int
+    encoding: int
+    body: memoryview
+
+
+_Decoder = Callable[[_Pages, int, Layout], Any]
+"""Makes a column of ``Columns`` from its pages, N and the layout."""
+
+
+def _column(
+    decode: _Decoder, stored: memoryview, begin: int, chunk: pq.ColumnChunkMetaData, num_rows: int, layout: Layout
+) -> Any:
     """The column of ``chunk``. ``stored`` is the file's bytes from offset ``begin`` on."""
-    name, first = chunk.path_in_schema, _begin(chunk) - begin
+    first = _begin(chunk) - begin
     content = stored[first : first + chunk.total_compressed_size]
     try:
-        return _decoded(content, _CODECS[chunk.compression], "." in name, num_values)
+        if chunk.physical_type != _TYPE or chunk.compression not in _CODECS:
+            raise ShardError(f"found {chunk.physical_type} in {chunk.compression}, expected {_TYPE} in LZ4 or none")
+        return decode(_pages(content, _CODECS[chunk.compression], layout.most_bytes(num_rows)), num_rows, layout)
     except (LookupError, TypeError, OverflowError, ValueError) as error:
         reason = error if isinstance(error, ShardError) else f"invalid page header ({error!r})"
-        raise ShardError(f"{name}: {reason}") from None
+        raise ShardError(f"{chunk.path_in_schema}: {reason}") from None
 
 
-def _decoded(chunk: memoryview, codec: str | None, nested: bool, num_values: int) -> Column:
-    header, body, end = _page(chunk, 0, codec)
-    values, start = np.zeros(0, dtype="<i4"), 0
-    if header[1] == _DICTIONARY_PAGE:
-        values = np.frombuffer(body, dtype="<i4")
-        header, body, end = _page(chunk, end, codec)
-    if header[1] != _DATA_PAGE or header[5][1] != num_values or end != len(chunk):
+def _center(pages: _Pages, num_rows: int, layout: Layout) -> Int32:
+    """The ids of the center words, (N,)."""
+    if pages.num_values != num_rows or pages.encoding != _PLAIN or len(pages.body) != 4 * num_rows:
+        raise ShardError(f"one data page of {num_rows} plain values expected")
+    center_N: Int32 = np.frombuffer(pages.body, "<i4")
+    _check_ids(center_N, layout)
+    return center_N
+
+
+def _targets(pages: _Pages, num_rows: int, layout: Layout) -> Column:
+    """The targets, L to a row, of which those that are real are checked when they are unpacked."""
+    num_values = num_rows * layout.max_len
+    before = _levels(num_rows, layout.max_len)
+    if pages.num_values != num_values:
         raise ShardError(f"one data page of {num_values} values expected")
-    if nested:
-        for _ in ("repetition", "definition"):
-            start += 4 + int.from_bytes(body[start : start + 4], "little")
-    if header[5][2] == _PLAIN:
-        return _words(body, start, num_values * PLAIN_BITS // 8), PLAIN_BITS, np.zeros(0, dtype=np.int32)
+    if bytes(pages.body[: len(before)]) != before:
+        raise ShardError(f"its levels are not those of lists of {layout.max_len} values")
+    if pages.encoding == _PLAIN:
+        if len(pages.body) != len(before) + 4 * num_values:
+            raise ShardError(f"{num_values} plain values expected")
+        return _words(pages.body, len(before), num_values * PLAIN_BITS // 8), PLAIN_BITS, np.zeros(0, dtype=np.int32)
+    words, bits, values = _indices(pages, len(before), num_values)
+    if values[0] != 0:
+        raise ShardError("a dictionary that begins with 0, for padding, expected")
+    if values.size > 1:
+        _check_ids(values[1:], layout)
+    padded = _padded(values, bits)
+    padded[0] = NO_WORD  # padding is not unpacked
+    return words, bits, padded
 
-    bits = body[start]
-    num_groups = -(-num_values // 8)
-    run, start = _varint(body, start + 1)
-    if header[5][2] != _RLE_DICTIONARY or run != num_groups << 1 | 1 or len(body) != start + num_groups * bits:
+
+def _num_contexts(pages: _Pages, num_rows: int, layout: Layout) -> Column:
+    """The number of contexts of each row. Their indices are checked when they are unpacked."""
+    if pages.num_values != num_rows:
+        raise ShardError(f"one data page of {num_rows} values expected")
+    words, bits, values = _indices(pages, 0, num_rows)
+    if not 0 <= values.min() <= values.max() <= layout.max_len // layout.targets_a_context:
+        raise ShardError(f"found values that do not fit into {layout.max_len} targets a row")
+    return words, bits, _padded(values, bits)
+
+
+def _check_ids(ids: Int32, layout: Layout) -> None:
+    least, most = ids.min(), ids.max()
+    if not 1 <= least <= most < layout.vocab_size:
+        raise ShardError(f"found ids from {least} to {most}, expected 1 to {layout.vocab_size - 1}, the vocabulary's")
+
+
+_levels = lru_cache(maxsize=2)(levels)  # of whole row groups, and of a shard's last one
+
+
+def _indices(pages: _Pages, start: int, num_values: int) -> Column:
+    """The bit-packed indices that begin at byte ``start`` of the page, and the dictionary."""
+    values, body, num_groups = pages.values, pages.body, -(-num_values // 8)
+    if values is None or not values.size or pages.encoding != _RLE_DICTIONARY:
+        raise ShardError("a dictionary, and indices into it, expected")
+    bits = max(1, (values.size - 1).bit_length())
+    run, first = _varint(body, start + 1)
+    if run != num_groups << 1 | 1 or len(body) != first + num_groups * bits:
         raise ShardError(f"one bit-packed run of {num_values} values expected")
-    if not 1 <= bits <= MAX_BITS or values.size > 1 << bits:
-        raise ShardError(f"{values.size} values in the dictionary, {bits} bits a value")
-    padded = np.zeros(1 << bits, dtype=np.int32)  # so that no index is outside
+    if body[start] != bits or bits > MAX_BITS:
+        raise ShardError(f"{values.size} values in the dictionary, {body[start]} bits a value")
+    return _words(body, first, num_groups * bits), bits, values
+
+
+def _padded(values: Int32, bits: int) -> Int32:
+    """A dictionary in which no index is outside. Those beyond the values give ``NO_WORD``."""
+    padded = np.full(1 << bits, NO_WORD, np.int32)
     padded[: values.size] = values
-    return _words(body, start, num_groups * bits), bits, padded
+    return padded
+
+
+def _pages(chunk: memoryview, codec: str | None, most_bytes: int) -> _Pages:
+    """The pages of a column chunk, verified. None has more than ``most_bytes``."""
+    values = None
+    header, body, end = _page(chunk, 0, codec, most_bytes)
+    if header[1] == _DICTIONARY_PAGE:
+        values = np.frombuffer(body, "<i4")
+        if header[7] != {1: values.size, 2: _PLAIN}:
+            raise ShardError(f"{values.size} plain values in the dictionary expected")
+        header, body, end = _page(chunk, end, codec, most_bytes)
+    if header[1] != _DATA_PAGE or end != len(chunk):
+        raise ShardError("one data page expected")
+    return _Pages(values, header[5][1], header[5][2], body)
 
 
 def _words(body: memoryview, start: int, num_bytes: int) -> npt.NDArray[np.uint64]:
@@ -152,25 +272,31 @@ def _words(body: memoryview, start: int, num_bytes: int) -> npt.NDArray[np.uint6
     return np.ndarray((num_bytes - 7,), "<u8", body, start, strides=(1,))
 
 
-def _page(chunk: memoryview, start: int, codec: str | None) -> tuple[dict[int, Any], memoryview, int]:
+def _page(chunk: memoryview, start: int, codec: str | None, most_bytes: int) -> tuple[dict[int, Any], memoryview, int]:
     """The PageHeader as {field id: value}, the page's verified and decompressed body, and the page's end."""
     header, start = _struct(chunk, start)
-    stored = chunk[start : start + header[3]]
+    size, stored_size = header[2], header[3]
+    least, most = (0, min(most_bytes, _LZ4_RATIO * stored_size)) if codec else (stored_size, stored_size)
+    if not 0 <= stored_size <= len(chunk) - start or not least <= size <= most:
+        raise ShardError(f"a page header says that {stored_size} stored bytes are {size}")
+    stored = chunk[start : start + stored_size]
     if zlib.crc32(stored) != header[4] % (1 << 32):
         raise ShardError("a page does not match its CRC")
     # Uncompressed bytes are copied: otherwise a few bytes would keep all of ``chunk`` in memory.
-    body = pa.decompress(stored, header[2], codec) if codec else bytes(stored)
-    return header, memoryview(body).cast("B"), start + header[3]  # pyarrow's bytes are signed
+    body = pa.decompress(stored, size, codec) if codec else bytes(stored)
+    return header, memoryview(body).cast("B"), start + stored_size  # pyarrow's bytes are signed
 
 
-def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
+def _struct(data: memoryview, at: int, depth: int = 1) -> tuple[dict[int, Any], int]:
     """A struct of integers and structs in Thrift's compact protocol, as page headers are, and its end."""
+    if depth > _HEADER_DEPTH:
+        raise ShardError(f"a page header of more than {_HEADER_DEPTH} levels")
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:
         number, kind = number + (data[at] >> 4), data[at] & 0xF
         if kind == 12:
-            fields[number], at = _struct(data, at + 1)
+            fields[number], at = _struct(data, at + 1, depth + 1)
         elif kind in (5, 6) and data[at] >> 4:
             zigzag, at = _varint(data, at + 1)
             fields[number] = zigzag >> 1 ^ -(zigzag & 1)
@@ -180,10 +306,10 @@ def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, _VARINT_BITS, 7):
         value |= (data[at] & 0x7F) << shift
-        shift += 7
         at += 1
         if data[at - 1] < 0x80:
             return value, at
+    raise ShardError("a number of more than 64 bits")

@@ -1,6 +1,6 @@
 """Unpacks rows of a row group from their bits, in machine code; decode.py has checked all bounds before.
 
-R rows to unpack, N rows of a buffer, L targets a row.
+R rows to unpack, N rows of a buffer, L targets a row, V words with <unk>.
 """
 
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ two of at most 28 bits, or four of at most 14.
 class Columns(NamedTuple):
     """The columns of a row group that the trainer needs."""
 
-    center: Column
+    center: Int32
     targets: Column
+    """Its ``values`` hold NO_WORD in place of <unk>, which no example names."""
     num_contexts: Column
 
 
@@ -55,6 +56,14 @@ class Places(NamedTuple):
     stride: int
     offset: int
 
+    @classmethod
+    def all(cls) -> "Places":
+        """All rows of the buffer, in order."""
+        return cls(first=0, share=1, stride=1, offset=0)
+
+
+NO_WORD = -1
+"""The value of an index beyond the dictionary."""
 
 MAX_BITS = 28
 PLAIN_BITS = 32
@@ -67,8 +76,10 @@ _3, _7 = np.uint64(3), np.uint64(7)
 
 
 @compiled
-def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places: Places, out: Rows) -> None:
-    """Writes rows of a row group to their places.
+def unpack_rows(
+    rows_R: Int32, targets_a_context: int, vocab_size: int, columns: Columns, places: Places, out: Rows
+) -> bool:
+    """Writes rows of a row group to their places. Returns whether all real targets are words, 1 to V - 1.
 
     Only a row's n·targets_a_context real targets are unpacked, 26 of 60 on average; the rest of the row is set to 0.
     """
@@ -77,8 +88,13 @@ def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places:
     row_bits, width = np.uint64(length) * np.uint64(bits), np.uint64(bits)
     mask = (np.uint64(1) << width) - np.uint64(1)
     last = rows_R.size - 1
+    if not rows_R.size:
+        return True
     num_whole = (np.int64(words.size) - 1) * 8 // np.int64(row_bits)  # rows that end before the last word begins
     batch, within = places.first // places.share, places.first % places.share
+    before = places.offset + batch * places.stride + within
+    out.targets_NL[before] = 0
+    signs = np.int32(0)  # negative as soon as one target is
     for index in range(rows_R.size):
         coming = np.int64(np.uint64(rows_R[min(index + _AHEAD, last)]) * row_bits >> _3)
         prefetch(words, coming)
@@ -87,8 +103,10 @@ def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places:
         within += 1
         if within == places.share:
             batch, within = batch + 1, 0
-        out.center_N[at] = _value(columns.center, row)
+        out.center_N[at] = columns.center[row]
         n = _value(columns.num_contexts, row)
+        if n < 0:
+            return False
         out.num_contexts_N[at] = n
         num_real = n * targets_a_context
         found_L = out.targets_NL[at]
@@ -112,8 +130,18 @@ def unpack_rows(rows_R: Int32, targets_a_context: int, columns: Columns, places:
                 found_L[num_real - 1] = values[words[start >> _3] >> (start & _7) & mask]
         else:
             for j in range(num_real):
-                found_L[j] = _value(columns.targets, np.int64(row) * length + j)
+                target = _value(columns.targets, np.int64(row) * length + j)
+                if not 1 <= target < vocab_size:
+                    return False
+                found_L[j] = target
         found_L[num_real:] = 0
+        # The row before, whose writes have reached the cache by now. Checking each value above takes a third longer.
+        of_row = np.int32(0)
+        for j in range(length):
+            of_row |= out.targets_NL[before, j]
+        signs |= of_row
+        before = at
+    return bool(signs | _signs(out.targets_NL[before]) >= 0)
 
 
 def empty_rows(count: int, places: Places, out: Rows) -> None:
@@ -121,6 +149,15 @@ def empty_rows(count: int, places: Places, out: Rows) -> None:
     batches_R, within_R = np.divmod(np.arange(places.first, places.first + count), places.share)
     for column_N in out:
         column_N[places.offset + batches_R * places.stride + within_R] = 0
+
+
+@inner
+def _signs(ids_L: Int32) -> Any:
+    """A number that is negative if one of the ids is."""
+    signs = np.int32(0)
+    for j in range(ids_L.size):
+        signs |= ids_L[j]
+    return signs
 
 
 @inner

@@ -1,16 +1,18 @@
 """Reads a whole dataset and compares every digest and count with the manifest."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
 from pipeline.dataset.encode import SCHEMA
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.dataset.vocab import Vocab
+from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.errors import one_line
 from pipeline.shared.storage import Location
 
@@ -46,7 +48,7 @@ def problems(dataset: str, manifest: Manifest) -> Iterator[str]:
 def _vocabulary(path: Location, manifest: Manifest) -> Iterator[str]:
     try:
         vocab = Vocab.read(path)
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, VocabError) as error:
         yield f"{path}: cannot be read ({one_line(error)})"
         return
     if len(vocab) != manifest.vocab_size:
@@ -60,25 +62,67 @@ def _examples(content: bytes, manifest: Manifest) -> tuple[int, int, set[str]]:
     rows = pairs = 0
     faults: set[str] = set()
     try:
-        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA):
-                return 0, 0, {"its columns are not a shard's"}
-            rows = file.metadata.num_rows
-            for batch in file.iter_batches(manifest.row_group_rows):
-                pairs += int(np.sum(batch["num_contexts"].to_numpy(), dtype=np.int64))
-                faults |= _faults(batch, manifest)
-    except (OSError, pa.ArrowException) as error:
-        faults.add(f"not readable as Parquet ({one_line(error)})")
+        for batch in checked_batches(pa.BufferReader(content), manifest):
+            rows += len(batch)
+            pairs += int(np.sum(batch["num_contexts"].to_numpy(), dtype=np.int64))
+        _read_as_training_does(content, manifest)
+    except UNREADABLE as error:
+        faults.add(f"not the Parquet of a shard ({one_line(error)})")
     return rows, pairs, faults
 
 
-def _faults(batch: pa.RecordBatch, manifest: Manifest) -> set[str]:
-    """Ids outside the vocabulary, and lists of another length than max_len."""
-    faults = set()
-    if not bool(pc.all(pc.equal(pc.list_value_length(batch["contexts_negatives"]), manifest.max_len)).as_py()):
-        faults.add(f"a row is not max_len = {manifest.max_len} long")
-    for ids, lowest in ((batch["center"], 1), (batch["contexts_negatives"].flatten(), 0)):
-        extremes = pc.min_max(ids).as_py()
-        if extremes["min"] < lowest or extremes["max"] >= manifest.vocab_size:
-            faults.add(f"ids {extremes['min']} to {extremes['max']}, expected {lowest} to {manifest.vocab_size - 1}")
-    return faults
+def checked_batches(
+    source: pa.NativeFile, manifest: Manifest, columns: Sequence[str] = SCHEMA.names
+) -> Iterator[pa.RecordBatch]:
+    """Yields these columns of a shard, a row group at a time. pyarrow reads them, and every value is checked.
+
+    Raises UNREADABLE.
+    """
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ShardError("its columns are not a shard's")
+        for batch in file.iter_batches(manifest.row_group_rows, columns=list(columns)):
+            _check(batch, manifest)
+            yield batch
+
+
+def _check(batch: pa.RecordBatch, manifest: Manifest) -> None:
+    """Raises ShardError unless the values are those of examples: ids of words, and what follows from num_contexts."""
+    if any(column.null_count for column in batch.columns):
+        raise ShardError("found nulls")
+    layout = Layout.of(manifest)
+    names, length = batch.schema.names, layout.max_len
+    num_contexts_N1 = batch["num_contexts"].to_numpy().astype(np.int64)[:, None]
+    if not (num_contexts_N1 >= 0).all() or not (num_contexts_N1 * layout.targets_a_context <= length).all():
+        raise ShardError(f"found num_contexts that do not fit into {length} targets a row")
+    _check_ids(batch["center"].to_numpy(), layout)
+    lists = {}
+    for name in set(names) & {"contexts_negatives", "mask", "label"}:
+        if not pc.all(pc.equal(pc.list_value_length(batch[name]), length)).as_py():
+            raise ShardError(f"{name}: a row is not max_len = {length} long")
+        lists[name] = batch[name].flatten().to_numpy().reshape(len(batch), length)
+    is_context_NL = np.arange(length) < num_contexts_N1
+    is_real_NL = np.arange(length) < num_contexts_N1 * layout.targets_a_context
+    if "contexts_negatives" in lists:
+        ids_NL = lists["contexts_negatives"]
+        _check_ids(ids_NL[is_real_NL], layout)
+        if ids_NL[~is_real_NL].any():
+            raise ShardError("contexts_negatives: found ids where 0 is expected, as padding")
+    for name, expected_NL in (("mask", is_real_NL), ("label", is_context_NL)):
+        if name in lists and not np.array_equal(lists[name], expected_NL):
+            raise ShardError(f"{name}: found values that num_contexts does not imply")
+
+
+def _check_ids(ids: npt.NDArray[np.int32], layout: Layout) -> None:
+    if ids.size and not 1 <= ids.min() <= ids.max() < layout.vocab_size:
+        raise ShardError(f"found ids {ids.min()} to {ids.max()}, expected 1 to {layout.vocab_size - 1}")
+
+
+def _read_as_training_does(content: bytes, manifest: Manifest) -> None:
+    """Raises UNREADABLE if training would refuse a row group."""
+    metadata = pq.read_metadata(pa.BufferReader(content))
+    num_rows, group_rows = metadata.num_rows, manifest.row_group_rows
+    for number, first in enumerate(range(0, num_rows, group_rows)):
+        size = min(group_rows, num_rows - first)
+        read = RowGroup.read(lambda at, count: content[at : at + count], metadata, number, size, Layout.of(manifest))
+        read.rows(np.arange(size, dtype=np.int32))

@@ -14,9 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.shared.errors import one_line, shown
 from pipeline.shared.storage import Location
 
 UNKNOWN = "<unk>"
+
+MAX_WORDS = 2**31 - 1
+"""Ids are int32."""
 
 SCHEMA = pa.schema(
     [
@@ -25,6 +29,10 @@ SCHEMA = pa.schema(
         pa.field("count", pa.int64(), nullable=False),
     ]
 )
+
+
+class VocabError(ValueError):
+    """A file that is not a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,34 @@ class Vocab:
 
     @classmethod
     def read(cls, path: Path | Location) -> "Vocab":
-        """Reads what ``write`` wrote. Raises OSError, pa.ArrowException or KeyError for other files."""
-        with Location.of(path).open() as file:
-            table = pq.read_table(file)
-        return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
+        """Reads what ``write`` wrote. Raises OSError, and VocabError for any other file."""
+        try:
+            with Location.of(path).open() as opened, pq.ParquetFile(opened) as file:
+                if file.metadata.num_rows > MAX_WORDS:
+                    raise VocabError(f"found {file.metadata.num_rows:,} words, expected at most {MAX_WORDS:,}")
+                table = file.read().combine_chunks()
+            table.validate(full=True)  # among other things, that the words are UTF-8
+            _check(table)
+            return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
+        except VocabError:
+            raise
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise VocabError(one_line(error)) from None
+
+
+def _check(table: pa.Table) -> None:
+    """Raises VocabError unless the table, of valid values, is a vocabulary."""
+    found = {field.name: field.type for field in table.schema}
+    expected = {field.name: field.type for field in SCHEMA}
+    if found != expected or any(column.null_count for column in table.columns):
+        raise VocabError(
+            f"found columns {shown(found)}, or nulls in them, expected {', '.join(expected)} as prepare does"
+        )
+    if not len(table) or table["word"][0].as_py() != UNKNOWN:
+        raise VocabError(f"expected {UNKNOWN} as its first word")
+    if not np.array_equal(table["word_id"].to_numpy(), np.arange(len(table), dtype=np.int32)):
+        raise VocabError(f"word_id is not 0 to {len(table) - 1}, in this order")
+    if pc.min(table["count"]).as_py() < 0:
+        raise VocabError("found a count below 0")
+    if pc.count_distinct(table["word"]).as_py() != len(table):
+        raise VocabError("found a word twice")

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, Command, Ended
 from test_readers import EPOCHS, GLOBAL_BATCH, IS_PETASTORMS, Dataset, real, rows_in, written
 
-from pipeline.dataset.manifest_file import ManifestError, ShardInfo
+from pipeline.dataset.manifest_file import Manifest, ManifestError, ShardInfo
 from training import train
 from training.model.batch import Batch
 from training.reading import petastorm_stream
@@ -72,9 +72,9 @@ def test_every_epoch_has_a_reader_with_a_seed_of_its_own(dataset: Dataset, monke
 def test_a_rank_hashes_each_of_its_shards_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     verify, hashed = petastorm_stream._verify, []
 
-    def noted(path: Path, shard: ShardInfo) -> None:
+    def noted(path: Path, shard: ShardInfo, manifest: Manifest) -> None:
         hashed.append(shard)
-        verify(path, shard)
+        verify(path, shard, manifest)
 
     monkeypatch.setattr(petastorm_stream, "_verify", noted)
     epochs_of(dataset, range(5), rank=1, world_size=2)

@@ -222,7 +222,8 @@ def test_memory_does_not_grow_with_the_dataset(reader: Reader, tmp_path: Path) -
         for other in shards:
             (folder / other.path).parent.mkdir(parents=True, exist_ok=True)
             (folder / other.path).write_bytes((tmp_path / "4" / shard.path).read_bytes())
-        replace(manifest, shards=shards).save(folder)
+        counts = replace(manifest.counts, examples=copies * shard.rows)
+        replace(manifest, shards=shards, counts=counts).save(folder)
     command = [sys.executable, "-c", PEAK, reader.__name__, str(tmp_path / "4"), str(tmp_path / "16")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import flaky_s3
-import numpy as np
 import pyarrow.fs as pafs
 import pytest
 import s3
@@ -241,7 +240,7 @@ def test_a_team_waits_for_what_is_fetched_only_when_it_is_asked_for_it() -> None
 
             def opened(source: Future[Any] | None, number: int = number) -> Any:
                 filled.append((number, "file" if source is None else "fetched", in_step))
-                return NoRows(), np.zeros(1, np.int32)
+                return NoRows()
 
             lanes = [[(Piece(0, 0, 1, 0, 1, 7), LazyRowGroup(opened, source))] for source in (fetch, None)]
             yield Chunk(lanes, 1, 1, Rows.zeros(2, 1))

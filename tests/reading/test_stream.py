@@ -14,12 +14,12 @@ import pytest
 import tiny
 import torch
 
-from pipeline.dataset.decode import RowGroup
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.randomness import permutation
 from training.model.batch import Batch
 from training.reading import stream
 from training.reading.plan import EpochPlan, Piece, plan_epoch
+from training.reading.row_groups import Opened
 from training.reading.stream import NUM_CHUNKS, ArrowStream, read_epochs
 
 ROW_GROUP = 64
@@ -166,7 +166,7 @@ def test_a_row_group_is_read_once_however_many_lanes_share_it(
     opened = []
     read = ArrowStream.opened
 
-    def counted(self: ArrowStream, piece: Piece, fetch: None) -> tuple[RowGroup, npt.NDArray[np.int32]]:
+    def counted(self: ArrowStream, piece: Piece, fetch: None) -> Opened:
         opened.append((piece.shard, piece.row_group))
         return read(self, piece, fetch)
 

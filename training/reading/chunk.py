@@ -65,8 +65,7 @@ class Chunk:
         num_rows = self.num_steps * self._share
         try:
             for piece, row_group in parts:
-                found, order = row_group.get()
-                found.unpack(order[piece.start : piece.stop], places, self._memory)
+                row_group.get().unpack(piece, places, self._memory)
                 places = places._replace(first=places.first + piece.size)
         except ManifestError as error:
             self._errors.setdefault(places.first // self._share, error)
@@ -77,7 +76,7 @@ class Chunk:
     def batches(self) -> Iterator[Batch]:
         """Yields the steps as views of the memory, at most ``at_once`` to a batch.
 
-        Raises ManifestError in place of the first step with rows of a row group that could not be opened.
+        Raises ManifestError in place of the first step with rows of a row group that is damaged or holds wrong ids.
         """
         good = min([self.num_steps, *self._errors])
         yield from self._views if good == self.num_steps else self._views_of(good)

@@ -25,13 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.dataset.decode import UNREADABLE
 from pipeline.dataset.manifest_file import Manifest, ManifestError, ShardInfo
+from pipeline.dataset.verify import checked_batches
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 from pipeline.shared.randomness import Purpose, stream
-from pipeline.shared.storage import is_uri
+from pipeline.shared.storage import Location, is_uri
 from training.model.batch import Batch
 from training.reading.permutation import permutation
+from training.reading.row_groups import damaged
 
 COLUMNS = ("center", "contexts_negatives", "num_contexts")
 
@@ -128,7 +131,7 @@ def petastorm_epochs(
         share, rows_per_step = shares[rank], global_batch // world_size
         for shard in share.shards if share.num_rows else ():
             if shard not in verified:
-                _verify(dataset / shard.path, shard)
+                _verify(dataset / shard.path, shard, manifest)
                 verified.add(shard)
         empty = Batch.empty(rows_per_step, manifest.max_len)
         with closing(_batches(dataset, share, (seed, epoch, rank), empty)) as batches:
@@ -169,8 +172,11 @@ def _batches(dataset: Path, share: Share, keys: tuple[int, int, int], empty: Bat
         )
 
 
-def _verify(path: Path, shard: ShardInfo) -> None:
-    """Raises ManifestError unless the file is the shard in the manifest. pyarrow 14 does not verify checksums."""
+def _verify(path: Path, shard: ShardInfo, manifest: Manifest) -> None:
+    """Raises ManifestError unless the file is the shard in the manifest, of words that the vocabulary has.
+
+    petastorm checks nothing, and pyarrow 14 does not verify checksums by itself.
+    """
     with os_errors(f"{path}: unreadable", "run prepare again with --overwrite", ManifestError), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
@@ -178,6 +184,11 @@ def _verify(path: Path, shard: ShardInfo) -> None:
             f"{path}: damaged (SHA-256 {digest[:12]}..., manifest lists {shard.sha256[:12]}...); "
             f"run prepare again with --overwrite"
         )
+    try:
+        for _ in checked_batches(pa.OSFile(str(path)), manifest, COLUMNS):
+            pass
+    except UNREADABLE as error:
+        raise damaged(Location.of(path), error) from None
 
 
 def _loader(dataset: Path, share: Share, seed: int, batch_size: int) -> Any:

@@ -3,6 +3,9 @@
 Every shard takes two more requests: one to see that it exists, and one for its footer.
 """
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -132,10 +135,13 @@ def _remedy(error: OSError) -> str | None:
 
 
 class RemoteShard:
-    """One shard, whose footer is fetched once. Thread-safe."""
+    """One shard of ``dataset``, whose footer is fetched once. Thread-safe."""
 
-    def __init__(self, where: Location, info: ShardInfo, cache: ShardCache | None):
-        self.where, self._info, self._cache = where, info, cache
+    def __init__(self, dataset: Location, info: ShardInfo, cache: ShardCache | None):
+        self.where, self._info, self._cache = dataset / info.path, info, cache
+        # Not the SHA-256 alone, which nobody compares with the bytes: another dataset's manifest may list it too.
+        parts = [str(dataset), os.environ.get("AWS_ENDPOINT_URL", ""), info.path, info.sha256]
+        self._key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self._lock = Lock()
         self._read: Callable[[int, int], bytes] | None = None
         self._metadata: pq.FileMetaData | None = None
@@ -164,7 +170,7 @@ class RemoteShard:
         """These bytes of the file, from the cache if they are there."""
         if self._cache is None:
             return self._range(begin, end, requests)
-        name = f"{self._info.sha256}.{what}"
+        name = f"{self._key}.{what}"
         if fresh:
             self._cache.remove(name)
         content = self._cache.get(name)
@@ -191,4 +197,4 @@ class RemoteShard:
 @lru_cache(maxsize=4)
 def remote_shards(dataset: Location, cache: ShardCache | None) -> Callable[[ShardInfo], RemoteShard]:
     """The shards of a dataset. Each is opened once per process: all epochs use the same footers."""
-    return lru_cache(maxsize=_OPEN_SHARDS)(lambda info: RemoteShard(dataset / info.path, info, cache))
+    return lru_cache(maxsize=_OPEN_SHARDS)(lambda info: RemoteShard(dataset, info, cache))

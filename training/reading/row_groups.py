@@ -6,16 +6,38 @@ R rows of a row group.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import chain
 from threading import Lock
 
-from pipeline.dataset.decode import RowGroup
-from pipeline.dataset.unpacking import Int32
+from pipeline.dataset.decode import RowGroup, ShardError
+from pipeline.dataset.manifest_file import PREPARE_AGAIN, ManifestError
+from pipeline.dataset.unpacking import Int32, Places, Rows
+from pipeline.shared.errors import one_line
+from pipeline.shared.storage import Location
 from training.reading.plan import Piece
 from training.reading.remote import Stored
 
-Opened = tuple[RowGroup, Int32]
-"""A row group, and the order, (R,), of all its rows."""
+
+@dataclass(frozen=True)
+class Opened:
+    """A row group of the shard ``where``, and the order of all its rows."""
+
+    where: Location
+    row_group: RowGroup
+    order_R: Int32
+
+    def unpack(self, piece: Piece, places: Places, out: Rows) -> None:
+        """Writes the piece's rows, in its order, to ``places`` of ``out``. Raises ManifestError for a wrong id."""
+        try:
+            self.row_group.unpack(self.order_R[piece.start : piece.stop], places, out)
+        except ShardError as error:
+            raise damaged(self.where, error) from None
+
+
+def damaged(where: Location, error: Exception) -> ManifestError:
+    """The error of a shard that is not as the manifest says."""
+    return ManifestError(f"{where}: damaged or unreadable ({one_line(error)}); {PREPARE_AGAIN}")
 
 
 class LazyRowGroup:

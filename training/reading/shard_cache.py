@@ -1,13 +1,16 @@
 """A local folder that caches what was fetched of remote shards, up to a number of bytes.
 
-DIR/<SHA-256 of the shard>.<row group>     the stored bytes, and their CRC
-DIR/<SHA-256 of the shard>.footer
-DIR/.<name>.<pid>.<thread>                 a file being written, or a leftover
-DIR/.total                                 bytes of all files, and the lock for changing it
+DIR/<key of the shard>.<row group>     the stored bytes, and their CRC
+DIR/<key of the shard>.footer
+DIR/.<name>.<16 hex>                   a file being written, or a leftover
+DIR/.total                             bytes of all files, and the lock for changing it
 
-A name identifies the file's content, so runs, ranks and datasets can share a folder. A file's time is that of its last
-use. The lock is the operating system's (flock), which releases it when its owner dies. The total is raised before a
-file appears. So it can only be too large after a process dies, and files are counted again when it reaches the limit.
+A key is a digest of where the dataset is and of what the manifest there lists, so runs, ranks and datasets can share a
+folder, and no dataset feeds another's readers. Whoever may write to the folder can: the CRC is no signature.
+
+A file's time is that of its last use. The lock is the operating system's (flock), which releases it when its owner
+dies. The total is raised before a file appears. So it can only be too large after a process dies, and files are counted
+again when it reaches the limit.
 
 Files are not fsynced: the CRC detects a file that a power cut has damaged, and it is fetched again.
 """
@@ -15,13 +18,13 @@ Files are not fsynced: the CRC detects a file that a power cut has damaged, and 
 import fcntl
 import os
 import re
+import secrets
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
 
 from pipeline.dataset.manifest_file import ManifestError
 from pipeline.shared.files import os_errors
@@ -31,7 +34,7 @@ LEFT_OVER_S = 3600
 """A file that is still being written after this time is a leftover of a process that died."""
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(\d+|footer)")
-_BEING_WRITTEN = re.compile(rf"\.{_OURS.pattern}\.\d+\.\d+")
+_BEING_WRITTEN = re.compile(rf"\.{_OURS.pattern}\.[0-9a-f.]+")
 _CRC_BYTES = 4
 
 
@@ -72,10 +75,10 @@ class ShardCache:
         path = self.folder / name
         if size > self.max_bytes or path.exists():
             return
-        beside = self.folder / f".{name}.{os.getpid()}.{get_ident()}"
+        beside = self.folder / f".{name}.{secrets.token_hex(8)}"
         with self._writing():
             try:
-                with beside.open("wb") as file:
+                with open(beside, "xb", opener=_not_a_link) as file:
                     file.write(content)
                     file.write(_crc(content))
                 with self._locked() as total:
@@ -121,7 +124,7 @@ class ShardCache:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """The file with the total, locked against changes by other processes."""
-        total = os.open(self.folder / TOTAL, os.O_RDWR | os.O_CREAT, 0o666)
+        total = os.open(self.folder / TOTAL, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(total, fcntl.LOCK_EX)
             yield total
@@ -134,6 +137,10 @@ class ShardCache:
         with os_errors(f"--shard-cache {self.folder}: cannot be written", remedy, ManifestError):
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _crc(content: bytes) -> bytes:

@@ -19,10 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.decode import Layout, RowGroup, ShardError
-from pipeline.dataset.manifest_file import Manifest, ManifestError, ShardInfo
-from pipeline.dataset.unpacking import Rows
-from pipeline.shared.errors import one_line
+from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
+from pipeline.dataset.manifest_file import Manifest, ShardInfo
+from pipeline.dataset.unpacking import Places, Rows
 from pipeline.shared.storage import Location
 from training.model.batch import Batch
 from training.model.kernels.threads import Team
@@ -31,7 +30,7 @@ from training.reading.permutation import permutation
 from training.reading.plan import EpochPlan, Piece
 from training.reading.prefetch import prefetch
 from training.reading.remote import Requests, Stored, remote_shards
-from training.reading.row_groups import LazyRowGroup, Opened, row_groups
+from training.reading.row_groups import LazyRowGroup, Opened, damaged, row_groups
 from training.reading.shard_cache import ShardCache
 
 CHUNK_ROWS = 32_768
@@ -61,7 +60,7 @@ class ArrowStream:
         cache: ShardCache | None = None,
     ):
         self.dataset, self.shards, self.plan = Location.of(dataset), shards, plan
-        self.layout = Layout(manifest.max_len, 1 + manifest.config.negatives)
+        self.layout = Layout.of(manifest)
         self.remote = remote_shards(self.dataset, cache) if self.dataset.local is None else None
         self._metadata = lru_cache(maxsize=len(plan.lanes))(pq.read_metadata)  # of a shard's many row groups
 
@@ -77,9 +76,13 @@ class ArrowStream:
                 yield from batches
 
     def read(self, piece: Piece) -> Rows:
-        """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,)."""
-        row_group, order = self.opened(piece)
-        return row_group.rows(order[piece.start : piece.stop])
+        """The piece's rows in the plan's order: center (R,), contexts_negatives (R, L), num_contexts (R,).
+
+        Raises ManifestError.
+        """
+        found = Rows.zeros(piece.size, self.layout.max_len)
+        self.opened(piece).unpack(piece, Places.all(), found)
+        return found
 
     def begin(self, piece: Piece, requests: Requests) -> LazyRowGroup:
         """The piece's row group, to be opened later. Starts to fetch it if it is remote."""
@@ -96,11 +99,9 @@ class ArrowStream:
             else:
                 rest = self._metadata(where.path), piece.row_group, piece.num_rows, self.layout
                 row_group = RowGroup.read(where.reader(), *rest)
-        except (OSError, pa.ArrowException, UnicodeDecodeError, ShardError) as error:
-            raise ManifestError(
-                f"{where}: damaged or unreadable ({one_line(error)}); run prepare again with --overwrite"
-            ) from None
-        return row_group, permutation(piece.stream, piece.num_rows)
+        except UNREADABLE as error:
+            raise damaged(where, error) from None
+        return Opened(where, row_group, permutation(piece.stream, piece.num_rows))
 
     def _fetched(self, piece: Piece, fetch: Future[Stored] | None) -> RowGroup:
         """Fetches a damaged row group once more, because perhaps only this copy, or the cache's, is damaged."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.dataset.decode import UNREADABLE
 from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.verify import checked_batches
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.records import RecordError, read
 from pipeline.shared.storage import Location
@@ -103,29 +104,29 @@ def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = 
         return Sampled(manifest, read_rows(data, manifest), None)
     except InputError as error:
         return Sampled(None, None, str(error))
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         return Sampled(manifest, None, f"rows of {data} could not be read ({one_line(error)})")
 
 
 def read_rows(data: str, manifest: Manifest) -> Rows:
-    """Reads whole row groups, MOST_ROWS rows or a few more, of sampled epoch 0. Raises OSError or pa.ArrowException."""
+    """Reads whole row groups, MOST_ROWS rows or a few more, of sampled epoch 0. Raises UNREADABLE."""
     centers_V = np.zeros(manifest.vocab_size, np.int64)
     num_contexts = np.zeros(2 * manifest.config.window + 1, np.int64)
-    for table in _row_groups(data, manifest):
-        centers_V += np.bincount(table["center"].to_numpy(), minlength=centers_V.size)
-        num_contexts += np.bincount(table["num_contexts"].to_numpy(), minlength=num_contexts.size)
+    for batch in _batches(data, manifest):
+        centers_V += np.bincount(batch["center"].to_numpy(), minlength=centers_V.size)
+        num_contexts += np.bincount(batch["num_contexts"].to_numpy(), minlength=num_contexts.size)
     rows = sum(shard.rows for shard in manifest.select(0))
     return Rows(int(centers_V.sum()), rows, centers_V, num_contexts.tolist())
 
 
-def _row_groups(data: str, manifest: Manifest) -> Iterator[pa.Table]:
+def _batches(data: str, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     left = MOST_ROWS
     for shard in manifest.select(0):
-        with (Location.of(data) / shard.path).open() as source, pq.ParquetFile(source) as file:
-            for number in range(file.num_row_groups):
+        with (Location.of(data) / shard.path).open() as source:
+            for batch in checked_batches(source, manifest, ["center", "num_contexts"]):
                 if left <= 0:
                     return
-                yield file.read_row_group(number, columns=["center", "num_contexts"])
+                yield batch
                 left -= manifest.row_group_rows
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.dataset.decode import Layout, RowGroup, ShardError
-from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.dataset.vocab import Vocab
+from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
+from pipeline.dataset.manifest_file import PREPARE_AGAIN, Manifest, ManifestError
+from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import atomic_write
 from pipeline.shared.storage import Location
@@ -32,6 +33,17 @@ MAX_ROWS = 20_000
 
 BLOCK_ROWS = 2048
 """How many examples have their vectors in memory at once: 50 MB at 60 places and 100 dimensions."""
+
+MAX_LEN = 2**15 - 1
+"""The most places that prepare allows in a row."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("center", pa.int32()),
+        pa.field("contexts_negatives", pa.list_(pa.int32())),
+        pa.field("num_contexts", pa.int32()),
+    ]
+)
 
 Int32 = npt.NDArray[np.int32]
 
@@ -64,9 +76,15 @@ class Heldout:
             )
         try:
             words = Vocab.read(folder / manifest.vocab_path).words.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, VocabError) as error:
             raise ManifestError.unreadable(folder / manifest.vocab_path, error) from None
-        wanted = np.arange(min(total, max_rows)) * total // min(total, max_rows)
+        if len(words) != manifest.vocab_size:
+            raise ManifestError(
+                f"{folder / manifest.vocab_path}: {len(words)} words, manifest lists {manifest.vocab_size}; "
+                f"{PREPARE_AGAIN}"
+            )
+        num_wanted = min(total, max_rows)
+        wanted = np.array([index * total // num_wanted for index in range(num_wanted)])
         ends = np.cumsum([shard.rows for shard in shards])
         parts = [
             _rows_of_shard(folder / shard.path, manifest, shard.rows, part - (end - shard.rows))
@@ -81,18 +99,23 @@ class Heldout:
         path = published / HELDOUT
         try:
             words = Vocab.read(published / VOCAB).words.to_pylist()
-            table = pq.read_table(path, columns=["center", "contexts_negatives", "num_contexts"])
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                if (found := file.metadata.num_rows) > MAX_ROWS:
+                    raise ShardError(f"found {found:,} rows, expected at most {MAX_ROWS:,}")
+                table = file.read().combine_chunks()
+            if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
+                raise ShardError(f"found columns {', '.join(map(str, table.schema))}, or nulls in them")
+            table.validate(full=True)
             center_B, num_contexts_B = (table[name].to_numpy() for name in ("center", "num_contexts"))
             lists = table["contexts_negatives"].combine_chunks()
             ids = lists.flatten().to_numpy()
-            lengths_B = np.diff(lists.offsets.to_numpy())
-        except (OSError, pa.ArrowException, KeyError) as error:
+            lengths_B = pc.list_value_length(lists).to_numpy()
+            _check(center_B, ids, lengths_B, num_contexts_B, len(words))
+        except (*UNREADABLE, VocabError) as error:
             reason = one_line(error)
             raise InputError(
                 f"{path}: cannot be read ({reason}); bring it back, or set heldout_increase to null"
             ) from None
-        if any(values.size and not 0 <= values.min() <= values.max() < len(words) for values in (center_B, ids)):
-            raise InputError(f"{path}: ids beyond the {len(words):,} words of {VOCAB}; bring back what was published")
         targets_BL = np.zeros((len(center_B), lengths_B.max(initial=0)), np.int32)
         targets_BL[np.arange(targets_BL.shape[1]) < lengths_B[:, None]] = ids
         return cls(words, center_B, targets_BL, num_contexts_B)
@@ -107,14 +130,24 @@ class Heldout:
         lists = pa.ListArray.from_arrays(offsets, self.contexts_negatives_BL[real_BL])
         columns = {"center": self.center_B, "contexts_negatives": lists, "num_contexts": self.num_contexts_B}
         with atomic_write(folder / HELDOUT) as file:
-            pq.write_table(pa.table(columns), file, compression="zstd")
+            pq.write_table(pa.table(columns, schema=SCHEMA), file, compression="zstd")
+
+
+def _check(center_B: Int32, ids: Int32, lengths_B: Int32, num_contexts_B: Int32, num_words: int) -> None:
+    """Raises ShardError unless the ids are words', and every example has places for its contexts."""
+    for values in (center_B, ids):
+        if values.size and not 1 <= values.min() <= values.max() < num_words:
+            found = f"found ids from {values.min()} to {values.max()}"
+            raise ShardError(f"{found}, expected 1 to {num_words - 1}, as {VOCAB} has")
+    if lengths_B.max(initial=0) > MAX_LEN or not ((num_contexts_B >= 0) & (num_contexts_B <= lengths_B)).all():
+        raise ShardError(f"found lists that do not fit their num_contexts, or of more than {MAX_LEN:,} places")
 
 
 def _rows_of_shard(
     path: Location, manifest: Manifest, num_rows: int, wanted: npt.NDArray[np.int64]
 ) -> tuple[Int32, Int32, Int32]:
     """The ``wanted`` rows, in rising order, of a shard of ``num_rows`` rows."""
-    layout, group_rows = Layout(manifest.max_len, 1 + manifest.config.negatives), manifest.row_group_rows
+    layout, group_rows = Layout.of(manifest), manifest.row_group_rows
     parts = []
     try:
         with path.open() as file:
@@ -125,7 +158,7 @@ def _rows_of_shard(
             row_group = RowGroup.read(read, metadata, number, size, layout)
             rows = wanted[(wanted >= begin) & (wanted < begin + size)] - begin
             parts.append(row_group.rows(rows.astype(np.int32)))
-    except (OSError, pa.ArrowException, ShardError) as error:
+    except UNREADABLE as error:
         raise ManifestError.unreadable(path, error) from None
     empty = np.zeros(0, np.int32), np.zeros((0, layout.max_len), np.int32), np.zeros(0, np.int32)
     center_B, targets_BL, num_contexts_B = (np.concatenate(columns) for columns in zip(empty, *parts, strict=True))
