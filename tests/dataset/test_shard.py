@@ -11,7 +11,10 @@ import pytest
 from test_parquet import encoded, part, random_examples
 
 from pipeline.dataset import encode as parquet
-from pipeline.dataset.decode import Layout, RowGroup, ShardError
+from pipeline.dataset import thrift
+from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
+from pipeline.dataset.packing import levels
+from pipeline.dataset.thrift import i32
 from pipeline.dataset.unpacking import Rows
 from pipeline.sampling.sample import Examples
 from pipeline.shared import randomness
@@ -134,6 +137,67 @@ def test_another_writers_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(by_pyarrow.getvalue())
     with pytest.raises(ShardError, match="center"):
         read_rows(tmp_path / "shard", 0, 1000, Layout(60, 6, 300), FIRST)
+
+
+def with_page_header(file: bytes, column: int, header: bytes) -> tuple[bytes, pq.FileMetaData]:
+    """The file with another header of a column's first page, over the bytes of the old one and the page."""
+    metadata = pq.read_metadata(pa.BufferReader(file))
+    chunk = metadata.row_group(0).column(column)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    header = header[: chunk.total_compressed_size]
+    return file[:start] + header + file[start + len(header) :], metadata
+
+
+HEADERS = {
+    "4,000 levels": b"\x1c" * 4000,
+    "a number without an end": b"\x15" + b"\xff" * 4000,
+    "2 GB from 64 bytes": thrift.struct(i32(1, 0), i32(2, 2**31 - 1), i32(3, 64), i32(4, 0)),
+    "a page of -1 bytes": thrift.struct(i32(1, 0), i32(2, 8), i32(3, -1), i32(4, 0)),
+    "more bytes than there are": thrift.struct(i32(1, 0), i32(2, 8), i32(3, 2**31 - 1), i32(4, 0)),
+    "no fields": b"\0",
+    "structs for numbers": thrift.struct(*(thrift.nested(number, i32(1, 1)) for number in range(1, 6))),
+}
+
+
+@pytest.mark.parametrize("column", [0, 1, 4])
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_page_header_of_any_content_is_an_error_that_takes_no_memory(name: str, column: int) -> None:
+    file, metadata = with_page_header(encoded(random_examples(1000, 300, 5, 5), 5), column, HEADERS[name])
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ShardError, match=metadata.row_group(0).column(column).path_in_schema):
+        RowGroup.read(lambda at, size: file[at : at + size], metadata, 0, 1000, Layout(60, 6, 300))
+    assert pa.default_memory_pool().max_memory() < before + 10**7
+
+
+def test_levels_of_lists_of_other_lengths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many values, but for pyarrow in other rows."""
+    monkeypatch.setattr(parquet, "levels", lambda rows, length: levels(rows * 2, length // 2))
+    file = encoded(random_examples(1000, 300, 5, 5), 5)
+    metadata = pq.read_metadata(pa.BufferReader(file))
+    with pytest.raises(ShardError, match=r"contexts_negatives.*levels are not those of lists of 60"):
+        RowGroup.read(lambda at, size: file[at : at + size], metadata, 0, 1000, Layout(60, 6, 300))
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))])
+def test_a_footer_of_other_content_is_an_error_or_of_no_consequence(seed: int) -> None:
+    """500 of them with one to four other bytes: it has no checksum."""
+    rng = np.random.default_rng(seed)
+    examples = random_examples(40, 30, 1, 2)
+    file = encoded(examples, 2)
+    start = len(file) - 8 - int.from_bytes(file[-8:-4], "little")
+    for _ in range(500):
+        lie = bytearray(file)
+        for place in rng.integers(start, len(file), rng.integers(1, 5)):
+            lie[place] = rng.integers(256)
+        try:
+            metadata = pq.read_metadata(pa.BufferReader(bytes(lie)))
+            group = RowGroup.read(lambda at, size: bytes(lie[at : at + size]), metadata, 0, 40, Layout(6, 3, 30))  # noqa: B023
+            found = group.rows(np.arange(40, dtype=np.int32))
+        except UNREADABLE:
+            continue
+        np.testing.assert_array_equal(found.center_N, examples.center_N)
+        np.testing.assert_array_equal(found.targets_NL, examples.contexts_negatives_NL)
+        np.testing.assert_array_equal(found.num_contexts_N, examples.num_contexts_N)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1000, 16_384, 16_385])

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import islice
 from operator import methodcaller
 from pathlib import Path
@@ -38,7 +39,7 @@ from training.reading import remote, stream
 from training.reading.chunk import Chunk
 from training.reading.plan import Piece, plan_epoch
 from training.reading.prefetch import prefetch
-from training.reading.remote import Requests
+from training.reading.remote import RemoteShard, Requests
 from training.reading.row_groups import LazyRowGroup
 from training.reading.shard_cache import TOTAL, ShardCache
 from training.reading.stream import ArrowStream, chunks_of, read_epochs
@@ -338,6 +339,55 @@ def test_leftovers_go_some_day_and_what_is_not_ours_stays(tmp_path: Path) -> Non
     os.utime(recent)
     ShardCache(tmp_path, 900).prepare()
     assert {path.name for path in tmp_path.iterdir()} == {recent.name, "notes.txt", ".hidden", TOTAL}
+
+
+def test_a_dataset_that_lists_anothers_digests_does_not_feed_its_readers(tmp_path: Path) -> None:
+    """Other rows, whose manifest claims the other dataset's SHA-256s: nobody compares them with the bytes."""
+    cache = ShardCache(tmp_path / "cache", 10**7)
+    manifests = [tiny.write_tiny_dataset(tmp_path / name, 100, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    claimed = tuple(
+        replace(shard, sha256=other.sha256)
+        for shard, other in zip(manifests[1].shards, manifests[0].shards, strict=True)
+    )
+    replace(manifests[1], shards=claimed).save(tmp_path / "b")
+    for name in "ab":
+        for path in filter(Path.is_file, (tmp_path / name).rglob("*")):
+            Location.of(f"memory://poison{path}").put(path.read_bytes())
+
+    def read(name: str, cache: ShardCache | None) -> list[Batch]:
+        manifest = Manifest.load(f"memory://poison{tmp_path / name}")
+        plan = plan_epoch(manifest.select(0), manifest.row_group_rows, 0, 0, lanes=4, global_batch=32)
+        stream = ArrowStream(f"memory://poison{tmp_path / name}", manifest, manifest.select(0), plan, cache)
+        return tiny.copies(stream.batches(0, 1))
+
+    right = read("a", None)
+    read("b", cache)
+    assert_same(read("a", cache), right)
+
+
+def test_another_endpoint_is_another_dataset(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Manifest.load(local).shards[0]
+    keys = set()
+    for endpoint in ("http://one", "http://two"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        keys.add(RemoteShard(Location.of("memory://same"), shard, None)._key)
+    assert len(keys) == 2
+
+
+def test_links_in_the_cache_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / TOTAL).symlink_to(tmp_path / "precious")
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    with pytest.raises(ManifestError, match=r"--shard-cache .*cannot be written .*; choose another folder"):
+        cache.prepare()
+    (tmp_path / "cache" / TOTAL).unlink()
+    name = "a" * 64 + ".0"
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0123456789abcdef")
+    (tmp_path / "cache" / f".{name}.0123456789abcdef").symlink_to(tmp_path / "precious")
+    with pytest.raises(ManifestError, match="cannot be written"):
+        cache.put(name, b"rows")
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_damaged_cache_file_is_fetched_again(server: Flaky, uri: str, local: Path, tmp_path: Path) -> None:

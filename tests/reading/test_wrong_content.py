@@ -22,7 +22,7 @@ import tiny
 import torch
 from conftest import ROOT, Ended
 
-from pipeline.dataset import encode
+from pipeline.dataset import packing
 from pipeline.dataset.encode import ExampleWriter
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.verify import problems
@@ -107,14 +107,13 @@ def wrong_dataset(folder: Path, lie: str, patch: pytest.MonkeyPatch) -> Path:
     change, of_dictionary = LIES[lie]
     manifest = tiny.write_held_out(folder)
     assert manifest.vocab_size == NUM_WORDS
-    made = encode.dictionary
 
     def dictionary(ids_NL: Int32, num_real_N: Int32) -> tuple[Int32, Int32]:
         known_NL = np.where((ids_NL > 0) & (ids_NL < NUM_WORDS), ids_NL, np.int32(0))
-        return of_dictionary(*made(known_NL, num_real_N))
+        return of_dictionary(*packing.dictionary(known_NL, num_real_N))
 
     with patch.context() as patched:
-        patched.setattr(encode, "dictionary", dictionary)
+        patched.setattr("pipeline.dataset.encode.dictionary", dictionary)
         shards = list(manifest.shards)
         for split in ("train", "heldout"):
             index = next(number for number, shard in enumerate(shards) if shard.split == split)
