@@ -62,9 +62,10 @@ def _examples(content: bytes, manifest: Manifest) -> tuple[int, int, set[str]]:
     rows = pairs = 0
     faults: set[str] = set()
     try:
-        for batch in checked_batches(pa.BufferReader(content), manifest):
-            rows += len(batch)
-            pairs += int(np.sum(batch["num_contexts"].to_numpy(), dtype=np.int64))
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            for batch in checked_batches(file, manifest):
+                rows += len(batch)
+                pairs += int(np.sum(batch["num_contexts"].to_numpy(), dtype=np.int64))
         _read_as_training_does(content, manifest)
     except UNREADABLE as error:
         faults.add(f"not the Parquet of a shard ({one_line(error)})")
@@ -72,18 +73,17 @@ def _examples(content: bytes, manifest: Manifest) -> tuple[int, int, set[str]]:
 
 
 def checked_batches(
-    source: pa.NativeFile, manifest: Manifest, columns: Sequence[str] = SCHEMA.names
+    file: pq.ParquetFile, manifest: Manifest, columns: Sequence[str] = SCHEMA.names
 ) -> Iterator[pa.RecordBatch]:
     """Yields these columns of a shard, a row group at a time. pyarrow reads them, and every value is checked.
 
     Raises UNREADABLE.
     """
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        if not file.schema_arrow.equals(SCHEMA):
-            raise ShardError("its columns are not a shard's")
-        for batch in file.iter_batches(manifest.row_group_rows, columns=list(columns)):
-            _check(batch, manifest)
-            yield batch
+    if not file.schema_arrow.equals(SCHEMA):
+        raise ShardError("its columns are not a shard's")
+    for batch in file.iter_batches(manifest.row_group_rows, columns=list(columns)):
+        _check(batch, manifest)
+        yield batch
 
 
 def _check(batch: pa.RecordBatch, manifest: Manifest) -> None:

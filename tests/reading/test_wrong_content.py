@@ -30,6 +30,7 @@ from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
 from training.model.kernels.threads import Team
 from training.reading.device_feed import KeptRows
+from training.reading.petastorm_stream import petastorm_epochs
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream, read_epochs
 from training.runs.report_data import read_sampled
@@ -147,7 +148,10 @@ def stream_of(where: Path | str, manifest: Manifest) -> ArrowStream:
     return ArrowStream(where, manifest, shards, plan)
 
 
-@pytest.fixture(params=["thread", "team", "kept rows", "remote"])
+WAYS = ["thread", "team", "kept rows", "remote", *(["petastorm"] if pa.__version__.startswith("14.") else [])]
+
+
+@pytest.fixture(params=WAYS)
 def read(request: pytest.FixtureRequest) -> Callable[[Path], Iterator[object]]:
     """The batches of an epoch, in each of the ways in which training gets them."""
 
@@ -157,6 +161,11 @@ def read(request: pytest.FixtureRequest) -> Callable[[Path], Iterator[object]]:
             where = f"memory://wrong{folder}"
             for path in filter(Path.is_file, folder.rglob("*")):
                 Location.of(f"memory://wrong{path}").put(path.read_bytes())
+        if request.param == "petastorm":
+            with closing(petastorm_epochs(folder, manifest, 0, range(1), 32, 0, 1)) as epochs:
+                for epoch in epochs:
+                    yield from epoch
+            return
         stream = stream_of(where, manifest)
         if request.param == "kept rows":
             kept = KeptRows(stream.read, stream.shards, manifest.row_group_rows, manifest.max_len, torch.device("cpu"))

@@ -185,8 +185,9 @@ def _verify(path: Path, shard: ShardInfo, manifest: Manifest) -> None:
             f"run prepare again with --overwrite"
         )
     try:
-        for _ in checked_batches(pa.OSFile(str(path)), manifest, COLUMNS):
-            pass
+        with pq.ParquetFile(path) as file:
+            for _ in checked_batches(file, manifest, COLUMNS):
+                pass
     except UNREADABLE as error:
         raise damaged(Location.of(path), error) from None
 

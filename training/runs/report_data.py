@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.dataset.decode import UNREADABLE
 from pipeline.dataset.manifest_file import Manifest
@@ -122,8 +123,8 @@ def read_rows(data: str, manifest: Manifest) -> Rows:
 def _batches(data: str, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     left = MOST_ROWS
     for shard in manifest.select(0):
-        with (Location.of(data) / shard.path).open() as source:
-            for batch in checked_batches(source, manifest, ["center", "num_contexts"]):
+        with (Location.of(data) / shard.path).open() as source, pq.ParquetFile(source) as file:
+            for batch in checked_batches(file, manifest, ["center", "num_contexts"]):
                 if left <= 0:
                     return
                 yield batch

@@ -99,7 +99,7 @@ class Heldout:
         path = published / HELDOUT
         try:
             words = Vocab.read(published / VOCAB).words.to_pylist()
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(path) as file:
                 if (found := file.metadata.num_rows) > MAX_ROWS:
                     raise ShardError(f"found {found:,} rows, expected at most {MAX_ROWS:,}")
                 table = file.read().combine_chunks()
