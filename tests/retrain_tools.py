@@ -79,8 +79,19 @@ class Tools:
         output.mkdir(parents=True, exist_ok=True)
         save_file({"center": tables[0], "context": tables[1]}, output / "vectors.safetensors")
         (output / "vocab.parquet").write_bytes(vocab)
-        numbers = dict.fromkeys(("examples", "steps", "loss", "mean_loss", "world_size", "threads"), 1)
-        about: dict[str, Any] = {"kernel": "cpu", "device": "cpu", "versions": {}, "commit": None}
+        counts = (
+            "examples",
+            "steps",
+            "loss",
+            "mean_loss",
+            "seconds",
+            "tokens_per_s",
+            "wait_share",
+            "world_size",
+            "threads",
+        )
+        numbers = dict.fromkeys(counts, 1)
+        about: dict[str, Any] = {"kernel": "cpu", "device": "cpu", "versions": {}, "commit": None, "epochs": []}
         summary = {**numbers, **about, "dataset_id": manifest.dataset_id, "vocab_size": len(words)}
         (output / "summary.json").write_text(json.dumps(summary))
 

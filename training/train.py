@@ -47,7 +47,7 @@ from training.model.memory import is_finite
 from training.model.schedule import linear_decay
 from training.model.skip_gram import SkipGram
 from training.model.steps import Step, finite, make_step
-from training.reading.epochs import cache_of, epochs_of, shards_of, stream_of, total_steps
+from training.reading.epochs import cache_of, check_position, epochs_of, shards_of, stream_of, total_steps
 from training.reading.petastorm_stream import check_petastorm
 from training.run import Run
 from training.runs.metrics import Meter, Moment
@@ -133,7 +133,8 @@ def train(run: Run) -> bool:
             held.enter_context(locked_folder(config.output))
         resumed = read_checkpoint(run)
         if resumed:
-            resumed.check_position(run)
+            with resumed.checking():
+                check_position(config, run.manifest, world.world_size, resumed.record.progress.position)
         progress = resumed.record.progress if resumed else Progress()
 
         # The model: equal tables on every rank, and a step that keeps them equal or averages them now and then.

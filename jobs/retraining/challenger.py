@@ -1,16 +1,15 @@
 """The challenger: a folder of new vectors, aligned with the published ones and ready to be published."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save
 
 from jobs.retraining.workspace import Cycle, remove
-from pipeline.shared.files import write_json
+from pipeline.shared.files import write, write_json
 from training.vectors.alignment import align
 from training.vectors.heldout import Heldout
-from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, read_summary
 from training.vectors.word_vectors import Tables
 
 OF_THE_RUN = (
@@ -33,9 +32,9 @@ def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None
         tables = alignment.tables
     if holds_out:
         Heldout.of_dataset(cycle.dataset).write(temporary)
-    (temporary / VECTORS).write_bytes(save({"center": tables.center_VD, "context": tables.context_VD}))
-    (temporary / VOCAB).write_bytes((cycle.run / VOCAB).read_bytes())
-    summary = json.loads((cycle.run / SUMMARY).read_bytes())
+    write(temporary / VECTORS, save({"center": tables.center_VD, "context": tables.context_VD}))
+    write(temporary / VOCAB, (cycle.run / VOCAB).read_bytes())
+    summary = read_summary(cycle.run)
     card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
     card |= {"run_id": cycle.run_id, "dim": tables.center_VD.shape[1], "supersedes": current.name if current else None}
     write_json(temporary / SUMMARY, card)

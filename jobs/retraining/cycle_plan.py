@@ -10,8 +10,9 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from jobs.retraining.cycle_records import card
 from jobs.retraining.retrain_config import RetrainConfig
-from jobs.retraining.workspace import DEMO, Workspace, card
+from jobs.retraining.workspace import DEMO, Workspace
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 from pipeline.shared.settings import fields_of

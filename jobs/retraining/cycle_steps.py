@@ -24,9 +24,10 @@ from jobs.retraining.cycle_plan import (
     state_of,
     train_command,
 )
+from jobs.retraining.cycle_records import card
 from jobs.retraining.registry import CHALLENGER, CHAMPION, reach_registry, register, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
-from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, card, remove
+from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, remove
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 from training.vectors.word_vectors import Tables

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jobs.retraining.workspace import read_json
-from training.vectors.run_files import REPORT, SUMMARY
+from jobs.retraining.cycle_records import read_record
+from training.vectors.run_files import REPORT, SUMMARY, is_finished, read_config, read_metrics, read_summary
 
 LOGGED_TAG = "shardvec.logged"
 ARTIFACTS = (
@@ -33,15 +33,16 @@ def log_cycle(client: Any, run: Any, cycle: Path) -> None:
 
     mlflow_id = run.info.run_id
     if LOGGED_TAG not in run.data.tags:
-        plan = read_json(cycle / "plan.json") or {}
-        settings = {"plan": plan.get("settings"), "train": read_json(cycle / "run" / "config.json")}
+        plan, trained = read_record(cycle / "plan.json") or {}, is_finished(cycle / "run")
+        settings = {"plan": plan.get("settings"), "train": read_config(cycle / "run") if trained else None}
         params = (Param(name, value) for name, value in flat(settings) if name not in run.data.params)
         for chunk in _chunks(params, PARAMS_AT_ONCE):
             client.log_batch(mlflow_id, params=chunk)
-        metrics = (Metric(name, value, run.info.start_time, step) for name, value, step in curves(cycle / "run"))
+        points = curves(cycle / "run") if trained else ()
+        metrics = (Metric(name, value, run.info.start_time, step) for name, value, step in points)
         for chunk in _chunks(metrics, METRICS_AT_ONCE):
             client.log_batch(mlflow_id, metrics=chunk)
-        summary = read_json(cycle / "run" / SUMMARY) or {}
+        summary = read_summary(cycle / "run") if trained else {}
         for name in ("dataset_id", "commit"):
             client.set_tag(mlflow_id, f"shardvec.{name}", str(summary.get(name)))
         client.set_tag(mlflow_id, LOGGED_TAG, "yes")
@@ -55,7 +56,7 @@ def log_decision(client: Any, run: Any, cycle: Path) -> None:
     from mlflow.entities import Metric
 
     file = cycle / "decision.json"
-    decision = read_json(file)
+    decision = read_record(file)
     if decision is None:
         return
     time_ms = int(file.stat().st_mtime * 1000)
@@ -71,14 +72,9 @@ def log_decision(client: Any, run: Any, cycle: Path) -> None:
 
 
 def curves(run: Path) -> Iterator[tuple[str, float, int]]:
-    """(name, value, step) of every finite value of steps and epochs in metrics.jsonl."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8") as lines:
-        for line in map(json.loads, lines):
-            prefix, names = ("epoch/", OF_EPOCHS) if line["kind"] == "epoch" else ("", OF_STEPS)
-            yield from ((prefix + name, line[name], line["step"]) for name in names if _is_number(line.get(name)))
+    """(name, value, step) of steps and epochs in metrics.jsonl."""
+    for prefix, names, lines in zip(("", "epoch/"), (OF_STEPS, OF_EPOCHS), read_metrics(run), strict=True):
+        yield from ((prefix + name, line[name], line["step"]) for line in lines for name in names)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ HOLDOUT = 0.01
 OURS = ("data", "output", "overwrite", "resume", "init_from", "freeze_epochs", "verbosity")
 """Settings of a training run that the cycle itself sets."""
 
+MAX_BYTES, MAX_VALUES = 1 << 18, 10_000
+"""More than any YAML file of settings has; values of aliases count each time."""
 YAML_TAG = "tag:yaml.org,2002:"
 _MISREAD = {
     "int": (re.compile(r"[-+]?0[0-7_]+|.*:.*"), "a number to base 8 or 60"),
@@ -137,7 +140,13 @@ def read_config(file: Path) -> RetrainConfig:
     except ModuleNotFoundError:
         raise InputError(f"--config {file}: PyYAML is not installed; {INSTALL}") from None
     try:
-        return config_of(loaded(file.read_text(encoding="utf-8")))
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"found more than {MAX_BYTES:,} bytes, expected settings")
+        return config_of(loaded(content.decode()))
+    except RecursionError:
+        raise InputError(f"--config {file}: is nested too deeply; examples/retrain-demo.yaml shows one") from None
     except OSError as error:
         raise InputError(f"--config {file}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -163,7 +172,20 @@ def loaded(text: str) -> Any:
                 _check_scalar(node)
             return super().construct_object(node, deep)
 
-    return yaml.load(text, Loader)
+    loader = Loader(text)
+    node = loader.get_single_node()
+    if node and (found := _num_values(node, {})) > MAX_VALUES:
+        raise InputError(f"found {found:,} values, expected {MAX_VALUES:,} or fewer")
+    return loader.construct_document(node) if node else None
+
+
+def _num_values(node: Any, known: dict[Any, int]) -> int:
+    """The number of values in a node, also in those that its aliases stand for."""
+    if node not in known:
+        known[node] = 1  # for aliases of the node inside itself
+        children = chain.from_iterable(node.value) if node.id == "mapping" else node.value
+        known[node] = 1 if node.id == "scalar" else 1 + sum(_num_values(child, known) for child in children)
+    return known[node]
 
 
 def _check_scalar(node: Any) -> None:

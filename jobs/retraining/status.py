@@ -1,8 +1,9 @@
 """The summary that `status` prints."""
 
+from jobs.retraining.cycle_records import card
 from jobs.retraining.registry import CHAMPION, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
-from jobs.retraining.workspace import RECORDS, REGISTRY_DB, Workspace, card
+from jobs.retraining.workspace import RECORDS, REGISTRY_DB, Workspace
 from pipeline.shared.errors import InputError
 
 

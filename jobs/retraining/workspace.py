@@ -22,10 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.retraining.cycle_records import Holder, card, read_record
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write_json
-from training.vectors.run_files import SUMMARY
+from pipeline.shared.records import RecordError, checked, read
+from pipeline.shared.storage import Location
+from training.vectors.run_files import is_finished
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
 """The steps of a cycle, in order, and the record that each step writes last."""
@@ -50,7 +53,7 @@ class Cycle:
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The record ``name``, such as ``decision``; None if its step is not finished."""
-        return read_json(self.folder / f"{name}.json")
+        return read_record(self.folder / f"{name}.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,8 +116,8 @@ class Workspace:
     def lock_holder(self) -> dict[str, Any] | None:
         """The pid and host of the command that took the lock. It may have ended since."""
         try:
-            return json.loads((self.folder / LOCK).read_bytes())  # type: ignore[no-any-return]
-        except (OSError, ValueError):
+            return dict(checked(read(Location.of(self.folder / LOCK)), Holder))
+        except (OSError, RecordError):
             return None
 
     def _check_orphaned(self, deadline: float) -> None:
@@ -137,7 +140,7 @@ class Workspace:
 
     def newest(self) -> Cycle | None:
         """The cycle that was planned last; None before the first one."""
-        record = read_json(self.folder / POINTER)
+        record = read_record(self.folder / POINTER)
         return self.cycle(record["run_id"]) if record else None
 
     def begin(self, cycle: Cycle) -> None:
@@ -166,7 +169,7 @@ class Workspace:
                 )
             return None
         version = self.folder / PUBLISHED / Path(os.readlink(link)).name
-        if not link.is_symlink() or not (version / SUMMARY).is_file():
+        if not link.is_symlink() or not is_finished(version):
             others = ", ".join(found.name for found in self.versions()) or "none"
             raise InputError(
                 f"{link}: {version} is gone or incomplete, expected the published vectors; "
@@ -188,7 +191,7 @@ class Workspace:
     def versions(self) -> list[Path]:
         """The versions whose files exist, oldest first."""
         folder = self.folder / PUBLISHED
-        return sorted(found for found in folder.glob("[0-9]*") if (found / SUMMARY).is_file())
+        return sorted(found for found in folder.glob("[0-9]*") if is_finished(found))
 
     def version_of(self, run_id: str) -> Path | None:
         """The version of a cycle; None if there is none."""
@@ -237,24 +240,6 @@ def _may_be_alive(holder: dict[str, Any]) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def card(version: Path) -> dict[str, Any]:
-    """The summary of a published version. Raises InputError if it is damaged."""
-    try:
-        return json.loads((version / SUMMARY).read_bytes())  # type: ignore[no-any-return]
-    except ValueError as error:
-        raise InputError(f"{version / SUMMARY}: damaged ({error}); bring it back, or roll back and remove it") from None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; None if there is none. Raises InputError if it is damaged."""
-    try:
-        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and its step is repeated") from None
 
 
 def remove(folder: Path) -> None:

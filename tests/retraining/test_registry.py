@@ -22,7 +22,7 @@ import tracking
 from conftest import ROOT, Command
 from tiny import write_run
 
-from jobs.retraining.mlflow_run import curves, flat
+from jobs.retraining.mlflow_run import flat
 from jobs.retraining.registry import Registry, sqlite_uri
 from pipeline.shared.errors import InputError
 from training import neighbors
@@ -90,16 +90,31 @@ def write_cycle(folder: Path, number: int = 0, accepted: bool = True, steps: int
         {"kind": "step", "epoch": 0, "step": step, "lr": 0.01, "loss": 1 / step, "tokens_per_s": 9.5, "wait_share": 0}
         for step in range(1, steps + 1)
     ]
-    last = {"kind": "epoch", "epoch": 0, "step": steps, "mean_loss": 0.3, "loss": 0.25, "tokens_per_s": 9.0}
+    speed = {"examples": 7, "seconds": 0.5, "tokens_per_s": 9.0, "wait_share": 0}
+    last = {"kind": "epoch", "epoch": 0, "step": steps, "mean_loss": 0.3, "loss": 0.25, **speed}
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in (*lines, last)))
-    (run / "config.json").write_text(json.dumps({"dim": 2, "data": "x" * 9000, "seed": None, "kernel": "cpu"}))
-    (run / "summary.json").write_text(json.dumps({"dataset_id": "abc", "commit": "f00"}))
+    config = {"dim": 2, "data": "x" * 9000, "seed": None, "kernel": "cpu", "log_every": 50}
+    (run / "config.json").write_text(json.dumps(config))
+    about = {"dataset_id": "abc", "vocab_size": 4, "versions": {}, "commit": "f00", "kernel": "cpu", "device": "cpu"}
+    numbers = {"loss": 0.25, "mean_loss": 0.3, "steps": steps, "world_size": 1, "threads": 1, "epochs": [], **speed}
+    (run / "summary.json").write_text(json.dumps({**about, **numbers}))
     (run / "loss.png").write_bytes(b"png")
     (run / "report.html").write_text("<html>")
     (folder / "train.log").write_text("epoch 1\n")
-    (folder / "plan.json").write_text(json.dumps({"settings": {"name": "demo", "prepare": {"window": 5}}}))
+    planned: dict[str, Any] = {
+        "run_id": "0" * 16,
+        "planned": "now",
+        "base": None,
+        "source_state": [],
+        "prepare": [],
+        "train": [],
+    }
+    settings = {"name": "demo", "prepare": {"window": 5}}
+    (folder / "plan.json").write_text(json.dumps({**planned, "settings": settings}))
     gate = {"name": "overlap@10", "passed": accepted, "value": 0.75, "champion_value": None, "bound": "at least"}
-    decision = {"accepted": accepted, "gates": [gate, {**gate, "name": "held-out loss", "champion_value": 0.5}]}
+    gates = [gate, {**gate, "name": "held-out loss", "champion_value": 0.5}]
+    told = {"key": "0" * 64, "decided": "now", "champion": None, "text": "", "reason": ""}
+    decision = {"accepted": accepted, "gates": gates, **told}
     (folder / "decision.json").write_text(json.dumps(decision))
     return folder
 
@@ -154,6 +169,7 @@ def test_a_cycle_is_one_run_and_one_version_however_often_it_is_recorded(
         "train.dim": "2",
         "train.data": "x" * 500,
         "train.kernel": "cpu",
+        "train.log_every": "50",
     }
     assert tags["shardvec.decision"] == "accepted"
     assert (tags["shardvec.dataset_id"], tags["shardvec.commit"]) == ("abc", "f00")
@@ -587,12 +603,6 @@ def test_what_the_user_has_set_and_logs_stay_as_they_were(local: Registry, monke
     local.check()
     assert dict(os.environ) == {**SETTINGS, **before}
     assert logging.root.manager.disable == logging.NOTSET
-
-
-def test_what_is_not_finite_is_no_metric(tmp_path: Path) -> None:
-    lines = [{"kind": "step", "step": 1, "loss": float("nan"), "lr": 0.1}, {"kind": "step", "step": 2, "loss": 0.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert list(curves(tmp_path)) == [("lr", 0.1, 1), ("loss", 0.5, 2)]
 
 
 def test_settings_are_flat_and_short() -> None:

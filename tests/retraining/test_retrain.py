@@ -474,12 +474,35 @@ def test_damaged_published_vectors_are_refused_before_anything_runs(project: Her
     assert project.programs() == []
 
 
-def test_a_damaged_record_is_named(project: Here) -> None:
+@pytest.mark.parametrize("content", ["[]", "null", '{"run_id": "../.."}', '{"prepare": ["rm"]}'])
+def test_a_record_that_no_step_writes_is_refused(project: Here, content: str) -> None:
     project("plan")
     newest = Workspace(project.workspace).newest()
     assert newest is not None
-    (newest.folder / "plan.json").write_text("{")
-    project("prepare").assert_refused("plan.json: damaged", "remove it")
+    (newest.folder / "plan.json").write_text(content)
+    project("prepare").assert_refused("plan.json", "remove it, and its step is repeated")
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run_id": "0'])
+def test_a_record_that_is_empty_or_cut_counts_as_absent(project: Here, content: str) -> None:
+    """A crash of the machine leaves such files, and the next command makes them again."""
+    assert project("run").code == 0
+    project.grow(700)
+    assert project("run").code == 0
+    published = os.readlink(project.workspace / "current")
+    names = [
+        str(path)
+        for path in project.workspace.rglob("*.json")
+        if "cycles" in path.parts or path.parent == project.workspace
+    ]
+    assert len(names) > 5
+    for name in names:
+        before = Path(name).read_text()
+        Path(name).write_text(content)
+        ended = project("run")
+        assert (ended.code, ended.stderr) == (0, ""), (name, ended)
+        assert os.readlink(project.workspace / "current") == published
+        Path(name).write_text(before)
 
 
 def test_a_folder_that_is_no_workspace_is_refused(project: Here) -> None:

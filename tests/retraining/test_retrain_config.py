@@ -1,5 +1,6 @@
 """What a retraining config may say, and what is said of one that may not."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,32 @@ def test_a_file_that_is_no_config_is_refused(content: bytes | None, words: list[
     assert len(str(refusal.value).splitlines()) == 1
 
 
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{y}: &{y} [*{x}, *{x}]\n" for x, y in pairwise("abcdefghijklmnopqrstuvwxy"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 1500,
+        "a: " * 1500,
+        "x" * (1 << 20),
+        f"name: {'x' * 10**6}\n{'y' * 10**5}: 1\n",
+        f"name: [{'x, ' * 20_000}]",
+        f"{LAUGHS}name: *y\n",
+        f"{LAUGHS}",
+        f"{LAUGHS}train: {{lr: *y}}\nname: words\nworkspace: w\ncorpus: {{input: texts}}\n",
+    ],
+)
+def test_a_huge_value_is_refused_in_a_short_line(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError) as refusal:
+        read_config(file)
+    line = str(refusal.value)
+    assert len(line) < 1000
+    assert "\n" not in line
+
+
 YAML = "name: words\nworkspace: w\ncorpus: {input: texts}\n"
 
 
@@ -148,7 +175,7 @@ def read(tmp_path: Path, more: str, least: str = YAML) -> RetrainConfig:
         ("registry: {tracking_uri: yes}\n", "registry.tracking_uri: found True, expected text or null, in quotes"),
         ("keep: 08\n", "keep: found '08', expected a whole number"),
         ("spark_submit: --master yarn\n", "spark_submit: found '--master yarn', expected a list, such as ["),
-        ("train: &t\n  lr: *t\n", "train.lr: found {'lr': {...}}, expected a number"),
+        ("train: &t\n  lr: *t\n", "train.lr: found {'lr': {'lr': {...}}}, expected a number"),
         ("train: !!python/object:os.system x\n", "is no YAML (could not determine a constructor"),
     ],
 )

@@ -16,7 +16,6 @@ from pipeline.shared.records import Count, RecordError, checked, record
 from training.model.skip_gram import SkipGram
 from training.model.state import Slot, check_state, check_unknown
 from training.model.steps import Step, tables_of
-from training.reading.epochs import check_position
 from training.run import Position, Run
 from training.runs.checkpoint import (
     OF_THE_FILE,
@@ -120,24 +119,20 @@ class Resumed:
         if self.record.start is None:
             return None
         kept_K = self.state.pop(KEPT, torch.zeros(0, dtype=torch.int64))
-        with self._checked(STATE):
+        with self.checking(STATE):
             check_state({KEPT: kept_K}, {KEPT: Slot((kept_K.numel(),), torch.int64, 1, num_words - 1)})
         return Start(self.record.start, kept_K)
 
     def restore(self, step: Step, model: SkipGram) -> None:
         """Restores the step and the model. Raises CheckpointError unless the tensors are what such a step saves."""
-        with self._checked(STATE):
+        with self.checking(STATE):
             step.load_state_dict(self.state, self.step)
             step.write_back()
             check_unknown(tables_of(model))
 
-    def check_position(self, run: Run) -> None:
-        """Raises CheckpointError unless this run passes through the checkpoint's epoch and step."""
-        with self._checked(RECORD):
-            check_position(run.config, run.manifest, run.world.world_size, self.record.progress.position)
-
     @contextmanager
-    def _checked(self, file: str) -> Iterator[None]:
+    def checking(self, file: str = RECORD) -> Iterator[None]:
+        """Raises a ValueError of the block as CheckpointError about this file of the checkpoint."""
         try:
             yield
         except ValueError as error:

@@ -29,7 +29,7 @@ from training.run import Run
 from training.runs.checkpoint import FOLDER, newest
 from training.runs.tensorboard import write_projector
 from training.train_config import TrainConfig
-from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB
+from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, is_finished
 
 NEW = ".new"
 LOCK = ".train.lock"
@@ -43,7 +43,7 @@ def check_free(config: TrainConfig) -> None:
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
     if config.overwrite or config.resume is not None:
         return
-    if is_finished(output):
+    if holds_finished(output):
         raise InputError(f"--output {output}: holds a finished run; add --overwrite or name another folder")
     if done := newest(active_folder(output)):
         raise InputError(
@@ -67,7 +67,7 @@ def locked_folder(output: Path) -> Iterator[None]:
                 stack.enter_context(locked(output / LOCK))
         except AlreadyLocked:
             raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
-        if (output / NEW / SUMMARY).exists():
+        if is_finished(output / NEW):
             _replace(output)  # a run was stopped while it did this
         yield
 
@@ -79,7 +79,7 @@ def claim(run: Run, resumed: bool) -> Path:
     finished run.
     """
     config, output = run.config, run.config.output
-    fresh = output / NEW if is_finished(output) else output
+    fresh = output / NEW if holds_finished(output) else output
     folder = active_folder(output) if resumed else fresh
     vocabulary = read_vocabulary(config.data, run.manifest)
     if not resumed:
@@ -149,9 +149,9 @@ def finish(folder: Path, output: Path, summary: dict[str, Any]) -> None:
         _replace(output)
 
 
-def is_finished(output: Path) -> bool:
+def holds_finished(output: Path) -> bool:
     """Whether ``output`` holds a finished run, even one that was stopped while it replaced another."""
-    return (output / SUMMARY).exists() or (output / NEW / SUMMARY).exists()
+    return is_finished(output) or is_finished(output / NEW)
 
 
 def _replace(output: Path) -> None:

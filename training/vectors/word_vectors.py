@@ -20,7 +20,7 @@ from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
 from training.vectors.cosine import cosines, norms, unit
 from training.vectors.mlflow_uri import opened
-from training.vectors.run_files import SUMMARY, VECTORS, VOCAB
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, is_finished
 
 SOURCES = "a finished run's folder, such as runs/ptb; models:/NAME@ALIAS; a word2vec file, text or binary; .safetensors"
 """What Vectors.load takes, for the help of commands."""
@@ -171,7 +171,7 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
     """
     file, remedy = place.resolve(), "write it again"
     if not file.is_file():
-        if not (file / SUMMARY).is_file():
+        if not is_finished(file):
             raise InputError(f"{source}: no {SUMMARY}, so no finished run; train one with training/train.py")
         file, remedy = file / VECTORS, "train again"
     try:
