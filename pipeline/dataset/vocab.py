@@ -81,7 +81,7 @@ class Vocab:
                 if file.metadata.num_rows > MAX_WORDS:
                     raise VocabError(f"found {file.metadata.num_rows:,} words, expected at most {MAX_WORDS:,}")
                 table = file.read().combine_chunks()
-            table.validate(full=True)  # among other things, that the words are UTF-8
+            check_columns(table, *SCHEMA.names)
             _check(table)
             return cls(words=table["word"].combine_chunks(), counts_V=table["count"].to_numpy())
         except VocabError:
@@ -90,14 +90,22 @@ class Vocab:
             raise VocabError(one_line(error)) from None
 
 
-def _check(table: pa.Table) -> None:
-    """Raises VocabError unless the table, of valid values, is a vocabulary."""
+def check_columns(table: pa.Table, *names: str) -> None:
+    """Raises VocabError unless the table has exactly these columns of SCHEMA, without nulls, and words in UTF-8."""
     found = {field.name: field.type for field in table.schema}
-    expected = {field.name: field.type for field in SCHEMA}
+    expected = {name: SCHEMA.field(name).type for name in names}
     if found != expected or any(column.null_count for column in table.columns):
         raise VocabError(
             f"found columns {shown(found)}, or nulls in them, expected {', '.join(expected)} as prepare does"
         )
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise VocabError(one_line(error)) from None
+
+
+def _check(table: pa.Table) -> None:
+    """Raises VocabError unless the table, of valid values, is a vocabulary."""
     if not len(table) or table["word"][0].as_py() != UNKNOWN:
         raise VocabError(f"expected {UNKNOWN} as its first word")
     if not np.array_equal(table["word_id"].to_numpy(), np.arange(len(table), dtype=np.int32)):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import AlreadyLocked, locked, os_errors, write, write_json
@@ -95,12 +95,15 @@ def claim(run: Run, resumed: bool) -> Path:
 
 
 def read_vocabulary(data: str, manifest: Manifest) -> bytes:
-    """The vocabulary of the dataset ``data``, a Parquet file. Raises ManifestError."""
-    vocab = Location.of(data) / manifest.vocab_path
+    """The vocabulary of the dataset ``data``, a Parquet file. Raises ManifestError unless it is the manifest's."""
+    path = Location.of(data) / manifest.vocab_path
     try:
-        return vocab.read_bytes()
-    except OSError as error:
-        raise ManifestError.unreadable(vocab, error) from None
+        vocab = Vocab.read(path)
+        if vocab.digest() != manifest.vocab_digest:
+            raise VocabError("its words and counts have another digest than the manifest lists")
+        return path.read_bytes()
+    except (OSError, VocabError) as error:
+        raise ManifestError.unreadable(path, error) from None
 
 
 def write_vectors(folder: Path, model: SkipGram) -> npt.NDArray[np.float32]:
@@ -132,8 +135,8 @@ def write_pages(folder: Path, run: Run, center_VD: npt.NDArray[np.float32], summ
     """Writes what people look at: loss.png, report.html and the files of TensorBoard's projector."""
     from training.runs import report_data, report_page, report_plots  # half a second, and only rank 0 draws
 
-    vocabulary = pq.read_table(folder / VOCAB)
-    words, counts_V = vocabulary["word"].to_pylist(), vocabulary["count"].to_numpy()
+    vocab = Vocab.read(folder / VOCAB)
+    words, counts_V = vocab.words.to_pylist(), vocab.counts_V
     name = run.config.output.absolute().name
     finished = report_data.FinishedRun.at_end(folder, name, summary, words, counts_V, center_VD, run.manifest)
     write(folder / "loss.png", report_plots.loss_png(finished.steps, finished.epochs, run.config.log_every))

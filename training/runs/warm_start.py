@@ -4,22 +4,19 @@ V words, D dimensions, K words that both vocabularies have. Row 0, <unk>, never 
 """
 
 from dataclasses import asdict, dataclass
-from io import BytesIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
+from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.errors import InputError
 from pipeline.shared.records import Xxh3, checked, record
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
-from training.runs.run_folder import read_vocabulary
 from training.train_config import TrainConfig
 from training.vectors.compare import Growth, growth, shared_rows
 from training.vectors.word_vectors import Tables
@@ -82,9 +79,13 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
         raise InputError(
             f"--init-from {source}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
         )
-    vocabulary = _vocabulary(config, manifest)
-    words = vocabulary["word"].to_pylist()
-    grown = growth(words, vocabulary["count"].to_numpy(), before.words, before.counts_V)
+    path = Location.of(config.data) / manifest.vocab_path
+    try:
+        vocab = Vocab.read(path)
+    except (OSError, VocabError) as error:
+        raise ManifestError.unreadable(path, error) from None
+    words = vocab.words.to_pylist()
+    grown = growth(words, vocab.counts_V, before.words, before.counts_V)
     if not grown.kept:
         raise InputError(
             f"--init-from {source}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
@@ -94,13 +95,6 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
     tables = {"center": before.center_VD, "context": before.context_VD}
     rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
     return Start(StartRecord(_digest(before), grown), kept_K), {KEPT: kept_K, **rows}
-
-
-def _vocabulary(config: TrainConfig, manifest: Manifest) -> pa.Table:
-    try:
-        return pq.read_table(BytesIO(read_vocabulary(config.data, manifest)), columns=["word", "count"])
-    except pa.ArrowException as error:
-        raise ManifestError.unreadable(Location.of(config.data) / manifest.vocab_path, error) from None
 
 
 def _digest(tables: Tables) -> str:

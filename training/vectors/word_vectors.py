@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from pipeline.dataset.vocab import VocabError, check_columns
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
@@ -176,9 +177,16 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
         file, remedy = file / VECTORS, "train again"
     try:
         vocabulary = pq.read_table(file.with_name(VOCAB), columns=["word", "count"])
+        check_columns(vocabulary, "word", "count")
         with safe_open(file, framework="numpy") as tensors:
             tables = [tensors.get_tensor(name) for name in names]
-    except (OSError, TypeError, pa.ArrowException, SafetensorError) as error:  # TypeError: numpy has no bfloat16
+    except (
+        OSError,
+        TypeError,
+        VocabError,
+        pa.ArrowException,
+        SafetensorError,
+    ) as error:  # TypeError: numpy has no bfloat16
         raise InputError(f"{source}: {file.name} or {VOCAB} cannot be read ({error}); {remedy}") from None
     for name, table_VD in zip(names, tables, strict=True):
         if table_VD.ndim != 2 or table_VD.dtype != np.float32 or not table_VD.size:
