@@ -1,9 +1,9 @@
 """prepare(): the whole pipeline, from a corpus to a dataset, in the order in which it happens.
 
-    lines -> count -> Vocab, Tables -> encode -> one shuffle -> sample and write -> manifest
+    corpus -> count words -> number words, build tables -> encode -> shuffle -> sample and write -> manifest
 
-The bytes of every shard are a function of the corpus as a bag of token sequences, of the config, and of the versions of
-numpy and pyarrow. Cores, executors, input files, splits, retries and batch sizes change nothing, because every draw
+The bytes of every shard are a function of the corpus (its sequences in any order), of the config, and of the versions
+of numpy and pyarrow. Cores, executors, input files, splits, retries and batch sizes change nothing, because every draw
 depends only on (seed, epoch, purpose, key of the sequence, number of equal sequences before it, position).
 """
 
@@ -111,9 +111,9 @@ def count_words(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, CorpusC
         .where(~F.col("is_word") | (F.col("count") >= config.min_count))
     )
     seen = Totals().seen
-    if config.max_vocab is not None:  # rarer words need not come to the driver
+    if config.max_vocab is not None:  # then Spark drops the rarest words, and the driver receives fewer
         most_frequent = counted.orderBy("is_word", F.desc("count"), "name")
-        counted = most_frequent.limit(config.max_vocab + 1 + len(seen))  # 1: the corpus may hold <unk> itself
+        counted = most_frequent.limit(config.max_vocab + 1 + len(seen))  # +1: a literal <unk> may be among them
     totals = counted.toArrow()
     words = totals.filter(totals["is_word"]).combine_chunks()
     others = totals.filter(pc.invert(totals["is_word"])).to_pydict()
@@ -139,7 +139,7 @@ def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
 
 
 def default_num_shards(vocab: Vocab, tables: Tables) -> int:
-    """One shard for every 2^20 expected examples, at least 16. Depends only on the vocabulary and the tables."""
+    """One shard for every 2^20 expected examples, at least 16. Depends on the corpus, not on the number of cores."""
     return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
 
 
@@ -233,7 +233,7 @@ def check_shared(manifest: Manifest, output: Location) -> None:
 
 
 def remove_unlisted(output: Location, manifest: Manifest) -> None:
-    """Removes the tasks' TABLES and RESULTS, and the files of failed or overtaken attempts, which nobody reads."""
+    """Removes what nobody reads: the tasks' TABLES and RESULTS, and files of attempts that failed or were overtaken."""
     generation = output / manifest.generation
     listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
     with suppress(OSError):  # the dataset is complete by now

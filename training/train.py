@@ -77,7 +77,7 @@ def main() -> None:
             tell(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        pass  # leave the handler first: its traceback holds the objects of spawn, which must be freed before exit
+        pass  # report after this block: the exception keeps spawn's objects alive, and they must be freed before exit
     if launched().local_rank == 0:
         tell("interrupted; there are no new vectors, --resume goes on from the last checkpoint")
     sys.exit(130)
@@ -143,7 +143,7 @@ def train(run: Run) -> bool:
         model.to(run.device)
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
         step = make_step(config, model, run.manifest.config.negatives, num_steps, world)
-        # The bits of a run depend on how many threads share a table's columns; a small dim uses fewer than --threads.
+        # The threads that are really used: they decide the bits, and a small dim uses fewer than --threads.
         threads = step.team.size if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
         execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
@@ -162,7 +162,7 @@ def train(run: Run) -> bool:
         recorder.warn_of_useless_settings(has_cache=cache_of(config) is not None)
         if resumed:
             recorder.say("; ".join([f"goes on after step {progress.done:,}", *changes]))
-        del resumed
+        del resumed  # it holds a copy of the tables
         compile_s = warm_up(run)
         if compile_s > SLOW_S:
             recorder.say(f"compiled for this machine in {compile_s:.0f} s, once")
@@ -170,7 +170,7 @@ def train(run: Run) -> bool:
         run_epochs(run, model, step, progress, recorder, sigterm)
         recorder.wait()
         if progress.epoch < config.epochs:
-            world.barrier()  # otherwise a launcher that sees a rank end would end rank 0 before it has written
+            world.barrier()  # all wait for rank 0's checkpoint: a launcher that sees one rank end stops the others
             if world.is_first:
                 tell(f"stopped after step {progress.done:,}; --resume goes on from there")
             return False
@@ -192,7 +192,7 @@ def run_epochs(
         recorder.save(progress, step)
 
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(run.manifest, epoch))
-    meter = Meter(run.device, run.world, progress.now)  # whose clock starts here
+    meter = Meter(run.device, run.world, progress.now)  # the run's clock starts here
     stopping = False
     reading = epochs_of(config, run.manifest, run.world, run.device, step, progress.position)
     with closing(reading) as epochs:
@@ -226,12 +226,12 @@ def run_epochs(
 
 
 def learning_rate(config: TrainConfig, examples_seen: int, num_examples: int) -> float:
-    """In place, SGD's rate decays with the number of examples that all ranks have seen. All others are constant."""
+    """In place, SGD's rate decays with the number of examples that all ranks have seen. Other rates are constant."""
     return linear_decay(config.lr, examples_seen, num_examples) if config.lr_decays else config.lr
 
 
 def warm_up(run: Run) -> float:
-    """Compiles the machine code, or loads it, by a step of empty rows on tables of two words and by reading one piece.
+    """Compiles all machine code, or loads it, by one step of empty rows on two-word tables and by reading a few rows.
 
     Returns the seconds that it took.
     """
@@ -252,7 +252,8 @@ def warm_up(run: Run) -> float:
             for piece in stream.plan.of_rank(world.rank, world.world_size)[0][:1]:
                 stream.read(piece)
 
-    # Each function is compiled by one process while the others wait, so odd and even ranks start with different ones.
+    # Each function is compiled by one process while the others wait: odd ranks begin with the reader, even ranks with
+    # the step.
     for part in (read, step) if world.local_rank % 2 else (step, read):
         part()
     return time.perf_counter() - started

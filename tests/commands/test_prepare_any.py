@@ -199,7 +199,7 @@ def test_a_column_of_the_wrong_type_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("format", ["parquet", "json"])
+@pytest.mark.parametrize("format", ["parquet", "json"])  # a new format with columns belongs here
 def test_a_column_that_is_not_there_is_refused_and_those_that_are_named(
     job: Command, tmp_path: Path, format: str
 ) -> None:

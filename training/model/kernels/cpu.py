@@ -287,7 +287,7 @@ def _move_centers(
 ) -> None:
     """Moves each row's center by its gradient. ``squares_B`` are the gradients' |g|^2, for Adagrad."""
     width = center_VC.shape[1]
-    for row in range(center_B.size):
+    for row in range(center_B.size):  # an empty row's gradient is 0
         rate = _rate(rule, sums_V, center_B[row], squares_B[row] / np.float32(rule.dim))
         if rate == 0:
             continue  # frozen

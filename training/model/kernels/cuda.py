@@ -233,7 +233,7 @@ def _update(
                 moves_T &= tl.load(trained.frozen_V + targets_T) == 0
             step_T = tl.full([constants.block_t], 0.0, tl.float32) + lr
             if constants.adagrad:
-                # A word that occurs twice has the same slope twice, so their order does not matter.
+                # In a dataset no negative is a context, so a word that occurs twice has the same slope twice.
                 square_T = slopes_T * slopes_T * (tl.sum(v_D * v_D, axis=0) / constants.dim)
                 step_T = lr / _accumulate(trained.context_sums_V + targets_T, square_T, moves_T)
             _add(trained.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
