@@ -29,7 +29,7 @@ from pipeline.sampling.sample import Tables
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
 from pipeline.spark.forecast import expected_examples, forecast
-from pipeline.spark.generation import check_unchanged, current_generation, new_generation, writing
+from pipeline.spark.generation import current_generation, new_generation, publish, writing
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS, versions
 from pipeline.spark.sink import RESULTS, ShardSink
 from pipeline.spark.spark_errors import input_errors
@@ -76,9 +76,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
 
         manifest = manifest_of(generation, config, source_state, vocab, seen)
         check_shared(manifest, output)
-        check_unchanged(output, before)
-        with writing(output):
-            manifest.save(output)
+        publish(manifest, output, before)
         remove_unlisted(output, manifest)
         return manifest
 

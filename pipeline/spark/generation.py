@@ -2,9 +2,11 @@
 
 OUTPUT/gen-<12 hex>/     readers ignore it until the manifest names it
 OUTPUT/.prepare.lock     the operating system releases the lock when the run ends, however it ends
+OUTPUT/.publish-<time>-<hex>    in an object store, which has no locks: a run is about to replace the manifest
 """
 
 import os
+import random
 import re
 import secrets
 import time
@@ -19,10 +21,16 @@ from pipeline.shared.storage import Location
 
 PREFIX = "gen-"
 LOCK = ".prepare.lock"
+CLAIM = ".publish-"
+CLAIM_LASTS_S = 600
+"""A claim this old is a killed run's, which nobody heeds. Publishing takes seconds, and clocks differ little."""
+CLAIMS = 5
+"""How often a run tries to be the only one that publishes."""
 REMOVALS = 50
 ABANDONED_AFTER = timedelta(days=1)
 """An object store has no locks: there, a generation this old is removed unless the manifest names it."""
 
+_CLAIM = re.compile(rf"{re.escape(CLAIM)}(\d{{1,12}})-[0-9a-f]{{12}}")
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{12}}")
 
 
@@ -52,11 +60,47 @@ def new_generation(output: Location) -> Iterator[Location]:
                 output.local.rmdir()
 
 
-def check_unchanged(output: Location, before: str | None) -> None:
-    """Raises InputError if another run has replaced the manifest, which can happen in an object store (no locks)."""
-    now = current_generation(output)
-    if now != before:
-        raise InputError(f"--output {output}: another prepare has written {now} meanwhile; that one stays")
+def publish(manifest: Manifest, output: Location, before: str | None) -> None:
+    """Makes ``manifest`` the dataset's manifest. Of several runs with the same ``before``, at most one succeeds.
+
+    Raises InputError if the manifest names another generation than ``before``: another run has replaced it. The store
+    must be strongly consistent, as S3, GCS and Azure are.
+    """
+    with writing(output), _only_publisher(output):
+        now = current_generation(output)
+        if now != before:
+            raise InputError(f"--output {output}: another prepare has written {now} meanwhile; that one stays")
+        manifest.save(output)
+
+
+@contextmanager
+def _only_publisher(output: Location) -> Iterator[None]:
+    """Holds a claim in an object store while no other run holds one; a local ``output`` is locked anyway.
+
+    Each run writes its claim before it lists the others', so of two runs at least one sees the other and gives way.
+    """
+    if output.local is not None:
+        yield
+        return
+    claim = output / f"{CLAIM}{time.time():.0f}-{secrets.token_hex(6)}"
+    try:
+        for attempt in range(CLAIMS):
+            claim.put(b"")
+            if not _other_claims(output, claim):
+                break
+            claim.remove()
+            time.sleep(random.uniform(0.5, 2) * (attempt + 1))
+        else:
+            raise InputError(f"--output {output}: another prepare is about to publish; run it again")
+        yield
+    finally:
+        claim.remove()
+
+
+def _other_claims(output: Location, ours: Location) -> list[str]:
+    names = [entry.base_name for entry in output.entries()]
+    claims = [_CLAIM.fullmatch(name) for name in names if name != os.path.basename(ours.path)]
+    return [claim[0] for claim in claims if claim and int(claim[1]) > time.time() - CLAIM_LASTS_S]
 
 
 def writing(output: Location) -> AbstractContextManager[None]:
