@@ -4,6 +4,7 @@ import argparse
 import atexit
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest
@@ -33,6 +35,10 @@ log = logging.getLogger("pipeline")
 OUTPUT = "the dataset: a folder, or a URI such as s3://bucket/words"
 PROBE = ".probe"
 DATASET_FILES = (FILE_NAME, f".{FILE_NAME}.*", f"{PREFIX}????????????", LOCK, PROBE)
+ONE_MACHINE = re.compile(r"local(\[.*)?")
+"""Spark's masters without executors on other machines."""
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+CLOSED = {"spark.ui.enabled": "false", "spark.authenticate": "true"}
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
@@ -40,7 +46,7 @@ def add_common_flags(parser: Parser, *omitted: str, **defaults: object) -> None:
     """Adds PipelineConfig's flags, except ``omitted``, and the flags of every job. ``defaults`` replace the fields'."""
     add_flags(parser, PipelineConfig, *omitted, **defaults)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    parser.add_verbosity("adds the seconds of each stage, and the address of Spark's web pages")
+    parser.add_verbosity("adds the seconds of each stage, and the address of Spark's web pages if they are on")
 
 
 def parsed(parser: Parser) -> argparse.Namespace:
@@ -57,8 +63,13 @@ def config_from(arguments: argparse.Namespace) -> PipelineConfig:
 
 
 def build_session(name: str) -> SparkSession:
-    """A quiet Spark session: spark-submit's, or one on all local cores."""
+    """A quiet Spark session: spark-submit's, or one on all local cores.
+
+    On one machine, Spark listens on loopback only, and has no web pages, unless the user's settings say otherwise.
+    """
     builder = SparkSession.builder.appName(name)
+    for key, value in settings_of_one_machine().items():
+        builder = builder.config(key, value)
     # Under spark-submit our stderr is a pipe to Java; tools/spark-env.sh has checked whether Java's is a terminal.
     if not log.isEnabledFor(logging.INFO) or not (sys.stderr.isatty() or "PYSPARK_GATEWAY_PORT" in os.environ):
         builder = builder.config("spark.ui.showConsoleProgress", "false")
@@ -70,6 +81,16 @@ def build_session(name: str) -> SparkSession:
         spark.conf.set(BATCH_BYTES, "8m")  # not 64: Python starts while Java still reads, and both need less memory
     ship_code(spark)
     return spark
+
+
+def settings_of_one_machine() -> dict[str, str]:
+    """What closes Spark to other machines, without the settings that the user gave; empty on a cluster."""
+    SparkContext._ensure_initialized()  # starts Java, which reads the user's settings
+    given = SparkConf()
+    if not ONE_MACHINE.fullmatch(str(given.get("spark.master", "local"))):
+        return {}
+    wanted = CLOSED if "SPARK_LOCAL_IP" in os.environ else {**LOOPBACK, **CLOSED}
+    return {key: value for key, value in wanted.items() if not given.contains(key)}
 
 
 def ship_code(spark: SparkSession) -> None:

@@ -1,24 +1,33 @@
 """The torchrun of this environment; `make setup` replaces the stock torchrun with it.
 
-It differs from the stock torchrun in two ways:
+It differs from the stock torchrun in three ways:
 - It does not accept abbreviations of its own options. In `torchrun training/train.py --nproc 4`, the stock parser takes
   `--nproc` for an abbreviation of `--nproc-per-node` or `--nproc_per_node`, and stops because that is ambiguous,
   although all arguments after the script belong to the script.
 - If a script exits with 2 after reporting bad input, or if Ctrl-C or SIGTERM ends the job, this torchrun exits with 2,
   130 or 143. After other errors it prints which rank failed, and exits with 1. The stock torchrun prints about thirty
   more lines and a traceback, which say nothing of the script.
+- On one machine, it listens on loopback only. The stock torchrun listens on all interfaces: whoever reaches its port
+  can change what the ranks tell each other.
 """
 
+import argparse
 import logging
 import os
+import socket
 import sys
+from typing import Any
 
+import torch.distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import get_args_parser, run
+from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, static_tcp_rendezvous
+from torch.distributed.run import get_args_parser, parse_min_max_nnodes, run
 
 BAD_INPUT = 2
 """The exit code of a script that has printed what is wrong; also argparse's."""
+
+LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:
@@ -29,6 +38,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.nproc_per_node.isdecimal() and int(arguments.nproc_per_node) > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # like the stock torchrun, but without its warning
+    if is_one_machine(arguments):
+        arguments.local_addr = LOOPBACK
+        for module in (torch.distributed, c10d_rendezvous_backend, static_tcp_rendezvous):
+            module.TCPStore = LoopbackStore  # type: ignore[attr-defined]
     try:
         run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -36,6 +49,26 @@ def main() -> None:
         sys.exit(BAD_INPUT if first.exitcode == BAD_INPUT else 1)
     except SignalException as error:
         sys.exit(128 + error.sigval)
+
+
+class LoopbackStore(torch.distributed.TCPStore):  # type: ignore[misc, name-defined]
+    """A store that listens on loopback only. TCPStore itself listens on all interfaces, whatever its address."""
+
+    def __init__(
+        self, host_name: str, port: int, world_size: int | None = None, is_master: bool = False, *args: Any, **more: Any
+    ):
+        if is_master:
+            listener = socket.create_server((LOOPBACK, port))
+            port = listener.getsockname()[1]
+            more["master_listen_fd"] = listener.detach()
+        super().__init__(host_name, port, world_size, is_master, *args, **more)
+
+
+def is_one_machine(arguments: argparse.Namespace) -> bool:
+    """Whether there is one node, and the user gave no other address than loopback's."""
+    _, max_nodes = parse_min_max_nnodes(arguments.nnodes)
+    host = "localhost" if arguments.standalone else (arguments.rdzv_endpoint or arguments.master_addr).partition(":")[0]
+    return max_nodes == 1 and {host, arguments.local_addr or host} <= {"localhost", LOOPBACK}
 
 
 def is_news(entry: logging.LogRecord) -> bool:

@@ -34,6 +34,9 @@ PEER_GRACE_S = 10
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a run that was stopped by SIGTERM; it has a checkpoint of its last step."""
 
+LOOPBACKS = ("lo", "lo0")
+"""The name of the loopback interface: Linux's, macOS's."""
+
 LOOK_S = 1.0
 """About how often ranks ask each other whether one of them received SIGTERM."""
 
@@ -173,9 +176,7 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
     """
     store = None
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False
-        )
+        store = _loopback_store()
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(store.port),
@@ -201,6 +202,15 @@ def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
         sys.exit(error.exit_code)
     finally:
         del store
+
+
+def _loopback_store() -> Any:
+    """A store for the ranks of this machine. TCPStore itself would listen on all interfaces, whatever its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def _forward(number: int, pids: list[int]) -> None:
@@ -238,6 +248,8 @@ def joined(device: torch.device) -> Iterator[World]:
     """
     world = launched()
     if world.world_size > 1:
+        if world.local_world_size == world.world_size:
+            _prefer_loopback()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=_store(world), rank=world.rank, world_size=world.world_size, timeout=TIMEOUT
@@ -253,6 +265,14 @@ def joined(device: torch.device) -> Iterator[World]:
         sys.exit(1)
     if world.world_size > 1:  # after an error the process ends, and its connections with it
         dist.destroy_process_group()
+
+
+def _prefer_loopback() -> None:
+    """Makes gloo and NCCL listen on loopback only, unless the user has named an interface."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in LOOPBACKS), None)
+    if loopback:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, loopback)
 
 
 def _store(world: World) -> Any:
