@@ -13,6 +13,7 @@ WORKSPACE/
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -212,8 +213,7 @@ class Workspace:
 
     def point_to(self, version: Path) -> None:
         """Points `current` to ``version``, atomically: readers find the old version or the new one."""
-        temporary = self.folder / f".{CURRENT}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = self.folder / f".{CURRENT}.{secrets.token_hex(8)}"
         temporary.symlink_to(Path(PUBLISHED, version.name))
         temporary.replace(self.folder / CURRENT)
         fsync(self.folder)

@@ -29,7 +29,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from pipeline.shared.code_digest import code_digest
-from pipeline.shared.files import AlreadyLocked, locked
+from pipeline.shared.files import AlreadyLocked, locked, write
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,14 +135,10 @@ class _Cache(NullCache):
         if folder is None:
             return
         try:
-            new = folder / f".{name}.{os.getpid()}"
-            new.write_bytes(content)
-            new.replace(folder / name)
+            write(folder / name, content)
             self._remove_old(folder, name)
         except OSError as error:  # a full disk
             log.debug("compiled code is not kept: %r", error)
-            with suppress(OSError):
-                new.unlink()
 
     @contextmanager
     def alone(self, signature: Any, context: Any) -> Iterator[None]:

@@ -17,11 +17,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file, which is renamed to ``path`` when the block ends; after an error it is removed.
 
     Readers find the old content or the new content, never a part of it, even after a power cut. Each call has a
-    temporary file of its own, so processes on any number of machines may write the same ``path``. Raises OSError.
+    temporary file of its own, so processes on any number of machines may write the same ``path``. A symbolic link is
+    replaced and not followed. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -75,12 +76,13 @@ def locked(path: Path) -> Iterator[BinaryIO | None]:
 
     Yields the open file, or None if the file system has no locks. Raises AlreadyLocked, and OSError if the file cannot
     be created. Child processes that inherit the open file hold the lock too. The operating system releases it when the
-    last of them ends, however it ends.
+    last of them ends, however it ends. A symbolic link is refused with an OSError: its target would be overwritten.
     """
     with ExitStack() as stack:
         is_ours = False
         while not is_ours:
-            file = stack.enter_context(path.open("ab"))
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = stack.enter_context(open(descriptor, "ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

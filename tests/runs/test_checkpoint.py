@@ -271,3 +271,22 @@ def test_the_data_are_on_the_disk_before_latest_names_them(run: Path, monkeypatc
     before = [Path(event).name for event in events[: events.index("now latest")]]
     beside = f".{name_of(10)}"
     assert before == ["state.safetensors", "checkpoint.json", "metrics.jsonl", beside, "checkpoints", ".latest"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_copy_by_links_keeps_its_content(
+    run: Path, writer: Writer, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    """As backups make it by ``cp -al``; the files of old checkpoints are otherwise written over."""
+    save(writer, 1)
+    file = run / "checkpoints" / name_of(1) / "state.safetensors"
+    content = file.read_bytes()
+    copy = tmp_path / "copy"
+    if link is os.link:
+        link(file, copy)
+    else:
+        file.rename(copy)
+        link(copy, file)
+    save(writer, 2, 3, 4, 5)
+    assert copy.read_bytes() == content
+    assert_whole(run, 5)

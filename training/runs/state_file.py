@@ -26,8 +26,8 @@ _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 def save(path: Path, state: dict[str, Tensor]) -> str:
     """Writes and fsyncs the file, and returns the digest (XXH3, 64 bits) of its content.
 
-    An existing file is overwritten in place. The largest tensor is written past the page cache if it is
-    ``page_aligned`` and the file system allows it. Raises OSError.
+    An existing file is overwritten in place, unless it is a link or has other names: then it is replaced. The largest
+    tensor is written past the page cache if it is ``page_aligned`` and the file system allows it. Raises OSError.
     """
     names = sorted(state, key=lambda name: -state[name].nbytes)
     header, end = {}, 0
@@ -38,7 +38,9 @@ def save(path: Path, state: dict[str, Tensor]) -> str:
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     digest = xxh3_64()
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+    if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):  # a backup by hard links keeps its content
+        path.unlink()
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0) as file:
         for part in (memoryview(struct.pack("<Q", len(text)) + text), *(state[name].numpy().data for name in names)):
             content = part.cast("B")
             digest.update(content)

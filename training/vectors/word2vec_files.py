@@ -25,6 +25,9 @@ Float32 = npt.NDArray[np.float32]
 HEADER_BYTES = 64
 """The first line is at most this long."""
 
+MAX_DIM = 1 << 14
+"""More dimensions than word vectors have. Text is read column by column, and a column takes kilobytes."""
+
 HEAD_BYTES = 1 << 16
 """How many bytes are read to tell text from binary."""
 
@@ -48,6 +51,8 @@ def read(file: Path) -> tuple[list[str], Float32]:
                 "others, or name another file"
             )
         num_words, dim = int(found[1]), int(found[2])
+        if dim > MAX_DIM:
+            raise InputError(f"{file}:1: found {dim:,} dimensions, expected {MAX_DIM:,} or fewer; name another file")
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if _is_text(content[len(line) : len(line) + HEAD_BYTES]):
                 words, center_VD = _read_text(file, content, len(line), num_words, dim)
