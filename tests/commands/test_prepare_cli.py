@@ -651,7 +651,12 @@ def test_an_archive_is_not_unpacked_beyond_a_limit(
     seen: list[int] = []
     digest = ptb_module._sha256
     monkeypatch.setattr(ptb_module, "MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(ptb_module, "_sha256", lambda content: seen.append(len(content)) or digest(content))
+
+    def noted(content: bytes) -> str:
+        seen.append(len(content))
+        return digest(content)
+
+    monkeypatch.setattr(ptb_module, "_sha256", noted)
     with pytest.raises(InputError, match="SHA-256"):
         ptb(None, tmp_path / "cache", [f"{server}/bomb.zip"])
     assert seen == [1 << 20]

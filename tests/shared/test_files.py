@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shared import files
 from pipeline.shared.files import AlreadyLocked, atomic_write, locked, write
 
 
@@ -29,7 +28,7 @@ def test_a_temporary_name_that_is_taken_is_not_written(
     tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if somebody guesses the random name and puts a link there."""
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
+    monkeypatch.setattr("pipeline.shared.files.secrets.token_hex", lambda _: "guessed")
     (tmp_path / ".file.guessed").symlink_to(target)
     with pytest.raises(FileExistsError):
         write(tmp_path / "file", b"ours")
