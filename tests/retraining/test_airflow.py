@@ -169,7 +169,7 @@ def test_a_cycle_runs_every_step_once_and_tells_of_the_published_vectors(airflow
 @pytest.mark.long
 def test_when_nothing_is_new_all_is_skipped_and_nothing_is_red(airflow: Airflow) -> None:
     """With the file copied, not linked, so that it has to be told where the project is."""
-    dag = airflow.home / "dags" / "retrain.py"
+    dag = airflow.home / "dags" / "retrain_dag.py"
     dag.unlink()
     shutil.copy(DAG_FILE, dag)
     airflow.exit_codes(plan="3")
