@@ -36,11 +36,11 @@ from pipeline.dataset.unpacking import (
     unpack_rows,
 )
 
-_COLUMNS = "center", "contexts_negatives.list.element", "num_contexts"
+_COLUMNS = {"center": None, "contexts_negatives.list.element": "lz4_raw", "num_contexts": None}
+"""Each column's codec, by pyarrow's name. The footer is not asked: an unknown codec there makes pyarrow abort."""
 _TYPE = "INT32"
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2  # PageType
 _PLAIN, _RLE_DICTIONARY = 0, 8  # Encoding
-_CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}  # pyarrow's names: of the metadata, of the codec
 _LZ4_RATIO = 255
 """LZ4 saves no more: each byte of a match's length stands for at most 255 bytes."""
 _HEADER_DEPTH = 3
@@ -172,9 +172,9 @@ def _column(
     first = _begin(chunk) - begin
     content = stored[first : first + chunk.total_compressed_size]
     try:
-        if chunk.physical_type != _TYPE or chunk.compression not in _CODECS:
-            raise ShardError(f"found {chunk.physical_type} in {chunk.compression}, expected {_TYPE} in LZ4 or none")
-        return decode(_pages(content, _CODECS[chunk.compression], layout.most_bytes(num_rows)), num_rows, layout)
+        if chunk.physical_type != _TYPE:
+            raise ShardError(f"found {chunk.physical_type}, expected {_TYPE}")
+        return decode(_pages(content, _COLUMNS[chunk.path_in_schema], layout.most_bytes(num_rows)), num_rows, layout)
     except (LookupError, TypeError, OverflowError, ValueError) as error:
         reason = error if isinstance(error, ShardError) else f"invalid page header ({error!r})"
         raise ShardError(f"{chunk.path_in_schema}: {reason}") from None

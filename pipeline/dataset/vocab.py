@@ -94,7 +94,7 @@ def check_columns(table: pa.Table, *names: str) -> None:
     """Raises VocabError unless the table has exactly these columns of SCHEMA, without nulls, and words in UTF-8."""
     found = {field.name: field.type for field in table.schema}
     expected = {name: SCHEMA.field(name).type for name in names}
-    if found != expected or any(column.null_count for column in table.columns):
+    if found != expected or table.num_columns > len(names) or any(column.null_count for column in table.columns):
         raise VocabError(
             f"found columns {shown(found)}, or nulls in them, expected {', '.join(expected)} as prepare does"
         )

@@ -3,6 +3,9 @@
 import reprlib
 import sys
 
+LONGEST = 500
+"""Characters of another library's message."""
+
 
 class InputError(ValueError):
     """An error that the user can fix. Its message is one line: where, what was found, what was expected, what to do."""
@@ -22,8 +25,10 @@ class InputError(ValueError):
 
 
 def one_line(error: object) -> str:
-    """The message of another library's error, without line breaks."""
-    return " ".join(str(error).split())
+    """The message of another library's error: printable, in one line, without the middle of a long one."""
+    text = str(error)
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
 
 
 def shown(found: object) -> str:
@@ -36,6 +41,8 @@ def shown(found: object) -> str:
 def tell(line: str) -> None:
     """Prints a line to stderr in one write, so that the lines of several ranks do not mix.
 
-    ``print`` makes two writes if Python does not buffer, as under torchrun.
+    ``print`` makes two writes if Python does not buffer, as under torchrun. Line breaks and other marks that are not
+    printable, such as those of a file's name or content, are escaped.
     """
-    sys.stderr.write(f"{line}\n")
+    text = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
+    sys.stderr.write(f"{text}\n")

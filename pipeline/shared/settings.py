@@ -98,8 +98,12 @@ def fields_of(kind: type) -> dict[str, FieldInfo]:
 
 def from_section(kind: type[Config], given: object, section: str) -> Config:
     """The config in a section of a YAML file; null is an empty section. Raises InputError, which names the section."""
+    found = mapping(given, section)
+    for name in found:  # now: the constructor takes no names that are its own, such as self
+        if name not in fields_of(kind):
+            raise InputError(f"{section or 'the file'}: found {name:.60}, expected one of {', '.join(fields_of(kind))}")
     try:
-        return kind(**mapping(given, section))
+        return kind(**found)
     except InputError as error:
         if isinstance(error.__cause__, ValidationError):
             raise InputError(_line(error.__cause__, kind, section)) from None
@@ -152,7 +156,6 @@ def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-_FIRST = {"unexpected_keyword_argument": 0, "missing": 1}
 _LIMITS = ("greater_than_equal", "greater_than", "less_than_equal", "finite_number", "literal_error")
 _SPELLED: dict[Any, str] = {
     int: "a whole number",
@@ -166,13 +169,11 @@ _SPELLED: dict[Any, str] = {
 
 def _line(error: ValidationError, kind: type, section: str | None) -> str:
     """One line for the first error: where, found, expected."""
-    problems = sorted(error.errors(include_url=False), key=lambda problem: _FIRST.get(problem["type"], 2))
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "missing")
     problem, fields = problems[0], fields_of(kind)
     if cause := problem.get("ctx", {}).get("error"):  # a check of several settings together
         return str(cause) if not section or str(cause).startswith(f"{section}.") else f"{section}: {cause}"
     name = str(problem["loc"][0])
-    if problem["type"] == "unexpected_keyword_argument":
-        return f"{section or 'the file'}: found {name}, expected one of {', '.join(fields)}"
     if problem["type"] == "missing":
         missing = " and no ".join(str(each["loc"][0]) for each in problems if each["type"] == "missing")
         needed = [name for name, field in fields.items() if field.is_required()]

@@ -169,6 +169,18 @@ def test_a_page_header_of_any_content_is_an_error_that_takes_no_memory(name: str
     assert pa.default_memory_pool().max_memory() < before + 10**7
 
 
+@pytest.mark.parametrize("codec", [8, 100, -1, 2**31 - 1])
+def test_a_footer_with_an_unknown_codec_does_not_end_the_process(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow does when it is asked for it. The codecs are those that the encoder chooses."""
+    examples = random_examples(40, 30, 1, 2)
+    monkeypatch.setattr(parquet._Chunk, "codec", property(lambda _: codec, lambda *_: None), raising=False)
+    file = encoded(examples, 2)
+    monkeypatch.undo()
+    metadata = pq.read_metadata(pa.BufferReader(file))
+    group = RowGroup.read(lambda at, size: file[at : at + size], metadata, 0, 40, Layout(6, 3, 30))
+    np.testing.assert_array_equal(group.rows(np.arange(40, dtype=np.int32)).targets_NL, examples.contexts_negatives_NL)
+
+
 def test_levels_of_lists_of_other_lengths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many values, but for pyarrow in other rows."""
     monkeypatch.setattr(parquet, "levels", lambda rows, length: levels(rows * 2, length // 2))

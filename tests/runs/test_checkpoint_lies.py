@@ -223,6 +223,13 @@ def test_a_vector_of_the_unknown_word_is_refused(call: Command, data: Path, run:
     train_into(call, data, folder, "in place", "--resume").assert_refused("row 0")
 
 
+def test_a_folder_in_place_of_lines_is_refused(call: Command, data: Path, run: Callable[[str], Path]) -> None:
+    folder = run("adam")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    train_into(call, data, folder, "adam", "--resume").assert_refused("metrics.jsonl", "s a directory")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "step"}', '{"kind": "other"}', "null"])
 def test_lines_that_training_does_not_write_are_refused(
     call: Command, data: Path, run: Callable[[str], Path], content: str

@@ -140,6 +140,21 @@ def test_a_word_and_itself_have_cosine_1_and_a_zero_vector_0() -> None:
     assert vectors.most_similar(np.zeros(2)) == [("a", 0), ("zero", 0)]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-35, 1e-30, 1e-19, 1e19, 1e30])
+def test_cosines_do_not_depend_on_lengths_whose_squares_are_beyond_float32(scale: float) -> None:
+    vectors = Vectors(VECTORS.words, VECTORS.center_VD * np.float32(scale))
+    expected = VECTORS.most_similar("north")
+    found = vectors.most_similar("north")
+    assert [word for word, _ in found] == [word for word, _ in expected]
+    assert [cosine for _, cosine in found] == pytest.approx([cosine for _, cosine in expected], abs=1e-4)
+
+
+def test_a_vector_longer_than_any_float32_is_refused() -> None:
+    with pytest.raises(InputError, match="longer than"):
+        Vectors(["<unk>", "a", "b"], np.array([[0, 0], [3e38, 3e38], [0, 1]], np.float32)).most_similar("b")
+
+
 @pytest.mark.parametrize("topk", [1, 5, 9, 30])
 def test_equal_cosines_go_by_frequency(topk: int) -> None:
     center_VD = np.array([[0, 0], [1, 0], *[[0, 1]] * 10, *[[2, 0]] * 10], dtype=np.float32)

@@ -8,6 +8,7 @@ from subprocess import run
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, Command
 from gensim.models import KeyedVectors
@@ -183,6 +184,18 @@ def test_what_a_first_line_claims_takes_no_memory(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def folder_of_words(folder: Path) -> None:
+    """pyarrow would read its files as one table."""
+    (folder / "vocab.parquet").rename(folder / "part")
+    (folder / "vocab.parquet").mkdir()
+    (folder / "part").rename(folder / "vocab.parquet" / "part.parquet")
+
+
+def words_twice(folder: Path) -> None:
+    table = pq.read_table(folder / "vocab.parquet")
+    pq.write_table(table.append_column("word", table["word"]), folder / "vocab.parquet")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -192,6 +205,8 @@ def test_what_a_first_line_claims_takes_no_memory(tmp_path: Path) -> None:
             "cannot be read",
             id="cut",
         ),
+        pytest.param(folder_of_words, "vocab.parquet cannot be read", id="a folder of words"),
+        pytest.param(words_twice, "vocab.parquet cannot be read", id="two columns of words"),
     ],
 )
 def test_tensors_that_are_not_whole_give_one_line(

@@ -3,7 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.shared.errors import InputError
+
 Float32 = npt.NDArray[np.float32]
+
+SHORT = 1e-15
+"""The squares of shorter vectors lose bits in float32, or become 0."""
 
 
 def unit(rows_SD: Float32) -> Float32:
@@ -12,8 +17,18 @@ def unit(rows_SD: Float32) -> Float32:
 
 
 def norms(rows_SD: Float32) -> Float32:
-    """The length of each row; a zero vector's is the smallest positive number, so that its cosines are 0."""
-    return np.asarray(np.maximum(np.linalg.norm(rows_SD, axis=1), np.finfo(np.float32).tiny))
+    """The length of each row; a zero vector's is the smallest positive number, so that its cosines are 0.
+
+    Raises InputError for a row that is too long for float32.
+    """
+    with np.errstate(over="ignore"):
+        lengths_S = np.linalg.norm(rows_SD, axis=1)
+        odd_S = (lengths_S < SHORT) | (lengths_S == np.inf)  # the squares do not fit into float32
+        squares_S = np.einsum("sd,sd->s", rows_SD[odd_S], rows_SD[odd_S], dtype=np.float64)
+        lengths_S[odd_S] = np.sqrt(squares_S)
+    if np.isinf(lengths_S).any():
+        raise InputError("found a vector longer than 3.4e38, which has no cosine in float32; scale the vectors")
+    return np.asarray(np.maximum(lengths_S, np.finfo(np.float32).tiny))
 
 
 def cosines(first_SD: Float32, second_SD: Float32) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from pipeline.dataset.vocab import VocabError, check_columns
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
 from training.vectors.cosine import cosines, norms, unit
@@ -176,7 +176,8 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
             raise InputError(f"{source}: no {SUMMARY}, so no finished run; train one with training/train.py")
         file, remedy = file / VECTORS, "train again"
     try:
-        vocabulary = pq.read_table(file.with_name(VOCAB), columns=["word", "count"])
+        with file.with_name(VOCAB).open("rb") as vocab, pq.ParquetFile(vocab) as parquet:
+            vocabulary = parquet.read(columns=["word", "count"])
         check_columns(vocabulary, "word", "count")
         with safe_open(file, framework="numpy") as tensors:
             tables = [tensors.get_tensor(name) for name in names]
@@ -187,7 +188,7 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
         pa.ArrowException,
         SafetensorError,
     ) as error:  # TypeError: numpy has no bfloat16
-        raise InputError(f"{source}: {file.name} or {VOCAB} cannot be read ({error}); {remedy}") from None
+        raise InputError(f"{source}: {file.name} or {VOCAB} cannot be read ({one_line(error)}); {remedy}") from None
     for name, table_VD in zip(names, tables, strict=True):
         if table_VD.ndim != 2 or table_VD.dtype != np.float32 or not table_VD.size:
             raise InputError(
