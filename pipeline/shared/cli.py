@@ -103,9 +103,8 @@ def command(interrupted: str = "interrupted") -> Iterator[None]:
             sys.exit(2)
         if {"-v", "--verbose"} & {*sys.argv}:
             raise
-        text = one_line(error)  # of Spark's, the first lines say what Java did, the last ones what Python did
-        text = text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
-        tell(f"error: {type(error).__name__}: {text}; run again with -v for the traceback")
+        # Of Spark's message, the first lines say what Java did, the last ones what Python did: one_line keeps both.
+        tell(f"error: {type(error).__name__}: {one_line(error)}; run again with -v for the traceback")
         sys.exit(1)
 
 
