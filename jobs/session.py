@@ -25,7 +25,7 @@ from pipeline.shared.cli import Parser, check_output, command
 from pipeline.shared.errors import InputError
 from pipeline.shared.settings import add_flags, fields_of
 from pipeline.shared.storage import Location, is_uri
-from pipeline.spark.generation import LOCK, PREFIX, writing
+from pipeline.spark.generation import CLAIM, LOCK, PREFIX, writing
 from pipeline.stages import prepare
 from pipeline.text.corpus import Corpus
 
@@ -34,7 +34,7 @@ log = logging.getLogger("pipeline")
 
 OUTPUT = "the dataset: a folder, or a URI such as s3://bucket/words"
 PROBE = ".probe"
-DATASET_FILES = (FILE_NAME, f".{FILE_NAME}.*", f"{PREFIX}????????????", LOCK, PROBE)
+DATASET_FILES = (FILE_NAME, f".{FILE_NAME}.*", f"{PREFIX}????????????", LOCK, PROBE, f"{CLAIM}*")
 ONE_MACHINE = re.compile(r"local(\[.*)?")
 """Spark's masters without executors on other machines."""
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.shared.files import AlreadyLocked, atomic_write, locked, write
+from pipeline.shared.storage import Location
 
 
 @pytest.fixture
@@ -75,3 +76,15 @@ def test_a_lock_excludes_and_leaves_no_file(tmp_path: Path) -> None:
     with locked(tmp_path / ".lock"), pytest.raises(AlreadyLocked), locked(tmp_path / ".lock"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upload_is_staged_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can own its folder, or swap the file before it is uploaded."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    where = Location.of("memory://staging/file")
+    with where.atomic_write() as file:
+        file.write(bytes(20 << 20))
+        file.flush()
+        assert list(tmp_path.iterdir()) == []
+    assert len(where.read_bytes()) == 20 << 20
+    where.remove()
