@@ -270,7 +270,8 @@ def test_the_data_are_on_the_disk_before_latest_names_them(run: Path, monkeypatc
         save(writer, 10)
     before = [Path(event).name for event in events[: events.index("now latest")]]
     beside = f".{name_of(10)}"
-    assert before == ["state.safetensors", "checkpoint.json", "metrics.jsonl", beside, "checkpoints", ".latest"]
+    files = ["state.safetensors", "checkpoint.json", "metrics.jsonl"]
+    assert before == [*files, run.name, beside, "checkpoints", ".latest"]
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])

@@ -107,7 +107,7 @@ class Writer:
                 "state_xxh3": save(beside / STATE, state),
             }
             _write_text(beside / RECORD, _text({**body, "xxh3": _digest(body)}))
-            for path in (self._metrics, beside):
+            for path in (self._metrics, self.folder.parent, beside):
                 fsync(path)
             if final.exists():  # written before the run was resumed from an earlier checkpoint
                 shutil.rmtree(final)

@@ -117,7 +117,8 @@ class Metrics:
         self.epochs: Lines = []
         self._num_epochs, self._board = num_epochs, board
         path = folder / METRICS
-        self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
+        with os_errors(f"{path}: cannot be opened", "bring back what training wrote, or begin again with --overwrite"):
+            self._file = path.open("r+b" if num_bytes else "wb", buffering=0)
         size = os.fstat(self._file.fileno()).st_size
         if size < num_bytes:
             raise InputError(f"{path}: {size} bytes, the checkpoint was written after {num_bytes}; bring it back")

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, locked, os_errors, write, write_json
+from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write, write_json
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
@@ -33,13 +33,14 @@ from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, i
 
 NEW = ".new"
 LOCK = ".train.lock"
+REMOVED = f".{FOLDER}"
 OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png", REPORT)
 
 
 def check_free(config: TrainConfig) -> None:
     """Raises InputError if the output holds foreign files, or a run that was not to be overwritten or resumed."""
     output = config.output
-    names = (*OWN_FILES, NEW, FOLDER, BOARD, LOCK)
+    names = (*OWN_FILES, NEW, FOLDER, REMOVED, BOARD, LOCK)
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
     if config.overwrite or config.resume is not None:
         return
@@ -63,7 +64,7 @@ def locked_folder(output: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             with writing(output):
-                output.mkdir(parents=True, exist_ok=True)
+                _make(output)
                 stack.enter_context(locked(output / LOCK))
         except AlreadyLocked:
             raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
@@ -83,11 +84,12 @@ def claim(run: Run, resumed: bool) -> Path:
     folder = active_folder(output) if resumed else fresh
     vocabulary = read_vocabulary(config.data, run.manifest)
     if not resumed:
+        for old in (output / NEW, folder):
+            _remove_checkpoints(old)  # first: none may be found without the lines of metrics.jsonl before it
         shutil.rmtree(output / NEW, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
+        _make(folder)
         for name in OWN_FILES:
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         shutil.rmtree(folder / BOARD, ignore_errors=True)
     write_json(folder / "config.json", asdict(config))
     write(folder / VOCAB, vocabulary)
@@ -170,7 +172,24 @@ def _replace(output: Path) -> None:
     for name in reversed(OWN_FILES):
         if (new / name).exists():
             (new / name).replace(output / name)
+    fsync(output)
     shutil.rmtree(new)
+
+
+def _remove_checkpoints(run: Path) -> None:
+    """Removes all checkpoints at once: --resume auto must find none of which a part is gone."""
+    shutil.rmtree(run / REMOVED, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (run / FOLDER).replace(run / REMOVED)
+    shutil.rmtree(run / REMOVED, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """Creates a folder, and the missing ones above it, durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync(path.parent)
 
 
 def writing(output: Path) -> AbstractContextManager[None]:

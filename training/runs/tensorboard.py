@@ -3,6 +3,7 @@
 tensorboard --logdir runs
 """
 
+import os
 import re
 import socket
 import time
@@ -68,8 +69,9 @@ class Board:
 
     def close(self) -> None:
         """Idempotent. Every line is in the file already, or ``add`` has raised: nothing is raised here."""
-        with suppress(OSError):
-            self._file.close()
+        if not self._file.closed:
+            with suppress(OSError), self._file:
+                os.fsync(self._file.fileno())
 
     def _write(self, **fields: Any) -> None:
         with os_errors(f"{self._file.name}: cannot be written", REMEDY):
