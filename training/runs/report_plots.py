@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from training.vectors.cosine import unit
+
 MOST_POINTS = 1000
 """Of one line; more than a screen has pixel columns."""
 
@@ -128,7 +130,7 @@ def map_of(words: Sequence[str], vectors_VD: npt.NDArray[np.float32], size: int 
 
     Every word is a dot, with its name beside it where that covers no dot and no name of an earlier word.
     """
-    unit_VD = vectors_VD / np.maximum(np.linalg.norm(vectors_VD, axis=1, keepdims=True), 1e-9)
+    unit_VD = unit(vectors_VD)
     unit_VD = unit_VD - unit_VD.mean(axis=0)
     left_VK, lengths_K, _ = np.linalg.svd(unit_VD, full_matrices=False)
     places_V2 = (left_VK[:, :2] * lengths_K[:2]).astype(np.float64)
