@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.shared.errors import InputError
+from pipeline.shared.redact import redacted_command
 
 GRACE_S = 60
 """How long a command may take to end after SIGTERM: a trainer saves a checkpoint first."""
@@ -23,13 +24,13 @@ class StepError(Exception):
 
 
 def call(arguments: list[str], log: Path, lock: int | None) -> None:
-    """Runs a command to its end. Prints its argument list and its output, and appends both to ``log``.
+    """Runs a command to its end. Prints its arguments, without secrets, and its output, and appends both to ``log``.
 
     The command inherits ``lock``, and gets SIGTERM when this process ends, even by SIGKILL (on Linux). Raises
     InputError with the command's own error line after exit code 2, and StepError after other errors; both begin with
     the step's name, which is that of ``log``.
     """
-    line = shlex.join(arguments)
+    line = shlex.join(redacted_command(arguments))
     print(f"$ {line}", flush=True)
     with log.open("ab") as file:
         file.write(f"$ {line}    # {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())

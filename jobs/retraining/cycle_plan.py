@@ -15,6 +15,7 @@ from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import DEMO, Workspace
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
+from pipeline.shared.redact import HIDDEN, redacted_command
 from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
 from pipeline.text.corpus import Corpus, corpus, demo
@@ -58,7 +59,12 @@ def _digest_of(path: str) -> str:
 
 def run_id_of(state: State, config: RetrainConfig) -> str:
     """The id of a cycle: equal for equal corpora and settings."""
-    return digest([state, config.numbers])[:16]
+    return digest([state, settings_of(config)])[:16]
+
+
+def settings_of(config: RetrainConfig) -> dict[str, Any]:
+    """The settings that change the vectors, without secrets: a digest of a short one would reveal it."""
+    return {**config.numbers, "torchrun": redacted_command(config.torchrun)}
 
 
 def digest(value: object) -> str:
@@ -128,6 +134,21 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
     launcher = ["torchrun", *config.torchrun] if config.torchrun else [sys.executable]
     command = [*launcher, str(ROOT / "training" / "train.py"), "--data", str(dataset), "--output", str(run)]
     return [*command, *_flags(settings), "--resume", "auto"]
+
+
+def with_secrets(planned: list[str], command: list[str]) -> list[str]:
+    """A planned command with its secrets, which the plan does not keep: they come from the config's ``command``.
+
+    Raises InputError if they cannot, because the config has changed since the plan.
+    """
+    if redacted_command(command) == planned:
+        return command
+    if any(HIDDEN in argument for argument in planned):
+        raise InputError(
+            f"{planned[0]}: found other arguments than in the plan, which keeps no secrets, expected the same; "
+            f"run `plan` again first"
+        )
+    return planned
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:

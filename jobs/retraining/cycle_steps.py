@@ -21,8 +21,10 @@ from jobs.retraining.cycle_plan import (
     digest,
     prepare_command,
     run_id_of,
+    settings_of,
     state_of,
     train_command,
+    with_secrets,
 )
 from jobs.retraining.cycle_records import card
 from jobs.retraining.registry import CHALLENGER, CHAMPION, reach_registry, register, registry_of
@@ -30,6 +32,7 @@ from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, remove
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
+from pipeline.shared.redact import redacted_command
 from training.vectors.word_vectors import Tables
 
 
@@ -54,9 +57,9 @@ def plan(config: RetrainConfig, workspace: Workspace, session: Callable[[], Spar
         remove(cycle.run)
         remove(cycle.challenger)
     record: dict[str, Any] = {"run_id": cycle.run_id, "planned": now(), "base": base, "source_state": state}
-    record["prepare"] = prepare_command(config, workspace, cycle.dataset)
-    record["train"] = train_command(config, cycle.dataset, cycle.run, champion)
-    cycle.write("plan", {**record, "settings": config.numbers})
+    record["prepare"] = redacted_command(prepare_command(config, workspace, cycle.dataset))
+    record["train"] = redacted_command(train_command(config, cycle.dataset, cycle.run, champion))
+    cycle.write("plan", {**record, "settings": settings_of(config)})
     workspace.begin(cycle)
     return True
 
@@ -86,7 +89,8 @@ def prepare(config: RetrainConfig, workspace: Workspace, lock: int | None, sessi
     if is_done(cycle, "prepare"):
         return
     check_same(config, workspace, planned, session)
-    call(planned["prepare"], cycle.folder / "prepare.log", lock)
+    command = with_secrets(planned["prepare"], prepare_command(config, workspace, cycle.dataset))
+    call(command, cycle.folder / "prepare.log", lock)
     check_same(config, workspace, planned, session)
     manifest = Manifest.load(cycle.dataset)
     if config.gates.heldout_increase is not None and not manifest.select(0, "heldout"):
@@ -113,7 +117,9 @@ def train(config: RetrainConfig, workspace: Workspace, lock: int | None) -> None
     cycle, planned = open_cycle(workspace, "prepare")
     if is_done(cycle, "train"):
         return
-    call(planned["train"], cycle.folder / "train.log", lock)
+    base = workspace.version(planned["base"]) if planned["base"] else None
+    command = with_secrets(planned["train"], train_command(config, cycle.dataset, cycle.run, base))
+    call(command, cycle.folder / "train.log", lock)
     cycle.write("train", {"trained": now()})
 
 

@@ -21,6 +21,7 @@ from pipeline.shared.settings import (
     setting,
     settings,
 )
+from pipeline.shared.storage import refuse_credentials
 from training.train_config import TrainCommand
 from training.vectors.mlflow_uri import INSTALL
 
@@ -56,6 +57,8 @@ class CorpusSettings(Source):
         if bool(self.input) == self.demo:
             found = "both input and demo" if self.demo else "no input"
             raise InputError(f"found {found}, expected input (files, folders, patterns or URIs), or demo: true")
+        for uri in self.input:
+            refuse_credentials(uri)
 
 
 @settings(section="warm_start")
@@ -88,6 +91,9 @@ class RegistrySettings:
     if_unreachable: Literal["fail", "publish_locally"] = setting(
         default="fail", help="fail: stop before training; publish_locally: update the registry later"
     )
+
+    def __post_init__(self) -> None:
+        refuse_credentials(self.tracking_uri or "")
 
 
 @settings(section="")
@@ -238,4 +244,6 @@ def _train(given: Mapping[str, Any]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"train: {error}") from None
     values = {name: getattr(config, name) for name in given if name != "nproc" or config.nproc}
+    if config.shard_cache:
+        refuse_credentials(str(config.shard_cache))
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.shared.errors import InputError, one_line, tell
+from pipeline.shared.storage import refuse_credentials
 
 HELP_COLUMNS = 100
 """The maximum width of help."""
@@ -42,6 +43,15 @@ class Parser(argparse.ArgumentParser):
         )
         text = "print the traceback of an unexpected error"
         self.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=text)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Raises InputError for a wrong command line, and for credentials in an argument."""
+        found: argparse.Namespace = super().parse_args(args, namespace)
+        for value in vars(found).values():
+            for given in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(given, str | Path):
+                    refuse_credentials(str(given))
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help lists what there is")

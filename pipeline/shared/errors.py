@@ -3,6 +3,8 @@
 import reprlib
 import sys
 
+from pipeline.shared.redact import redacted
+
 LONGEST = 500
 """Characters of another library's message."""
 
@@ -42,7 +44,7 @@ def tell(line: str) -> None:
     """Prints a line to stderr in one write, so that the lines of several ranks do not mix.
 
     ``print`` makes two writes if Python does not buffer, as under torchrun. Line breaks and other marks that are not
-    printable, such as those of a file's name or content, are escaped.
+    printable, such as those of a file's name or content, are escaped. Secrets are not printed.
     """
-    text = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
+    text = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in redacted(line))
     sys.stderr.write(f"{text}\n")

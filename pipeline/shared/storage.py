@@ -22,6 +22,7 @@ from pyarrow import fs as pafs
 
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import atomic_write, fsync
+from pipeline.shared.redact import has_credentials, redacted
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
 _COPY_BYTES = 8 << 20
@@ -41,9 +42,13 @@ class Location:
 
     @classmethod
     def of(cls, where: "str | Path | Location") -> "Location":
-        """The location of a path or URI. Raises InputError if no installed library knows the URI's scheme."""
+        """The location of a path or URI.
+
+        Raises InputError if no installed library knows the URI's scheme, or if the URI contains credentials.
+        """
         if isinstance(where, Location):
             return where
+        refuse_credentials(str(where))
         if is_uri(str(where)):
             return cls(str(where).rstrip("/"), _filesystem(_base(str(where)))[1] + _below_base(str(where)))
         return cls(str(where), str(Path(where).absolute()))
@@ -148,6 +153,15 @@ def is_uri(where: str) -> bool:
     return _SCHEME.match(where) is not None
 
 
+def refuse_credentials(where: str) -> None:
+    """Raises InputError for a URI that contains credentials: they would be printed and stored with it."""
+    if is_uri(where) and has_credentials(where):
+        raise InputError(
+            f"{redacted(where)}: found credentials in the URI, expected them in environment variables (such as "
+            f"AWS_ACCESS_KEY_ID), in ~/.aws, or as the machine's role; take them out"
+        )
+
+
 def _base(uri: str) -> str:
     """The part of a URI that determines the file system: scheme, host or bucket, and query."""
     parts = urlsplit(uri)
@@ -183,8 +197,8 @@ def _s3(base: str, attempts: int) -> pafs.FileSystem:
     The query may hold pyarrow's options, as in ``s3://b/p?endpoint_override=host:port``.
     """
     parts = urlsplit(base)
-    if not parts.netloc or "@" in parts.netloc:
-        raise InputError(f"{base}: expected s3://bucket/..., with the keys in AWS_ACCESS_KEY_ID and its like")
+    if not parts.netloc:
+        raise InputError(f"{base}: expected s3://bucket/...")
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:

@@ -34,6 +34,15 @@ def test_what_a_command_prints_is_shown_and_kept_after_its_argument_list(
     assert "out 1\nerr 1\n" in capfd.readouterr().out
 
 
+def test_secrets_are_passed_on_but_neither_shown_nor_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = python("import sys; print(len(sys.argv[1]), sys.argv[2][-2:])")
+    call([*code, "spark.hadoop.fs.s3a.secret.key=hunter2", "x.password=abc"], tmp_path / "step.log", None)
+    for kept in (capfd.readouterr().out, (tmp_path / "step.log").read_text()):
+        assert "38 bc\n" in kept
+        assert "hunter2" not in kept
+        assert "secret.key=***" in kept
+
+
 @pytest.mark.parametrize(
     ("exit_code", "kind", "message"),
     [
