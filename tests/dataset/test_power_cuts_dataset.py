@@ -27,8 +27,9 @@ def prepare(output: Path, template: Manifest, num_words: int) -> Manifest:
         vocab.write(generation / "vocab.parquet")
         for number in range(2):
             rows = random_rows(200, num_words, config.window, config.negatives, seed=number, num_contexts=2)
+            center_N, targets_NL, num_contexts_N = (column.numpy() for column in rows)
             with ShardFile(generation, "train", 0, number, config) as file:
-                file.append(Examples(*(column.numpy() for column in rows), 0))
+                file.append(Examples(center_N, targets_NL, num_contexts_N, 0))
                 info = file.finish()
             assert info is not None
             shards.append(info)
