@@ -5,7 +5,7 @@
 
 A worker process runs the commands one after the other, in itself, on copies of honest files in a fresh folder. This
 process starts it, and starts it again after a lie that kills it or makes it hang. A lie follows from its number and
-kind. lie_kinds.py has the kinds, lying.py what is done to bytes.
+kind. lying/kinds.py has the kinds, lying/makers.py what is done to bytes.
 """
 
 import argparse
@@ -133,17 +133,17 @@ WEIGHTS = {
 
 
 def work(seeds: range, home: Path, kind: str) -> None:
-    import lie_kinds
+    from lying import kinds
 
     faulthandler.enable()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     made: dict[str, Any] = {}
-    with lie_kinds.quick():
+    with kinds.quick():
         for seed in seeds:
             name = kind_of(seed, kind)
             if name not in made:
-                made[name] = lie_kinds.KINDS[name](home)
+                made[name] = kinds.KINDS[name](home)
             rng = random.Random(f"{name} {seed}")
             place = home / "place"
             shutil.rmtree(place, ignore_errors=True)

@@ -8,6 +8,7 @@ number``; and the setting's row in docs/settings.md.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -39,7 +40,18 @@ def _number(found: object) -> object:
 def _path(found: object) -> object:
     if found == "":
         raise PydanticCustomError("path_type", "an empty path comes from a variable that is not set")
+    if isinstance(found, str | Path) and not _may_exist(str(found)):
+        raise PydanticCustomError("path_type", "no file system has such a name")
     return found
+
+
+def _may_exist(name: str) -> bool:
+    """False for a path of which Linux knows, without a look at the disk, that it cannot be."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in encoded and len(encoded) < 4096 and all(len(part) < 256 for part in encoded.split(b"/"))
 
 
 def _tuple(found: object) -> object:
