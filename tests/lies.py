@@ -64,12 +64,16 @@ def tell(seed: int, count: int, kind: str = "", workers: int = 1, limit_s: float
     with tempfile.TemporaryDirectory(prefix="lies-") as home, ThreadPoolExecutor(workers) as pool:
         parts = [range(seed + number, seed + count, workers) for number in range(workers)]
         folders = [Path(home, str(number)) for number in range(workers)]
-        list(pool.map(lambda part, folder: _tell(part, folder, kind, told, started + limit_s), parts, folders))
+        for part in pool.map(lambda part, folder: _tell(part, folder, kind, started + limit_s), parts, folders):
+            told.kinds += part.kinds
+            told.refused += part.refused
+            told.violations += part.violations
     told.seconds = time.monotonic() - started
     return told
 
 
-def _tell(seeds: range, home: Path, kind: str, told: Told, deadline: float) -> None:
+def _tell(seeds: range, home: Path, kind: str, deadline: float) -> Told:
+    told = Told()
     while seeds:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
@@ -88,7 +92,7 @@ def _tell(seeds: range, home: Path, kind: str, told: Told, deadline: float) -> N
                     told.violations += [found["violation"]] if found["violation"] else []
                     if at == seeds[-1] or time.monotonic() > deadline:
                         worker.kill()
-                        return
+                        return told
                     at, wait_s = at + seeds.step, START_S
             worker.kill()
             ended = worker.wait()
@@ -97,6 +101,7 @@ def _tell(seeds: range, home: Path, kind: str, told: Told, deadline: float) -> N
         told.kinds[name] += 1
         told.violations.append(f"{repeat(at, name)}: the process {how}\n{_head(log)}")
         seeds = range(at + seeds.step, seeds.stop, seeds.step)
+    return told
 
 
 def _head(log: Path) -> str:
