@@ -146,8 +146,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spark() -> "Iterator[SparkSession]":
     """A quiet local session of two cores, which tries a task four times as a cluster does."""
-    import s3
     from pyspark.sql import SparkSession
+    from servers import s3
 
     os.environ.update(s3.CREDENTIALS)  # Spark's Python workers see what its JVM was started with
     builder = SparkSession.builder.master("local[2,4]").appName("tests").config("spark.ui.enabled", "false")

@@ -247,7 +247,7 @@ def must_not_run(*_: object) -> None:
         pytest.param(edit_manifest(dataset_id="0"), "manifest.json dataset_id", id="another's dataset_id"),
         pytest.param(edit_manifest(shards=None), "manifest.json shards", id="no shards listed"),
         pytest.param(edit_manifest(vocab_size=5), "vocab", id="another vocab_size"),
-        pytest.param(edit_manifest(max_len=7), "dataset_id", id="another max_len"),
+        pytest.param(edit_manifest(max_len=7), "max_len", id="another max_len"),
         pytest.param(lambda data: shard(data).unlink(), "shard-00001.parquet missing", id="a missing shard"),
         pytest.param(
             lambda data: edit(shard(data), lambda old: old[:-1]), "shard-00001.parquet bytes", id="a truncated shard"

@@ -19,14 +19,13 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-import flaky_s3
 import pyarrow.fs as pafs
 import pytest
-import s3
 import tiny
 from conftest import ROOT, Command, Ended
-from flaky_s3 import Flaky
 from ranks import train_here
+from servers import flaky_s3, s3
+from servers.flaky_s3 import Flaky
 from test_stream import ROW_GROUP, assert_same
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError

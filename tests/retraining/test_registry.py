@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tracking
 from conftest import ROOT, Command
+from servers import tracking
 from tiny import write_run
 
 from jobs.retraining.mlflow_run import flat

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import s3
 from conftest import ROOT, run_here
 from pyspark.sql import SparkSession
+from servers import s3
 from tiny import write_tiny_dataset
 
 from jobs import prepare as prepare_job

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cluster
 import pytest
-from cluster import Cluster, Job, kill, own_mounts
 from conftest import ROOT
+from servers import cluster
+from servers.cluster import Cluster, Job, kill, own_mounts
 from tiny import write_tiny_dataset
 
 from jobs import session

@@ -1,7 +1,7 @@
 """MLflow's own tracking server, without its pages, as a process of its own on this machine alone.
 
 ``mlflow server`` needs more of MLflow than its client has; the application that it runs does not.
-``python tests/tracking.py PORT DATABASE ARTIFACTS``
+``python tests/servers/tracking.py PORT DATABASE ARTIFACTS``
 """
 
 import os

@@ -1,7 +1,7 @@
 """A server in front of a real S3 server that is slow and fails as networks do: 503, resets, half bodies, wrong bytes.
 
 Which GETs fail follows from their file and range, so it is the same whatever their order: of ``share`` of them the
-first answer is a failure. A process of its own; ``python tests/flaky_s3.py PORT UPSTREAM_PORT LOG``.
+first answer is a failure. A process of its own; ``python tests/servers/flaky_s3.py PORT UPSTREAM_PORT LOG``.
 """
 
 import hashlib
