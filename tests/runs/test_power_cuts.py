@@ -19,7 +19,7 @@ from training.runs.report_data import FinishedRun
 from training.vectors.run_files import BOARD, REPORT, VECTORS, VOCAB, is_finished
 from training.vectors.word_vectors import Vectors
 
-ANY = pytest.mark.parametrize("count", [6, pytest.param(None, marks=pytest.mark.long, id="all")])
+ANY = pytest.mark.parametrize("count", [3, pytest.param(None, marks=pytest.mark.long, id="all")])
 """How many images are tried."""
 
 
