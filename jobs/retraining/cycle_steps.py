@@ -134,7 +134,8 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
     key = decision_key(config, cycle, champion)
     decision = cycle.read("decision")
     if decision is None or decision["key"] != key:
-        if stale := workspace.version_of(cycle.run_id):  # of an earlier decision, and never published
+        stale = workspace.version_of(cycle.run_id)  # of an earlier decision, and never published
+        if stale and stale != workspace.current():  # or it was, and the cycle's records were lost
             remove(stale)
         make_challenger(cycle, champion, config.prepare.holdout > 0)
         judged = judge(config.gates, cycle.challenger, champion, cycle.dataset)

@@ -26,7 +26,7 @@ from typing import Any
 from jobs.retraining.cycle_records import Holder, card, read_record
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write_json
+from pipeline.shared.files import AlreadyLocked, fsync, locked, make_folder, os_errors, write_json
 from pipeline.shared.records import RecordError, checked, read
 from pipeline.shared.storage import Location
 from training.vectors.run_files import is_finished
@@ -57,7 +57,7 @@ class Cycle:
         return read_record(self.folder / f"{name}.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(self.folder / f"{name}.json", record)
 
     def forget(self, *names: str) -> None:
@@ -97,7 +97,7 @@ class Workspace:
             ),
             ExitStack() as stack,
         ):
-            (self.folder / CYCLES).mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder / CYCLES)
             deadline = time.monotonic() + ORPHANS_S
             while True:
                 try:
@@ -162,8 +162,8 @@ class Workspace:
         """The folder of the published version; None before the first one. Raises InputError if it is damaged."""
         link = self.folder / CURRENT
         if not os.path.lexists(link):
-            if self.versions():
-                newest = self.versions()[-1]
+            published = self.publications()  # a version that is none was added by a first cycle that ended there
+            if newest := next((found for found in reversed(self.versions()) if found.name in published), None):
                 raise InputError(
                     f"{link}: missing, but there are published versions; choose the one that readers should get: "
                     f"rollback --to {newest.name}"
@@ -204,7 +204,7 @@ class Workspace:
             return found
         numbers = map(int, [*(found.name for found in self.versions()), *self.publications()])
         version = self.version(f"{max(numbers, default=0) + 1:06d}")
-        version.parent.mkdir(exist_ok=True)
+        make_folder(version.parent)
         for path in (*cycle.challenger.iterdir(), cycle.challenger):
             fsync(path)
         cycle.challenger.replace(version)

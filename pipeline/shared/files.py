@@ -52,6 +52,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder, and the missing ones above it, durably. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync(path.parent)
+
+
 @contextmanager
 def os_errors(subject: str, remedy: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """Raises an OSError of the block as InputError "SUBJECT (REASON); REMEDY".

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.shared.errors import InputError, one_line
-from pipeline.shared.files import atomic_write, fsync
+from pipeline.shared.files import atomic_write, make_folder
 from pipeline.shared.redact import has_credentials, redacted
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
@@ -112,8 +112,7 @@ class Location:
     def make_folder(self) -> None:
         """Creates a local folder, durably. Does nothing in an object store, which has no folders."""
         if self.local is not None:
-            self.local.mkdir(parents=True, exist_ok=True)
-            fsync(self.local.parent)
+            make_folder(self.local)
 
     @contextmanager
     def atomic_write(self) -> Iterator[IO[bytes]]:

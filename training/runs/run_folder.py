@@ -22,7 +22,7 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, fsync, locked, os_errors, write, write_json
+from pipeline.shared.files import AlreadyLocked, fsync, locked, make_folder, os_errors, write, write_json
 from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
@@ -64,7 +64,7 @@ def locked_folder(output: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             with writing(output):
-                _make(output)
+                make_folder(output)
                 stack.enter_context(locked(output / LOCK))
         except AlreadyLocked:
             raise InputError(f"--output {output}: another run is writing there; wait for its end, or stop it") from None
@@ -87,7 +87,7 @@ def claim(run: Run, resumed: bool) -> Path:
         for old in (output / NEW, folder):
             _remove_checkpoints(old)  # first: none may be found without the lines of metrics.jsonl before it
         shutil.rmtree(output / NEW, ignore_errors=True)
-        _make(folder)
+        make_folder(folder)
         for name in OWN_FILES:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / BOARD, ignore_errors=True)
@@ -182,14 +182,6 @@ def _remove_checkpoints(run: Path) -> None:
     with suppress(FileNotFoundError):
         (run / FOLDER).replace(run / REMOVED)
     shutil.rmtree(run / REMOVED, ignore_errors=True)
-
-
-def _make(folder: Path) -> None:
-    """Creates a folder, and the missing ones above it, durably."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        fsync(path.parent)
 
 
 def writing(output: Path) -> AbstractContextManager[None]:
