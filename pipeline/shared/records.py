@@ -53,7 +53,10 @@ def read(path: Location, max_bytes: int = MAX_BYTES) -> Any:
 def loads(content: bytes) -> Any:
     """Parsed JSON. Raises RecordError for anything else, also for NaN, and for an object that has a key twice."""
     try:
-        return json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
+        found = json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
+        if b"\\ud" in content or b"\\uD" in content:
+            json.dumps(found, ensure_ascii=False).encode()  # raises for half a character, which nothing can write
+        return found
     except RecursionError:
         raise RecordError("is nested too deeply") from None
     except RecordError:

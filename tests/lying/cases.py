@@ -1,5 +1,6 @@
 """What the kinds of lies share: a case, damage to copies of files, and runs of the trainer."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,8 @@ def vectors_are(output: Path, expected: bytes | None) -> Callable[[lies.Ended], 
 
 def unfinished(output: Path) -> str | None:
     return "refused, and a finished run" if (output / "summary.json").exists() else None
+
+
+def judge_report(run: Path, _: lies.Ended) -> str | None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    return "a page that is none" if len(page) < 10_000 or re.search(r"\bNaN\b", page) else None

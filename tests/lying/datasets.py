@@ -17,49 +17,61 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from lying import makers
-from lying.cases import Case, change, damage_one, files_of, honest, nothing_wrong, train_flags, unfinished, vectors_are
+from lying.cases import (
+    Case,
+    change,
+    damage_one,
+    files_of,
+    honest,
+    judge_report,
+    nothing_wrong,
+    train_flags,
+    unfinished,
+    vectors_are,
+)
 from lying.makers import Random
-from ranks import at_batch
-from xxhash import xxh3_64_hexdigest
-
 from pipeline import manifest as manifest_command
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
+from ranks import at_batch
 from training import train
 from training.reading import remote
-from training.runs import checkpoint
+from training.runs import checkpoint, report_page
+from xxhash import xxh3_64_hexdigest
 
 ROW_GROUP_ROWS, NEGATIVES = 100, 2
 
 
 class DatasetLies:
-    """A dataset, read by training and verify."""
+    """A dataset, on a disk or elsewhere, read by training, verify and report."""
 
     def __init__(self, home: Path):
         self.data = home / "dataset"
-        self.make()
+        write_honest(self.data)
         self.vectors = {}
         for mode in ("adam", "sgd in place"):
             honest(train.main, train_flags(self.data, home / f"of {mode}", mode))
             self.vectors[mode] = (home / f"of {mode}" / "vectors.safetensors").read_bytes()
-        self.told = 0
-
-    def make(self) -> None:
-        write_honest(self.data)
+        self.trained, self.told = home / "of adam", 0
 
     def lie(self, place: Path, rng: Random) -> Case:
         data, output = place / "data", place / "run"
         shutil.copytree(self.data, data)
         about, is_other = lie_in_dataset(data, rng)
         mode = rng.choice(sorted(self.vectors))
-        reader = rng.choice(("train", "train", "verify", "memory"))
+        reader = rng.choices(("train", "verify", "memory", "report"), (5, 2, 2, 1))[0]
         if reader == "verify":
             damaged = about.endswith(".parquet") and "shard" in about and about.startswith("damage")
             changed = damaged and tiny.tree(data) != tiny.tree(self.data)
             wrong = (lambda _: "verify believes a damaged shard") if changed else nothing_wrong
             return Case(f"{about}, verified", manifest_command.main, ["verify", str(data)], wrong, lines=100)
+        if reader == "report":
+            run = shutil.copytree(self.trained, place / "run")
+            config = json.loads((run / "config.json").read_bytes())
+            (run / "config.json").write_text(json.dumps({**config, "data": str(data)}))
+            return Case(f"{about}, reported", report_page.main, [str(run)], partial(judge_report, run))
         where: Path | str = data
         if reader == "memory":
             self.told += 1

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import load, save
-
 from pipeline.dataset import encode, packing, thrift
+from safetensors.numpy import load, save
 
 Random = random.Random
 Maker = Callable[[bytes, Random], bytes]

@@ -12,10 +12,9 @@ from typing import Any
 import lies
 import tiny
 from lying import makers
-from lying.cases import Case, Damage, change, damage_one, honest, train_flags, unfinished, vectors_are
+from lying.cases import Case, Damage, change, damage_one, honest, judge_report, train_flags, unfinished, vectors_are
 from lying.datasets import lie_in_dataset, right_manifest, write_honest
 from lying.makers import Random
-
 from pipeline.shared.cli import command
 from pipeline.shared.errors import InputError
 from training import evaluate, export, neighbors, train
@@ -96,11 +95,6 @@ class RunLies:
         output = place / "run"
         flags = train_flags(self.data, output, "adam", "--init-from", str(run))
         return Case(about, train.main, flags, vectors_are(output, None), partial(unfinished, output))
-
-
-def judge_report(run: Path, _: lies.Ended) -> str | None:
-    page = (run / "report.html").read_text(encoding="utf-8")
-    return "a page that is none" if len(page) < 10_000 or re.search(r"\bNaN\b", page) else None
 
 
 class Word2vecLies:

@@ -90,3 +90,9 @@ def test_a_file_above_the_limit_is_refused(tmp_path: Path) -> None:
         read(Location.of(path), max_bytes=10)
     path.write_bytes(b"1" * 10)
     assert read(Location.of(path), max_bytes=10) == 1111111111
+
+
+def test_half_a_character_is_no_text_and_two_halves_are_one() -> None:
+    with pytest.raises(RecordError, match="no JSON"):
+        loads(rb'{"a": ["\ud800"]}')
+    assert loads(rb'{"a": "\ud83d\uDE00"}') == {"a": "\U0001f600"}
