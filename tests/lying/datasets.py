@@ -30,16 +30,17 @@ from lying.cases import (
     vectors_are,
 )
 from lying.makers import Random
+from ranks import at_batch
+from xxhash import xxh3_64_hexdigest
+
 from pipeline import manifest as manifest_command
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
-from ranks import at_batch
 from training import train
 from training.reading import remote
 from training.runs import checkpoint, report_page
-from xxhash import xxh3_64_hexdigest
 
 ROW_GROUP_ROWS, NEGATIVES = 100, 2
 

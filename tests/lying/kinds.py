@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jobs.retraining.registry
 import lies
 import pytest
 import retrain_tools
 from lying.datasets import CacheLies, CheckpointLies, DatasetLies
 from lying.retraining import ConfigLies, FakeRegistry, FakeTools, WorkspaceLies
 from lying.vectors import EvaluationLies, HeldoutLies, QuestionLies, RunLies, Word2vecLies
+
+import jobs.retraining.registry
 from training.reading import remote
 from training.runs import recorder, run_folder
 

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pipeline.dataset import encode, packing, thrift
 from safetensors.numpy import load, save
+
+from pipeline.dataset import encode, packing, thrift
 
 Random = random.Random
 Maker = Callable[[bytes, Random], bytes]

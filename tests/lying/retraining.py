@@ -9,10 +9,11 @@ from typing import Any
 import lies
 import retrain_tools
 import yaml
-from jobs import retrain, session
 from lying import makers
 from lying.cases import Case, change, damage_one, honest
 from lying.makers import Random
+
+from jobs import retrain, session
 from pipeline.shared.errors import InputError
 from training.vectors.word_vectors import Tables
 

@@ -15,6 +15,7 @@ from lying import makers
 from lying.cases import Case, Damage, change, damage_one, honest, judge_report, train_flags, unfinished, vectors_are
 from lying.datasets import lie_in_dataset, right_manifest, write_honest
 from lying.makers import Random
+
 from pipeline.shared.cli import command
 from pipeline.shared.errors import InputError
 from training import evaluate, export, neighbors, train
