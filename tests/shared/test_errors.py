@@ -28,3 +28,11 @@ def test_another_librarys_message_is_printable_and_short(text: str) -> None:
     assert len(found) <= LONGEST + 5
     assert found.startswith("begin")
     assert found.endswith("end")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", ["x", "x.", "x=", "%", "a:/", "secret"])
+def test_a_long_line_is_printed_in_time(capsys: pytest.CaptureFixture[str], part: str) -> None:
+    """Whatever looks for secrets in it."""
+    tell(f"error: {part * (300_000 // len(part))}")
+    assert capsys.readouterr().err.startswith("error: ")

@@ -282,4 +282,4 @@ _WORDS = {"world_size": "ranks:", "threads": "threads a rank:"}
 
 
 def _flags(values: dict[str, Any], names: list[str]) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {values[name]}" for name in names)
+    return " ".join(f"--{name.replace('_', '-')} {values[name]!s:.60}" for name in names)
