@@ -60,6 +60,7 @@ class Decided(TypedDict):
     """decision.json: what the gates found. The outcome of each gate is for people and for MLflow."""
 
     key: Sha256
+    vectors: NotRequired[Sha256]
     decided: str
     champion: Version | None
     accepted: bool

@@ -130,16 +130,16 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
     from jobs.retraining.challenger import make_challenger
     from jobs.retraining.judge import judge
 
-    champion = champion_for(cycle, workspace)
-    key = decision_key(config, cycle, champion)
-    decision = cycle.read("decision")
-    if decision is None or decision["key"] != key:
+    decision = decision_of(config, workspace, cycle)
+    if decision is None:
+        champion = champion_for(cycle, workspace)
         stale = workspace.version_of(cycle.run_id)  # of an earlier decision, and never published
         if stale and stale != workspace.current():  # or it was, and the cycle's records were lost
             remove(stale)
         make_challenger(cycle, champion, config.prepare.holdout > 0)
         judged = judge(config.gates, cycle.challenger, champion, cycle.dataset)
-        decision = {"key": key, "decided": now(), "champion": champion.name if champion else None}
+        decision = {"decided": now(), "champion": champion.name if champion else None}
+        decision |= {"key": decision_key(config, cycle, champion), "vectors": files_digest(cycle.challenger)}
         decision |= {**asdict(judged), "text": str(judged), "reason": judged.verdict}
         cycle.write("decision", decision)
     print(decision["text"])
@@ -148,8 +148,26 @@ def evaluate(config: RetrainConfig, workspace: Workspace) -> bool:
     return bool(decision["accepted"])
 
 
+def decision_of(config: RetrainConfig, workspace: Workspace, cycle: Cycle) -> dict[str, Any] | None:
+    """The decision, if it was made of these vectors, with these gates and this champion; else None."""
+    decision = cycle.read("decision")
+    judged = workspace.version_of(cycle.run_id) or cycle.challenger
+    if decision is None or decision["key"] != decision_key(config, cycle, champion_for(cycle, workspace)):
+        return None
+    return decision if judged.is_dir() and files_digest(judged) == decision.get("vectors") else None
+
+
+def files_digest(folder: Path) -> str:
+    """A digest of the names and contents of all files."""
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            found.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return digest(found)
+
+
 def decision_key(config: RetrainConfig, cycle: Cycle, champion: Path | None) -> str:
-    """A digest of everything a decision depends on: vectors, champion, gates, and the files that gates read."""
+    """A digest of what a decision depends on besides the vectors: cycle, champion, gates, and the gates' files."""
     gates = config.gates
     files = [file for file in (*gates.pairs, gates.analogies) if file is not None]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
@@ -161,12 +179,11 @@ def publish(config: RetrainConfig, workspace: Workspace) -> None:
     cycle, _ = open_cycle(workspace, "evaluate")
     if is_done(cycle, "publish"):
         return
-    decision = cycle.read("decision")
-    assert decision is not None
-    if decision["key"] != decision_key(config, cycle, champion_for(cycle, workspace)):
+    decision = decision_of(config, workspace, cycle)
+    if decision is None:
         raise InputError(
-            f"cycle {cycle.run_id}: found other gates, or another published version, than those of its decision; "
-            f"run `evaluate` again first"
+            f"cycle {cycle.run_id}: found other gates, another published version, or other vectors than those of its "
+            f"decision; run `evaluate` again first"
         )
     if not decision["accepted"]:
         raise InputError(f"cycle {cycle.run_id}: {decision['reason']}; only an accepted cycle is published")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import retrain_tools
 from conftest import Command, Ended, run_here
 from retrain_tools import Point, Project, flags, killed, script_of
+from tiny import tree
 
 from jobs import retrain
 from jobs.retraining.workspace import RECORDS, Workspace
@@ -472,6 +474,24 @@ def test_damaged_published_vectors_are_refused_before_anything_runs(project: Her
     project.grow(700)
     project("run").assert_refused("published/000001", "cannot be read")
     assert project.programs() == []
+
+
+@pytest.mark.parametrize("name", ["vectors.safetensors", "vocab.parquet", "summary.json"])
+@pytest.mark.parametrize("damage", [lambda old: old[:-9], lambda old: old[:50] + bytes([old[50] ^ 1]) + old[51:]])
+def test_vectors_that_have_changed_since_they_were_judged_are_judged_again(
+    project: Here, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    for step in ("plan", "prepare", "train", "evaluate"):
+        assert project(step).code == 0
+    newest = Workspace(project.workspace).newest()
+    assert newest is not None
+    honest = tree(newest.challenger)
+    path = newest.challenger / name
+    path.write_bytes(damage(path.read_bytes()))
+    project("publish").assert_refused("other vectors", "evaluate")
+    assert not (project.workspace / "current").exists()
+    assert project("run").code == 0
+    assert tree(project.workspace / "current") == honest
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"run_id": "../.."}', '{"prepare": ["rm"]}'])
