@@ -230,10 +230,14 @@ def register(config: RetrainConfig, workspace: Workspace, cycle: Cycle, alias: s
     there when the cycle began, so a retry may succeed.
     """
     registry = registry_of(config, workspace)
+    unrecorded = [
+        other
+        for version, other in (workspace.publications().items() if alias == CHAMPION else ())
+        if other != cycle and other.read("registry") is None and workspace.version(version).exists()
+    ]
     try:
-        for version, other in workspace.publications().items() if alias == CHAMPION else ():
-            if other != cycle and other.read("registry") is None and workspace.version(version).exists():
-                _record(registry, workspace, other)
+        for other in unrecorded:
+            _record(registry, workspace, other)
         number = _record(registry, workspace, cycle)
         registry.set_alias(alias, number)
         if alias == CHAMPION:
