@@ -28,6 +28,8 @@ BAD_INPUT = 2
 """The exit code of a script that has printed what is wrong; also argparse's."""
 
 LOOPBACK = "127.0.0.1"
+WITH_A_STORE: tuple[Any, ...] = (torch.distributed, c10d_rendezvous_backend, static_tcp_rendezvous)
+"""The modules through which torchrun makes its store."""
 
 
 def main() -> None:
@@ -40,8 +42,8 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # like the stock torchrun, but without its warning
     if is_one_machine(arguments):
         arguments.local_addr = LOOPBACK
-        for module in (torch.distributed, c10d_rendezvous_backend, static_tcp_rendezvous):
-            module.TCPStore = LoopbackStore  # type: ignore[attr-defined]
+        for module in WITH_A_STORE:
+            module.TCPStore = LoopbackStore
     try:
         run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -58,7 +60,10 @@ class LoopbackStore(torch.distributed.TCPStore):  # type: ignore[misc, name-defi
         self, host_name: str, port: int, world_size: int | None = None, is_master: bool = False, *args: Any, **more: Any
     ):
         if is_master:
-            listener = socket.create_server((LOOPBACK, port))
+            try:
+                listener = socket.create_server((LOOPBACK, port))
+            except OSError as error:  # TCPStore's error, which makes the rendezvous look for another's store
+                raise torch.distributed.DistNetworkError(f"{LOOPBACK}:{port}: {error}") from None
             port = listener.getsockname()[1]
             more["master_listen_fd"] = listener.detach()
         super().__init__(host_name, port, world_size, is_master, *args, **more)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one up to Python 3.11
 
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.records import STRICT, Count, RecordError, Sha256, checked, read
 from pipeline.shared.storage import Location
 from training.vectors.run_files import SUMMARY
@@ -91,8 +91,8 @@ class Card(TypedDict):
 
     run_id: RunId
     dim: Count
+    vocab_size: Count
     supersedes: Version | None
-    dataset_id: NotRequired[str]
 
 
 @with_config(STRICT)
@@ -120,6 +120,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         found = read(Location.of(path))
     except (FileNotFoundError, NotADirectoryError, RecordError):
         return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, and its step is repeated") from None
     try:
         return dict(checked(found, KINDS[path.stem]))
     except RecordError as error:
@@ -130,5 +132,7 @@ def card(version: Path) -> dict[str, Any]:
     """The summary of a published version. Raises InputError if it is damaged."""
     try:
         return dict(checked(read(Location.of(version / SUMMARY)), Card))
-    except RecordError as error:
-        raise InputError(f"{version / SUMMARY}: damaged ({error}); bring it back, or roll back and remove it") from None
+    except (OSError, RecordError) as error:
+        raise InputError(
+            f"{version / SUMMARY}: damaged ({one_line(error)}); bring it back, or roll back and remove it"
+        ) from None

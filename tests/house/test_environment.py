@@ -54,6 +54,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
     """What torchrun would start, given these arguments."""
     started: list[argparse.Namespace] = []
     monkeypatch.setattr(torchrun, "run", started.append)
+    for module in torchrun.WITH_A_STORE:  # torchrun replaces it in its own process
+        monkeypatch.setattr(module, "TCPStore", module.TCPStore)
 
     def parse(*arguments: str) -> argparse.Namespace:
         monkeypatch.setattr(sys, "argv", ["torchrun", *arguments])

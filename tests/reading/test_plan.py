@@ -101,7 +101,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
             infos.append(info)
             first += size
     counts = Counts(0, 0, 0, 0, 0, 0, 0, 0, 0, sum(SIZES), 0)
-    manifest = Manifest("gen-0", config, (), counts, 9, "", 4, ROW_GROUP, {}, tuple(infos))
+    manifest = Manifest("gen-0", config, (), counts, first + 4, "", 4, ROW_GROUP, {}, tuple(infos))
     (folder / "gen-0" / "vocab.parquet").touch()
     manifest.save(folder)
     return folder, manifest

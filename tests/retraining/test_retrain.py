@@ -494,6 +494,17 @@ def test_vectors_that_have_changed_since_they_were_judged_are_judged_again(
     assert tree(project.workspace / "current") == honest
 
 
+def test_a_record_that_is_a_folder_is_refused(project: Here) -> None:
+    assert project("run").code == 0
+    newest = Workspace(project.workspace).newest()
+    assert newest is not None
+    for name in ("prepare.json", "decision.json"):
+        (newest.folder / name).unlink()
+        (newest.folder / name).mkdir()
+        project("status").assert_refused(name, "remove it")
+        (newest.folder / name).rmdir()
+
+
 @pytest.mark.parametrize("content", ["[]", "null", '{"run_id": "../.."}', '{"prepare": ["rm"]}'])
 def test_a_record_that_no_step_writes_is_refused(project: Here, content: str) -> None:
     project("plan")

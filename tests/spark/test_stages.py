@@ -523,7 +523,7 @@ NEWER = FORMAT_VERSION + 1
             f"found format version {NEWER}, expected {FORMAT_VERSION}; use the shardvec that wrote it",
         ),
         ({"format_version": None}, "found format version None"),
-        ({"vocab_size": 5, "shards": []}, "dataset_id does not fit"),
+        ({"vocab_digest": "0" * 64}, "dataset_id does not fit"),
         ({"config": {"window": 0}}, "not a valid manifest"),
     ],
 )

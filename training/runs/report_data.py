@@ -142,7 +142,7 @@ def read_evaluation(file: Path) -> Evaluation:
         every = found["analogies"]
         parts = [{"section": every["file"], **every}, *every["sections"]] if every else []
         analogies = [[part["section"], _share(part["accuracy"]), *_known(part, "questions")] for part in parts]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{file}: expected what python -m training.evaluate prints; name a file of that") from None
     return {"pairs": pairs, "analogies": analogies}
 
