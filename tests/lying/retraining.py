@@ -119,6 +119,4 @@ class WorkspaceLies:
                     return f"a version that cannot be read is published: {error}"
             return None
 
-        return Case(
-            f"{about}, {step}", run_retrain, [step, "--config", "c.yaml"], judge, codes=codes.get(step, (0, 2))
-        )
+        return Case(f"{about}, {step}", run_retrain, [step, "--config", "c.yaml"], judge, codes=codes.get(step, (0, 2)))
