@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -51,6 +53,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
     try:
         child = subprocess.Popen(
             arguments,
+            bufsize=0,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -62,7 +65,7 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
     error = None
     try:
         assert child.stdout is not None
-        for line in child.stdout:
+        for line in _lines(child.stdout.fileno()):
             sys.stdout.buffer.write(line)
             sys.stdout.flush()
             os.write(log, line)
@@ -78,6 +81,23 @@ def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | N
             child.wait()
         raise
     return code, error
+
+
+def _lines(pipe: int) -> Iterator[bytes]:
+    """The lines that come through a pipe, until its end.
+
+    Waits for a second at a time: Python handles a signal that arrives just before a wait only after the wait.
+    """
+    rest = b""
+    while True:
+        if select.select([pipe], [], [], 1.0)[0]:
+            found = os.read(pipe, 1 << 16)
+            if not found:
+                break
+            *lines, rest = (rest + found).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _die_with(parent: int, libc: ctypes.CDLL) -> None:
