@@ -11,7 +11,7 @@ _SECRET = re.compile(
     r"|(access|account|api|auth|encryption|private|shared)[._-]?key(?!file)|(?<![a-z])(sas|sig|pass)(?![a-z])",
     re.IGNORECASE,
 )
-_PAIR = re.compile(r"""(?<![\w.%-])(?P<key>[\w.%-]+)=(?P<value>"[^"]*"|'[^']*'|[^\s&]+)""")
+_PAIR = re.compile(r"""(?<![\w.%-])(?P<key>[\w.%-]+)=(?P<value>"[^"]*"|'[^']*'|[^\s&]+?(?=[:;,]?(?:[\s&]|$)))""")
 """A key begins where its letters do: a search that began at each of them would take forever for a long text."""
 _QUERY_KEY = re.compile(r"[?&;#]([\w.%-]+)=")
 _PASSWORD = re.compile(r"(?P<before>:/+)[^/@:\s\[]*:(?!\d*(?:[/?#\s]|$))[^@\s]*@")
