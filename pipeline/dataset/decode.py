@@ -134,6 +134,8 @@ def _chunks(metadata: pq.FileMetaData, row_group: int) -> list[pq.ColumnChunkMet
     if row_group >= metadata.num_row_groups:
         raise ShardError(f"it has {metadata.num_row_groups} row groups, not number {row_group}")
     group = metadata.row_group(row_group)
+    if group.num_columns != metadata.num_columns:  # of others, pyarrow 14 ends the process
+        raise ShardError(f"row group {row_group} has {group.num_columns} columns, the schema {metadata.num_columns}")
     found = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
     for name in _COLUMNS:
         if name not in found:
