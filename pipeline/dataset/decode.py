@@ -187,7 +187,7 @@ def _center(pages: _Pages, num_rows: int, layout: Layout) -> Int32:
     if pages.num_values != num_rows or pages.encoding != _PLAIN or len(pages.body) != 4 * num_rows:
         raise ShardError(f"one data page of {num_rows} plain values expected")
     center_N: Int32 = np.frombuffer(pages.body, "<i4")
-    _check_ids(center_N, layout)
+    check_ids(center_N, layout)
     return center_N
 
 
@@ -206,8 +206,7 @@ def _targets(pages: _Pages, num_rows: int, layout: Layout) -> Column:
     words, bits, values = _indices(pages, len(before), num_values)
     if values[0] != 0:
         raise ShardError("a dictionary that begins with 0, for padding, expected")
-    if values.size > 1:
-        _check_ids(values[1:], layout)
+    check_ids(values[1:], layout)
     padded = _padded(values, bits)
     padded[0] = NO_WORD  # padding is not unpacked
     return words, bits, padded
@@ -223,10 +222,12 @@ def _num_contexts(pages: _Pages, num_rows: int, layout: Layout) -> Column:
     return words, bits, _padded(values, bits)
 
 
-def _check_ids(ids: Int32, layout: Layout) -> None:
-    least, most = ids.min(), ids.max()
-    if not 1 <= least <= most < layout.vocab_size:
-        raise ShardError(f"found ids from {least} to {most}, expected 1 to {layout.vocab_size - 1}, the vocabulary's")
+def check_ids(ids: Int32, layout: Layout) -> None:
+    """Raises ShardError unless all ids are those of words, 1 to V - 1."""
+    if ids.size and not 1 <= ids.min() <= ids.max() < layout.vocab_size:
+        raise ShardError(
+            f"found ids from {ids.min()} to {ids.max()}, expected 1 to {layout.vocab_size - 1}, the vocabulary's"
+        )
 
 
 _levels = lru_cache(maxsize=2)(levels)  # of whole row groups, and of a shard's last one

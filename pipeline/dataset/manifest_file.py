@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.pipeline_config import MAX_EPOCHS, PipelineConfig
 from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.records import Count, RecordError, Sha256, checked, read, record
@@ -164,6 +165,17 @@ class Manifest:
         if manifest.dataset_id != dataset_id:
             raise ManifestError(f"{path}: dataset_id does not fit its contents; {PREPARE_AGAIN}")
         return manifest
+
+    def read_vocab(self, dataset: str | Path | Location) -> Vocab:
+        """The dataset's vocabulary. Raises ManifestError unless its size and digest are the manifest's."""
+        path = Location.of(dataset) / self.vocab_path
+        try:
+            vocab = Vocab.read(path)
+        except (OSError, VocabError) as error:
+            raise ManifestError.unreadable(path, error) from None
+        if len(vocab) != self.vocab_size or vocab.digest() != self.vocab_digest:
+            raise ManifestError(f"{path}: its words and counts are not those that the manifest lists; {PREPARE_AGAIN}")
+        return vocab
 
     def _check_consistent(self) -> None:
         """Raises RecordError unless the fields fit together."""

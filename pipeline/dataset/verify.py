@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
+from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError, check_ids
 from pipeline.dataset.encode import SCHEMA
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab, VocabError
@@ -95,7 +94,7 @@ def _check(batch: pa.RecordBatch, manifest: Manifest) -> None:
     num_contexts_N1 = batch["num_contexts"].to_numpy().astype(np.int64)[:, None]
     if not (num_contexts_N1 >= 0).all() or not (num_contexts_N1 * layout.targets_a_context <= length).all():
         raise ShardError(f"found num_contexts that do not fit into {length} targets a row")
-    _check_ids(batch["center"].to_numpy(), layout)
+    check_ids(batch["center"].to_numpy(), layout)
     lists = {}
     for name in set(names) & {"contexts_negatives", "mask", "label"}:
         if not pc.all(pc.equal(pc.list_value_length(batch[name]), length)).as_py():
@@ -105,17 +104,12 @@ def _check(batch: pa.RecordBatch, manifest: Manifest) -> None:
     is_real_NL = np.arange(length) < num_contexts_N1 * layout.targets_a_context
     if "contexts_negatives" in lists:
         ids_NL = lists["contexts_negatives"]
-        _check_ids(ids_NL[is_real_NL], layout)
+        check_ids(ids_NL[is_real_NL], layout)
         if ids_NL[~is_real_NL].any():
             raise ShardError("contexts_negatives: found ids where 0 is expected, as padding")
     for name, expected_NL in (("mask", is_real_NL), ("label", is_context_NL)):
         if name in lists and not np.array_equal(lists[name], expected_NL):
             raise ShardError(f"{name}: found values that num_contexts does not imply")
-
-
-def _check_ids(ids: npt.NDArray[np.int32], layout: Layout) -> None:
-    if ids.size and not 1 <= ids.min() <= ids.max() < layout.vocab_size:
-        raise ShardError(f"found ids {ids.min()} to {ids.max()}, expected 1 to {layout.vocab_size - 1}")
 
 
 def _read_as_training_does(content: bytes, manifest: Manifest) -> None:

@@ -18,12 +18,11 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 
-from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.dataset.vocab import Vocab, VocabError
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.dataset.vocab import Vocab
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import AlreadyLocked, fsync, locked, make_folder, os_errors, write, write_json
-from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
 from training.runs.checkpoint import FOLDER, newest
@@ -82,7 +81,7 @@ def claim(run: Run, resumed: bool) -> Path:
     config, output = run.config, run.config.output
     fresh = output / NEW if holds_finished(output) else output
     folder = active_folder(output) if resumed else fresh
-    vocabulary = read_vocabulary(config.data, run.manifest)
+    vocab = run.manifest.read_vocab(config.data)
     if not resumed:
         for old in (output / NEW, folder):
             _remove_checkpoints(old)  # first: none may be found without the lines of metrics.jsonl before it
@@ -92,20 +91,8 @@ def claim(run: Run, resumed: bool) -> Path:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / BOARD, ignore_errors=True)
     write_json(folder / "config.json", asdict(config))
-    write(folder / VOCAB, vocabulary)
+    vocab.write(folder / VOCAB)
     return folder
-
-
-def read_vocabulary(data: str, manifest: Manifest) -> bytes:
-    """The vocabulary of the dataset ``data``, a Parquet file. Raises ManifestError unless it is the manifest's."""
-    path = Location.of(data) / manifest.vocab_path
-    try:
-        vocab = Vocab.read(path)
-        if vocab.digest() != manifest.vocab_digest:
-            raise VocabError("its words and counts have another digest than the manifest lists")
-        return path.read_bytes()
-    except (OSError, VocabError) as error:
-        raise ManifestError.unreadable(path, error) from None
 
 
 def write_vectors(folder: Path, model: SkipGram) -> npt.NDArray[np.float32]:

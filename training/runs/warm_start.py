@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-from pipeline.dataset.manifest_file import Manifest, ManifestError
-from pipeline.dataset.vocab import Vocab, VocabError
+from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 from pipeline.shared.records import Xxh3, checked, record
-from pipeline.shared.storage import Location
 from training.model.skip_gram import SkipGram
 from training.run import Run
 from training.train_config import TrainConfig
@@ -79,11 +77,7 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
         raise InputError(
             f"--init-from {source}: found vectors of {dim} dimensions, expected --dim {config.dim}; say --dim {dim}"
         )
-    path = Location.of(config.data) / manifest.vocab_path
-    try:
-        vocab = Vocab.read(path)
-    except (OSError, VocabError) as error:
-        raise ManifestError.unreadable(path, error) from None
+    vocab = manifest.read_vocab(config.data)
     words = vocab.words.to_pylist()
     grown = growth(words, vocab.counts_V, before.words, before.counts_V)
     if not grown.kept:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
-from pipeline.dataset.manifest_file import PREPARE_AGAIN, Manifest, ManifestError
+from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.vocab import Vocab, VocabError
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import atomic_write
@@ -74,15 +74,7 @@ class Heldout:
             raise InputError(
                 f"{dataset}: found no held-out examples, expected some to judge by; prepare with a holdout such as 0.01"
             )
-        try:
-            words = Vocab.read(folder / manifest.vocab_path).words.to_pylist()
-        except (OSError, VocabError) as error:
-            raise ManifestError.unreadable(folder / manifest.vocab_path, error) from None
-        if len(words) != manifest.vocab_size:
-            raise ManifestError(
-                f"{folder / manifest.vocab_path}: {len(words)} words, manifest lists {manifest.vocab_size}; "
-                f"{PREPARE_AGAIN}"
-            )
+        words = manifest.read_vocab(dataset).words.to_pylist()
         num_wanted = min(total, max_rows)
         wanted = np.array([index * total // num_wanted for index in range(num_wanted)])
         ends = np.cumsum([shard.rows for shard in shards])
