@@ -98,5 +98,5 @@ def _line(error: ValidationError) -> str:
         return f"found no {where}"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"found a field {shown(problem['loc'][-1])}, which is not known"
-    expected = re.sub(r"^[\w ]+ should (be )?", "", problem["msg"])
+    expected = re.sub(r"^[\w ]+ should (be )?", "", problem["msg"]).replace("match pattern", "text of the form", 1)
     return f"{where}: found {shown(problem['input'])}, expected {expected}".removeprefix(": ")

@@ -20,7 +20,7 @@ class Inner:
 class Outer:
     number: Count
     inner: tuple[Inner, ...]
-    name: str | None = None
+    name: Annotated[str, Field(pattern="^[a-z]$")] | None = None
 
 
 GOOD = {"number": 3, "inner": [{"share": 0.5}, {"share": 1}], "name": "x"}
@@ -42,6 +42,7 @@ def test_a_good_record_is_read() -> None:
         ({"inner": [{"share": 2}]}, "inner.0.share: found 2, expected less than or equal to 1"),
         ({"inner": [{}]}, "found no inner.0.share"),
         ({"inner": [None]}, "inner.0: found None, expected an object"),
+        ({"name": "../x"}, "name: found '../x', expected text of the form '^[a-z]$'"),
         ({"more": 1}, "found a field 'more', which is not known"),
     ],
 )
