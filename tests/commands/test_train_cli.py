@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from conftest import ROOT, Command
@@ -29,6 +30,7 @@ from safetensors.torch import save_file
 from tiny import damage_page, edit, tree
 
 from pipeline.dataset.manifest_file import FORMAT_VERSION, Manifest
+from pipeline.dataset.vocab import Vocab
 from pipeline.shared.errors import InputError
 from training import neighbors, train
 from training.reading.plan import plan_epoch
@@ -274,6 +276,18 @@ def test_a_dataset_that_is_not_whole_is_refused_and_left_as_it_is(
 def test_data_that_is_a_file_is_refused(training: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     training("--data", tmp_path / "file", "--output", tmp_path / "out").assert_refused("file", "no manifest.json")
+
+
+def test_a_vocabulary_of_as_many_other_words_is_refused(training: Command, data: Path, tmp_path: Path) -> None:
+    """Otherwise every vector would get another word's name."""
+    honest = Vocab.read(vocab(data))
+    words = honest.words.to_pylist()
+    words[1], words[2] = words[2], words[1]
+    Vocab(pa.array(words), honest.counts_V).write(vocab(data))
+    before = tree(data)
+    training("--data", data, "--output", tmp_path / "out").assert_refused(str(vocab(data)), "words", "prepare")
+    assert tree(data) == before
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("column", ["center", "contexts_negatives", "num_contexts"])
