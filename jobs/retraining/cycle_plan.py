@@ -52,7 +52,7 @@ def _digest_of(path: str) -> str:
     """The SHA-256 of a file. Raises InputError if the file cannot be read."""
     with (
         os_errors(f"corpus: {path} cannot be read", "fix that, or set changed_by: times"),
-        Location.of(path.replace("s3a://", "s3://", 1)).open() as file,
+        Location.of(path).open() as file,
     ):
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.shared.errors import InputError, one_line, tell
-from pipeline.shared.storage import refuse_credentials
+from pipeline.shared.storage import is_uri, local_path, refuse_credentials
 
 HELP_COLUMNS = 100
 """The maximum width of help."""
@@ -133,15 +133,26 @@ def end_if_nobody_reads() -> None:
 
 
 def path(text: str) -> Path:
-    """A path given as an argument. Refuses an empty one, which comes from a variable that is not set."""
+    """A path given as an argument, or as a ``file:`` URI. An MLflow URI, models:/..., is returned as it is.
+
+    Refuses any other URI, and an empty path, which comes from a variable that is not set.
+    """
     if not text:
         raise argparse.ArgumentTypeError("found an empty path")
-    return Path(text)
+    if text.startswith("models:/"):
+        return Path(text)
+    try:
+        found = local_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if found is None:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a path on this machine")
+    return found
 
 
 def uri(text: str) -> str:
     """A path or URI given as an argument."""
-    return str(path(text)) if "://" not in text else text
+    return text if is_uri(text) else str(path(text))
 
 
 METAVARS: dict[object, str] = {int: "N", float: "X", path: "PATH", uri: "PATH"}

@@ -42,7 +42,10 @@ def _path(found: object) -> object:
         raise PydanticCustomError("path_type", "an empty path comes from a variable that is not set")
     if isinstance(found, str | Path) and not _may_exist(str(found)):
         raise PydanticCustomError("path_type", "no file system has such a name")
-    return found
+    try:
+        return path(found) if isinstance(found, str) else found
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _may_exist(name: str) -> bool:
@@ -62,7 +65,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 """A finite float, or its text: YAML reads 1e-3, which has no point, as text."""
 Text = Annotated[str, Field(min_length=1)]
 LocalPath = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
-"""A Path, or its text."""
+"""A Path, its text, or a file: URI."""
 ListOf = Annotated[tuple[Element, ...], BeforeValidator(_tuple)]
 """A tuple, or a list."""
 OneOrMore = Annotated[ListOf[Element], BeforeValidator(lambda found: [found] if isinstance(found, str) else found)]
@@ -183,7 +186,8 @@ def _line(error: ValidationError, kind: type, section: str | None) -> str:
     """One line for the first error: where, found, expected."""
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "missing")
     problem, fields = problems[0], fields_of(kind)
-    if cause := problem.get("ctx", {}).get("error"):  # a check of several settings together
+    cause = problem.get("ctx", {}).get("error")
+    if cause and not problem["loc"]:  # a check of several settings together
         return str(cause) if not section or str(cause).startswith(f"{section}.") else f"{section}: {cause}"
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
@@ -192,6 +196,8 @@ def _line(error: ValidationError, kind: type, section: str | None) -> str:
         return f"found no {missing}, expected {', '.join(needed[:-1])} and {needed[-1]}"
     found, is_flag = problem["input"], section is None
     where = f"--{name.replace('_', '-')}" if is_flag else f"{section}.{name}".lstrip(".")
+    if cause:
+        return f"{where}: {cause}"
     value = str(found) if is_flag else f"{found:g}" if isinstance(found, float) else shown(found)
     return f"{where}: found {value}, expected {_expected(problem, fields[name], is_flag)}"
 

@@ -1,5 +1,6 @@
 """Laws of pipeline.shared.storage and generation: datasets on a disk, in an object store, and in what fsspec knows."""
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -21,13 +22,16 @@ from pipeline import manifest
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.verify import problems
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.shared import storage
+from pipeline.shared import cli, storage
 from pipeline.shared.errors import InputError
-from pipeline.shared.storage import Location
+from pipeline.shared.settings import from_section
+from pipeline.shared.storage import Location, local_path
 from pipeline.spark import generation
 from pipeline.spark.generation import LOCK, new_generation
 from pipeline.stages import prepare
 from pipeline.text.corpus import text
+from training.train_config import TrainCommand
+from training.vectors.word_vectors import Vectors
 
 CONFIG = PipelineConfig(window=2, min_count=2, sample=0, num_shards=2, epochs=2, holdout=0.1)
 SMALLER = replace(CONFIG, num_shards=1, epochs=1, holdout=0)
@@ -111,6 +115,169 @@ def test_a_name_inside_a_uri_with_options_keeps_them() -> None:
 def test_a_scheme_that_no_library_knows_is_refused() -> None:
     with pytest.raises(InputError, match="nowhere://"):
         Location.of("nowhere://host/data")
+
+
+# URIs
+
+LOCAL = {
+    "data/x": "data/x",
+    "/x#2": "/x#2",
+    "/a%20b?c": "/a%20b?c",
+    "//x//y": "/x/y",
+    "C:/x": "C:/x",
+    "a:b": "a:b",
+    "file:/x": "/x",
+    "file:///x": "/x",
+    "file:////x": "/x",
+    "FILE://LocalHost/x": "/x",
+    "file:///a%20b%23%3f%2520": "/a b#?%20",
+    "file:///a b/%C3%A9é": "/a b/éé",
+}
+
+ELSEWHERE = [
+    "s3://b/dt=2026-01-01%3A00/x",
+    "s3a://b/x",
+    "S3://b/x/",
+    "s3://b/x?region=eu-west-1",
+    "gs://b",
+    "hdfs:///logs/2026-*/*.gz",
+    "hdfs:/logs/part-?",
+    "abfs://container@account.dfs.core.windows.net/x",
+    "memory:///x",
+]
+
+REFUSED = {
+    "file:x": "file:///",
+    "file:": "file:///",
+    "file://": "file:///",
+    "file://x": "host x",
+    "file://host/x": "host host",
+    "file:///o/q?run=1": "%3F",
+    "file:///o/q?": "%3F",
+    "file:///o/q#2": "%23",
+    "file:///50%": "%25",
+    "file:///%zz": "%25",
+    "file:///x%00": "zero byte",
+    "s3://b/x#2": "found #",
+    "s3://b/x?region=eu#2": "found #",
+    "s3://b/k//e": "found //",
+    "s3://b/k//": "found //",
+    "hdfs:///logs//x": "found //",
+    "s3://b/./e": r"found /\./",
+    "s3://b/k/..": r"found /\.\./",
+    "https://host/x": "web address",
+    "HTTP://host/x": "web address",
+    "simplecache::s3://b/x": "chain",
+}
+
+
+@pytest.mark.parametrize("given", LOCAL)
+def test_a_path_and_a_file_uri_name_a_local_path(given: str) -> None:
+    expected = Path(LOCAL[given])
+    assert local_path(given) == expected
+    assert (Location.of(given).path, Location.of(given).local) == (str(expected.absolute()), expected.absolute())
+    assert cli.path(given) == expected
+    assert from_section(TrainCommand, {"output": given}, "train").output == expected
+
+
+@pytest.mark.parametrize("given", ELSEWHERE)
+def test_other_uris_are_no_local_path_and_are_refused_where_one_is_expected(given: str) -> None:
+    assert local_path(given) is None
+    with pytest.raises(argparse.ArgumentTypeError, match="on this machine"):
+        cli.path(given)
+    with pytest.raises(InputError, match=r"^train\.output: .*on this machine"):
+        from_section(TrainCommand, {"output": given}, "train")
+    with pytest.raises(InputError, match="on this machine"):
+        Vectors.load(given)
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_uri_with_a_part_that_would_be_dropped_is_refused(given: str) -> None:
+    for refuse in (local_path, Location.of, Manifest.load):
+        with pytest.raises(InputError, match=REFUSED[given]) as error:
+            refuse(given)
+        assert str(error.value).startswith(f"{given}: found ")
+    with pytest.raises(InputError, match=f"^train.output: .*{REFUSED[given]}"):
+        from_section(TrainCommand, {"output": given}, "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("memory:///x", "/x"),
+        ("memory:/x", "/x"),
+        ("MEMORY://x/y/", "/x/y"),
+        ("s3a://b/dt=1%3A00/x?region=eu", "b/dt=1%3A00/x"),
+        ("abfs://container@account.dfs.core.windows.net/x", "container/x"),
+    ],
+)
+def test_the_path_of_an_object_is_taken_letter_for_letter(given: str, path: str) -> None:
+    assert Location.of(given).path == path
+    inside = Location.of(given) / "y"
+    assert (inside.path, Location.of(str(inside))) == (f"{path}/y", inside)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("hdfs:///x", "no host or bucket, expected hdfs://NAME"),
+        ("gs:///x", "no host"),
+        ("s3:/b/x", "no host"),
+        ("memory:///", "no host"),
+        ("s3://b/x?", "expected options"),
+        ("s3://b/x?run", "expected options"),
+        ("s3://b/x?region=", "expected options"),
+        ("s3://b/x?region=a&region=b", "each once"),
+        ("s3://b/x?region=eu&run=1", "run"),
+        ("gs://b/x?run=1", "run"),
+        ("memory://b/x?run=1", "options after"),
+        ("dbfs:/x", "cannot be used"),
+    ],
+)
+def test_a_dataset_at_a_uri_that_cannot_work_is_refused(given: str, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        Location.of(given)
+
+
+NASTY = [
+    "a b",
+    "50%",
+    "%20",
+    "x#2",
+    "what?",
+    "é 名",
+    "a&b=c",
+    "+",
+    "a;b",
+    "[x]*",
+    "~",
+    "C:",
+    "s3:",
+    "\udcff",
+    "a\nb",
+    "'\"",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_as_uri_names_the_same_dataset_as_the_path(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    made = write_tiny_dataset(path)
+    assert Manifest.load(path.as_uri()) == Manifest.load(path) == made
+    assert list(problems(path.as_uri(), made)) == []
+    place = Location.of(path.as_uri()) / "new" / "x"
+    (path / "new").mkdir()
+    place.put(b"1")
+    assert (path / "new" / "x").read_bytes() == b"1"
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_not_utf8_is_refused() -> None:
+    """pyarrow knows no such path."""
+    assert local_path("file:///%FF") == local_path("/\udcff") == Path("/\udcff")
+    for given in ("file:///%FF", "/\udcff", "s3://b/\udcff"):
+        with pytest.raises(InputError, match="not UTF-8"):
+            Location.of(given)
 
 
 # Whole datasets

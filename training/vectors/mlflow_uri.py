@@ -17,6 +17,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.storage import local_path
 
 MODELS, SQLITE = "models:/", "sqlite:///"
 
@@ -50,7 +51,10 @@ def opened(run: Path | str) -> Iterator[Path]:
     version, no server, or no MLflow.
     """
     if not str(run).startswith(MODELS):
-        yield Path(run)
+        path = local_path(str(run))
+        if path is None:
+            raise InputError(f"{run}: found a URI, expected a path on this machine, or {MODELS}NAME@ALIAS")
+        yield path
         return
     with ExitStack() as stack:
         with calling(str(run), REMEDY):
