@@ -1,6 +1,7 @@
 """Command lines: a parser that raises InputError, and the exit codes of commands. Both sides use it."""
 
 import argparse
+import io
 import os
 import select
 import shutil
@@ -90,13 +91,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 @contextmanager
 def command(interrupted: str = "interrupted") -> Iterator[None]:
-    """Runs a command. After an error, prints one line to stderr and exits with a code:
+    """Runs a command. What the encoding of stdout or stderr does not have is printed as an escape, such as \\xe9.
+
+    After an error, prints one line to stderr and exits with a code:
 
     - 2, InputError, which the user can fix: "error: MESSAGE".
     - 1, any other exception: "error: TYPE: MESSAGE; run again with -v for the traceback"; with -v, the traceback.
     - 130, Ctrl-C: ``interrupted``.
     - 141, without a line: the reader of stdout has closed it, as ``head`` does. Shells show this code for SIGPIPE.
     """
+    escape_what_cannot_be_encoded()
     try:
         try:
             yield
@@ -116,6 +120,13 @@ def command(interrupted: str = "interrupted") -> Iterator[None]:
         # Of Spark's message, the first lines say what Java did, the last ones what Python did: one_line keeps both.
         tell(f"error: {type(error).__name__}: {one_line(error)}; run again with -v for the traceback")
         sys.exit(1)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """From now on, print escapes what stdout or stderr cannot encode. Else an ASCII terminal would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -62,11 +62,11 @@ class Location:
         refuse_credentials(str(where))
         path = local_path(str(where))
         try:
-            str(path or where).encode()
-        except UnicodeEncodeError:
+            if path is not None:  # pyarrow takes UTF-8 whatever the locale
+                return cls(str(path), os.fsencode(path.absolute()).decode())
+            str(where).encode()
+        except UnicodeError:
             raise InputError(f"{where}: found a name that is not UTF-8, expected UTF-8; rename it") from None
-        if path is not None:
-            return cls(str(path), str(path.absolute()))
         base, name = _split(str(where))
         shown, mark, query = str(where).partition("?")
         return cls(f"{shown.rstrip('/')}{mark}{query}", _filesystem(base)[1] + name)
@@ -74,7 +74,7 @@ class Location:
     @property
     def local(self) -> Path | None:
         """The path on this machine; None for a remote location."""
-        return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+        return Path(os.fsdecode(self.path.encode())) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -93,7 +93,7 @@ class Location:
 
     def absolute(self) -> "Location":
         """The same location, independent of the working directory."""
-        return self if is_uri(self.shown) else Location(self.path, self.path)
+        return self if is_uri(self.shown) else Location(str(self.local), self.path)
 
     def __truediv__(self, name: str) -> "Location":
         base, mark, query = self.shown.partition("?") if is_uri(self.shown) else (self.shown, "", "")
