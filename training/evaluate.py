@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
 from training.vectors.evaluation import RESTRICT_VOCAB, analogies, word_pairs
-from training.vectors.word_vectors import SOURCES, Vectors
+from training.vectors.word_vectors import SOURCES, STRICT, Vectors
 
 
 def main() -> None:
@@ -36,13 +36,14 @@ def main() -> None:
         metavar="N",
         help="use only the N most frequent words, as gensim does; word2vec.c's scripts use 30000",
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT)
     with command():
         arguments = parser.parse_args()
         if not arguments.pairs and not arguments.analogies:
             raise InputError("found neither --pairs nor --analogies, expected files to evaluate on; name one")
         if arguments.restrict_vocab < 1:
             raise InputError.flag("restrict_vocab", arguments.restrict_vocab, "1 or more")
-        vectors, restrict_vocab = Vectors.load(arguments.run), arguments.restrict_vocab
+        vectors, restrict_vocab = Vectors.load(arguments.run, arguments.strict), arguments.restrict_vocab
         report = {
             "restrict_vocab": restrict_vocab,
             "pairs": [

@@ -7,7 +7,7 @@ python -m training.export runs/ptb --format projector --output ptb.tsv         a
 
 from pipeline.shared.cli import Parser, command, path
 from training.vectors.export_formats import FORMATS, export
-from training.vectors.word_vectors import SOURCES
+from training.vectors.word_vectors import SOURCES, STRICT
 
 
 def main() -> None:
@@ -19,9 +19,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=path, required=True, metavar="FILE", help="a file outside the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--strict", action="store_true", help=STRICT)
     with command():
         arguments = parser.parse_args()
-        print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite))
+        print(export(arguments.run, arguments.format, arguments.output, arguments.overwrite, arguments.strict))
 
 
 if __name__ == "__main__":

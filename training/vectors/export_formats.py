@@ -26,7 +26,7 @@ PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 """Readers such as gensim decompress files with these suffixes."""
 
 
-def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
+def export(run: Path, form: str, output: Path, overwrite: bool = False, strict: bool = False) -> str:
     """Writes the vectors of ``run`` to ``output``, and for the projector the words beside it. Returns a summary.
 
     Writes atomically. Raises InputError for a run that is not finished, an output that cannot be used, and words that
@@ -35,7 +35,7 @@ def export(run: Path, form: str, output: Path, overwrite: bool = False) -> str:
     metadata = output.with_name(f"{output.stem}.metadata.tsv") if form == "projector" and output.name else None
     for file in filter(None, (output, metadata)):
         check_output_file(file, run, overwrite)
-    vectors = Vectors.load(run)
+    vectors = Vectors.load(run, strict)
     words, num_changed = without_space(vectors.words[1:])
     center_VD = vectors.center_VD[1:]
     with os_errors(f"--output {output}: cannot be written", "choose another file"):

@@ -50,6 +50,8 @@ def opened(run: Path | str) -> Iterator[Path]:
     MLflow's own setting (MLFLOW_TRACKING_URI, or ``mlflow.set_tracking_uri``). Raises InputError when there is no such
     version, no server, or no MLflow.
     """
+    if not isinstance(run, str | Path):
+        raise TypeError(f"found {run!r:.60} ({type(run).__name__}), expected a path, or {MODELS}NAME@ALIAS")
     if not str(run).startswith(MODELS):
         path = local_path(str(run))
         if path is None:

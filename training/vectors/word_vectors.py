@@ -4,7 +4,8 @@ V words, D dimensions, K words of a query.
 """
 
 import difflib
-from collections.abc import Sequence
+import operator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from pipeline.dataset.vocab import VocabError, check_columns
-from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.files import os_errors
 from training.vectors import word2vec_files
 from training.vectors.cosine import cosines, norms, unit
@@ -25,6 +26,10 @@ from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, is_finished
 
 SOURCES = "a finished run's folder, such as runs/ptb; models:/NAME@ALIAS; a word2vec file, text or binary; .safetensors"
 """What Vectors.load takes, for the help of commands."""
+STRICT = "refuse a word2vec file with words that are not UTF-8, instead of reading them with U+FFFD"
+
+MAX_HEADER_BYTES = 1 << 32
+"""More than safetensors writes, and less than eight letters of text read as a number."""
 
 Float32 = npt.NDArray[np.float32]
 
@@ -42,20 +47,32 @@ class Vectors:
     counts_V: npt.NDArray[np.int64] | None = None
     """How often each word occurs (int64); None when the file has no counts."""
 
+    def __post_init__(self) -> None:
+        found = self.center_VD
+        if not isinstance(found, np.ndarray) or found.dtype != np.float32:
+            kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+            raise TypeError(f"center_VD: found {kind}, expected an array of float32")
+        if found.ndim != 2 or len(found) != len(self.words):
+            raise InputError(
+                f"center_VD: found shape {found.shape}, expected a row for each of {len(self.words):,} words"
+            )
+
     @classmethod
-    def load(cls, source: Path | str) -> "Vectors":
+    def load(cls, source: Path | str, strict: bool = False) -> "Vectors":
         """The vectors of a run or published version (its folder), of a version that is registered with MLflow
         ("models:/demo@champion"), or of a file in one of these formats, recognised by its content:
 
-        - word2vec's text or binary format, as gensim, word2vec.c, fastText and training.export write it;
+        - word2vec's text or binary format, as gensim, word2vec.c, fastText and training.export write it, which may be
+          compressed with gzip, bzip2, xz or zstd;
         - safetensors with a table "center", and a vocab.parquet with "word" and "count" beside it.
 
         A row for <unk> is added before the words of a word2vec file; if the file has <unk> itself, that is an ordinary
-        word. Raises InputError for a run that is not finished, and for a damaged file.
+        word. A word that is not UTF-8, such as one that word2vec.c has cut inside a letter, is read with U+FFFD, or, if
+        ``strict``, refused. Raises InputError for a run that is not finished, and for a damaged file.
         """
         with opened(source) as place, os_errors(f"{place}: cannot be read", "name another file"):
             if place.is_file() and not is_safetensors(place):
-                return cls(*word2vec_files.read(place))
+                return cls(*word2vec_files.read(place, strict))
             vocabulary, (center_VD,) = _read(place, source, "center")  # the context table stays on the disk
         return cls(vocabulary["word"].to_pylist(), center_VD, vocabulary["count"].to_numpy())
 
@@ -64,7 +81,7 @@ class Vectors:
         return len(self.words) - 1
 
     def __contains__(self, word: object) -> bool:
-        return word in self._row_of
+        return isinstance(word, str) and word in self._row_of
 
     def vector(self, word: str) -> Float32:
         """The vector of ``word``, shape (D,), as it was trained: a read-only view.
@@ -86,10 +103,12 @@ class Vectors:
         """The ``topk`` words nearest to ``query`` by cosine, nearest first (d2l 15.4.5); equal ones by frequency.
 
         ``query`` is a word, several words (the mean of their unit vectors), or a vector of shape (D,). The query's
-        words are left out. Raises InputError, with the closest spellings, for a word without a vector.
+        words are left out. Raises InputError, with the closest spellings, for a word without a vector, and TypeError.
         """
-        if isinstance(query, np.ndarray):
+        if isinstance(query, np.ndarray) and (query.dtype.kind not in "UOT" or query.ndim != 1):
             return self._nearest(query, [], topk)
+        if isinstance(query, bytes) or not isinstance(query, Collection):
+            raise TypeError(f"query: found {_described(query)}, expected a word, several, or a vector of NumPy")
         if not len(query):
             raise InputError("query: found no words, expected a word, several, or a vector")
         rows_K = [self.word_id(word) for word in ([query] if isinstance(query, str) else query)]
@@ -105,7 +124,9 @@ class Vectors:
         return self._nearest(np.array([-1, 1, 1], np.float32) @ unit(self.center_VD[rows_K]), rows_K, topk)
 
     def word_id(self, word: str) -> int:
-        """The row of ``word``, 1 or more."""
+        """The row of ``word``, 1 or more. Raises InputError for an unknown word, and TypeError for what is no str."""
+        if not isinstance(word, str):
+            raise TypeError(f"word: found {_described(word)}, expected a str")
         row = self._row_of.get(word)
         if row is None:
             close = difflib.get_close_matches(word, self.words[1:], n=3)
@@ -123,6 +144,12 @@ class Vectors:
 
     def _nearest(self, query_D: npt.NDArray[np.floating], left_out: list[int], topk: int) -> list[tuple[str, float]]:
         dim = self.center_VD.shape[1]
+        try:
+            topk = operator.index(str(topk) if isinstance(topk, bool) else topk)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"topk: found {_described(topk)}, expected a whole number, 1 or more") from None
+        if query_D.dtype.kind not in "iuf":
+            raise TypeError(f"query: found a vector of {query_D.dtype}, expected {dim} finite numbers")
         if query_D.shape != (dim,) or not np.isfinite(query_D).all():
             found = f"shape {query_D.shape}" if query_D.shape != (dim,) else "values that are no numbers"
             raise InputError(f"query: found a vector with {found}, expected {dim} finite numbers")
@@ -141,6 +168,11 @@ class Vectors:
         return [(self.words[row], float(cosine_V[row])) for row in nearest]
 
 
+def _described(found: object) -> str:
+    """A value with its type, for an error line."""
+    return f"{shown(found)} ({type(found).__name__})"
+
+
 @dataclass(frozen=True)
 class Tables:
     """``words`` (V), how often each occurs ``counts_V`` (int64), and both tables (float32); row 0 is <unk> and zero."""
@@ -154,6 +186,8 @@ class Tables:
     def load(cls, run: Path | str) -> "Tables":
         """The tables of a run (its folder) or of a registered version. Raises InputError, as Vectors.load."""
         with opened(run) as place, os_errors(f"{place}: cannot be read", "name another file"):
+            if place.is_file() and not is_safetensors(place):
+                raise InputError(f"{run}: found a file, expected a finished run's folder, which has both tables")
             vocabulary, (center_VD, context_VD) = _read(place, run, "center", "context")
         counts_V = vocabulary["count"].to_numpy()
         return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
@@ -162,7 +196,8 @@ class Tables:
 def is_safetensors(file: Path) -> bool:
     """Whether the file begins with a length in 8 bytes and a JSON header. Raises OSError."""
     with file.open("rb") as opened_file:
-        return opened_file.read(9)[8:] == b"{"
+        head = opened_file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER_BYTES
 
 
 def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[Float32]]:
