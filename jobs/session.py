@@ -16,9 +16,10 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
-from pyspark import SparkConf, SparkContext
+from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
+from jobs.machine import prepare_folders, refuse_connect, start_java
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser, check_output, command
@@ -39,6 +40,7 @@ ONE_MACHINE = re.compile(r"local(\[.*)?")
 """Spark's masters without executors on other machines."""
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 CLOSED = {"spark.ui.enabled": "false", "spark.authenticate": "true"}
+MOST_RESULTS = "spark.driver.maxResultSize"
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
@@ -50,8 +52,9 @@ def add_common_flags(parser: Parser, *omitted: str, **defaults: object) -> None:
 
 
 def parsed(parser: Parser) -> argparse.Namespace:
-    """Parses the command line, and sets the log's level from -q and -v."""
+    """Parses the command line, and sets the log's level from -q and -v. Raises InputError if Spark cannot be used."""
     arguments = parser.parse_args()
+    refuse_connect(os.environ)
     log.setLevel(logging.INFO - 10 * arguments.verbosity)
     return arguments
 
@@ -67,9 +70,13 @@ def build_session(name: str) -> SparkSession:
 
     On one machine, Spark listens on loopback only, and has no web pages, unless the user's settings say otherwise.
     """
+    start_java()
+    prepare_folders()
     builder = SparkSession.builder.appName(name)
     for key, value in settings_of_one_machine().items():
         builder = builder.config(key, value)
+    if not SparkConf().contains(MOST_RESULTS):
+        builder = builder.config(MOST_RESULTS, "0")  # no limit but memory: the driver receives the vocabulary
     # Under spark-submit our stderr is a pipe to Java; tools/spark-env.sh has checked whether Java's is a terminal.
     if not log.isEnabledFor(logging.INFO) or not (sys.stderr.isatty() or "PYSPARK_GATEWAY_PORT" in os.environ):
         builder = builder.config("spark.ui.showConsoleProgress", "false")
@@ -85,8 +92,7 @@ def build_session(name: str) -> SparkSession:
 
 def settings_of_one_machine() -> dict[str, str]:
     """What closes Spark to other machines, without the settings that the user gave; empty on a cluster."""
-    SparkContext._ensure_initialized()  # starts Java, which reads the user's settings
-    given = SparkConf()
+    given = SparkConf()  # Java, which runs already, has read the user's settings
     if not ONE_MACHINE.fullmatch(str(given.get("spark.master", "local"))):
         return {}
     wanted = CLOSED if "SPARK_LOCAL_IP" in os.environ else {**LOOPBACK, **CLOSED}

@@ -57,6 +57,7 @@ def finish_spark(environment: Path) -> None:
         print(f"No Java >= {MIN_JAVA} found: installing one into the environment.")
         java = install_java()
     write_java_wrapper(wrapper_home, java)
+    compile_login(java, wrapper_home / "login")
     configure_spark(spark_home() / "conf", wrapper_home, os.environ.get("JAVA_HOME", ""))
 
 
@@ -117,6 +118,13 @@ def write_java_wrapper(wrapper_home: Path, java: Path) -> None:
     write_program(wrapper_home / "bin" / "java", text)
 
 
+def compile_login(java: Path, classes: Path) -> None:
+    """Compiles UnixLoginModule.scala with Spark's own compiler, in 6 s: a machine that runs Java often has no javac."""
+    classes.mkdir(exist_ok=True)
+    compiler = [str(java), "-cp", f"{spark_home()}/jars/*", "scala.tools.nsc.Main", "-usejavacp", "-d", str(classes)]
+    subprocess.run([*compiler, TOOLS / "UnixLoginModule.scala"], check=True)
+
+
 def configure_spark(conf: Path, wrapper_home: Path, java_home: str) -> None:
     """Configures the logging and the Java of the environment's Spark. A SPARK_CONF_DIR set by the user still wins.
 
@@ -125,7 +133,9 @@ def configure_spark(conf: Path, wrapper_home: Path, java_home: str) -> None:
     """
     conf.mkdir(exist_ok=True)
     (conf / "log4j2.properties").write_text(filled("log4j2.properties"))
-    (conf / "spark-env.sh").write_text(filled("spark-env.sh", JAVA_HOME=java_home, WRAPPER_HOME=wrapper_home))
+    (conf / "spark-env.sh").write_text(
+        filled("spark-env.sh", JAVA_HOME=java_home, WRAPPER_HOME=wrapper_home, LOGIN=wrapper_home / "login")
+    )
 
 
 def replace_torchrun(torchrun: Path) -> None:

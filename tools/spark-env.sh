@@ -16,3 +16,22 @@ export SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 ${SPARK_SUBMIT_OPTS:-}"
 if [ -t 2 ]; then
     SPARK_SUBMIT_OPTS="-Dspark.ui.showConsoleProgress=true $SPARK_SUBMIT_OPTS"
 fi
+# A user id often has no name in a container (docker --user 2000, OpenShift), and then Java's login fails.
+if ! id -un >/dev/null 2>&1; then
+    export HADOOP_USER_NAME="${HADOOP_USER_NAME:-user$(id -u)}"
+    SPARK_SUBMIT_OPTS="--patch-module=jdk.security.auth=@WRAPPER_HOME@/login -Xshare:off -Duser.home='${HOME:-/}' $SPARK_SUBMIT_OPTS"
+fi
+# Spark looks up this machine's name even if it needs no address. Java takes a name of digits for an address.
+if [ -z "${SPARK_LOCAL_IP:-}${SPARK_LOCAL_HOSTNAME:-}" ]; then
+    case $(uname -n) in
+    *[!0-9.]*) ! command -v getent >/dev/null || getent ahosts "$(uname -n)" >/dev/null ;;
+    *) false ;;
+    esac || {
+        SPARK_LOCAL_HOSTNAME=$(hostname -I 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+){3}' | head -n 1)
+        export SPARK_LOCAL_HOSTNAME="${SPARK_LOCAL_HOSTNAME:-127.0.0.1}"
+    }
+fi
+# Java keeps temporary files in /tmp, whatever TMPDIR says.
+if [ ! -w /tmp ]; then
+    SPARK_SUBMIT_OPTS="-Djava.io.tmpdir='${TMPDIR:-/var/tmp}' $SPARK_SUBMIT_OPTS"
+fi

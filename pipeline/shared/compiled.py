@@ -169,8 +169,9 @@ class _Cache(NullCache):
         if chosen := os.environ.get("NUMBA_CACHE_DIR"):
             return [Path(chosen)]
         source = Path(self._function.__code__.co_filename).parent
-        users = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        return [*([source / "__pycache__"] if source.is_dir() else []), users / "shardvec"]
+        users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # unchanged if the user has no home
+        found = [source / "__pycache__"] if source.is_dir() else []
+        return found if users.startswith("~") else [*found, Path(users) / "shardvec"]
 
     def _writable(self) -> Path | None:
         for folder in self._folders():

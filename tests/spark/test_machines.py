@@ -1,0 +1,117 @@
+"""Laws of prepare on machines as other people have them: no name of the user or the host, no programs in /tmp."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import ROOT
+from servers import cluster
+
+from jobs import machine
+from pipeline.dataset.manifest_file import Manifest
+from pipeline.shared.compiled import compiled
+from pipeline.shared.errors import InputError
+from pipeline.text.demo import demo_lines
+
+PREPARE = str(ROOT / "jobs" / "prepare.py")
+may_change_machines = pytest.mark.skipif(
+    os.name != "posix" or os.getuid() != 0 or subprocess.run(["unshare", "-u", "-m", "true"]).returncode != 0,
+    reason="changes its user id, its host name and what is mounted, which only root may",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SPARK_REMOTE", "sc://host"),
+        ("SPARK_CONNECT_MODE_ENABLED", "1"),
+        ("SPARK_API_MODE", "Connect"),
+        ("SPARK_CONNECT_MODE", "1"),
+    ],
+)
+def test_spark_connect_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}={value}: found Spark Connect.*unset {name}"):
+        machine.refuse_connect({name: value})
+
+
+def test_what_leads_to_no_spark_connect_is_not_refused() -> None:
+    machine.refuse_connect({"SPARK_API_MODE": "classic", "SPARK_CONNECT_MODE": "0", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize(
+    ("host", "there"), [("localhost", True), ("12345", False), ("10.1", False), ("nowhere.invalid", False)]
+)
+def test_a_host_has_an_address_if_its_name_means_one(host: str, there: bool) -> None:
+    assert machine.has_address(host) == there
+
+
+def test_a_user_has_a_name_or_not() -> None:
+    assert machine.has_name(0)
+    assert not machine.has_name(2**31 - 5)
+
+
+def test_a_user_without_a_home_keeps_no_compiled_code_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)
+    folders = compiled(lambda x: x)._cache._folders()  # type: ignore[attr-defined]
+    assert folders == [Path(__file__).parent / "__pycache__"]
+
+
+WAYS = {
+    "spark-submit": [str(cluster.BIN / "spark-submit"), PREPARE],
+    "python": [sys.executable, PREPARE],
+    "command": [sys.executable, "-c", "from jobs.entry_points import prepare; prepare()"],
+}
+HOSTILE = """
+hostname {host}
+mount --bind /tmp /tmp
+mount -o remount,bind,noexec /tmp
+exec setpriv --reuid 2000 --regid 2000 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search "$@"
+"""
+"""The user may read all files, since Python may be in root's home."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of user 2000, right in /tmp: what pytest makes is root's."""
+    with tempfile.TemporaryDirectory(prefix="machine-") as name:
+        os.chown(name, 2000, 2000)
+        yield Path(name)
+
+
+@pytest.mark.long
+@may_change_machines
+@pytest.mark.parametrize(
+    ("way", "host", "environment"),
+    [
+        ("spark-submit", "12345", {"HOME": "/nowhere"}),
+        ("spark-submit", "nowhere-at-all", {"PYTHONSAFEPATH": "1"}),
+        ("python", "12345", {"HOME": "/nowhere"}),
+        ("python", "nowhere-at-all", {}),
+        ("command", "12345", {}),
+    ],
+)
+def test_a_run_depends_on_no_name_and_on_no_programs_in_tmp(
+    folder: Path, way: str, host: str, environment: dict[str, str]
+) -> None:
+    """Neither user nor host has a name, and the corpus and the shuffle want code that Java unpacks."""
+    text = folder / "text.txt.zst"
+    with pa.output_stream(str(text), compression="zstd") as file:
+        file.write("".join(f"{line}\n" for line in list(demo_lines())[:2000]).encode())
+    mine = {name: value for name, value in cluster.environment().items() if not name.startswith("SPARK_LOCAL")}
+    command = [*WAYS[way], "--input", str(text), "--output", str(folder / "out"), "--min-count", "1", "--sample", "0"]
+    said = subprocess.run(
+        ["unshare", "-u", "-m", "sh", "-ec", HOSTILE.format(host=host), "sh", *command],
+        env={**{name: value for name, value in mine.items() if name != "HOME"}, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    assert Manifest.load(folder / "out").counts.lines == 2000
