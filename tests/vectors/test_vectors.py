@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -202,7 +203,7 @@ def test_looking_words_up_loads_neither_torch_nor_scipy() -> None:
 
 
 @pytest.mark.parametrize("word", [None, b"north", 1, 0.5, ["north"], ("north",), np.array(["north"])])
-def test_a_word_that_is_no_str_is_refused_by_every_method(word: object) -> None:
+def test_a_word_that_is_no_str_is_refused_by_every_method(word: Any) -> None:
     assert word not in VECTORS if not isinstance(word, np.ndarray) else True
     calls: list[Callable[[], object]] = [
         lambda: VECTORS.vector(word),
@@ -218,7 +219,7 @@ def test_a_word_that_is_no_str_is_refused_by_every_method(word: object) -> None:
 
 
 @pytest.mark.parametrize("query", [None, 3, b"north", iter(["north"]), np.array(["north", None]), [0.5, 1.0]])
-def test_a_query_of_another_type_is_refused(query: object) -> None:
+def test_a_query_of_another_type_is_refused(query: Any) -> None:
     with pytest.raises(TypeError, match=r"^(query|word): found .*, expected"):
         VECTORS.most_similar(query)
 
@@ -230,7 +231,7 @@ def test_a_vector_of_no_numbers_is_refused(query: npt.NDArray[np.float64]) -> No
 
 
 @pytest.mark.parametrize("topk", [2.5, 2.0, True, False, None, "3", np.float32(2), np.True_, [3], np.array(2.5)])
-def test_a_topk_that_is_no_whole_number_is_refused(topk: object) -> None:
+def test_a_topk_that_is_no_whole_number_is_refused(topk: Any) -> None:
     for run in (lambda: VECTORS.most_similar("north", topk), lambda: VECTORS.analogy("north", "east", "south", topk)):
         with pytest.raises(TypeError, match=r"^topk: found .*, expected a whole number, 1 or more$"):
             run()
@@ -238,17 +239,19 @@ def test_a_topk_that_is_no_whole_number_is_refused(topk: object) -> None:
 
 def test_what_numpy_makes_is_welcome() -> None:
     expected = VECTORS.most_similar(["north", "east"], 2)
+    topk: Any
+    query: Any
     for topk in (np.int64(2), np.uint8(2), np.array(2)):
-        assert VECTORS.most_similar(["north", "east"], topk) == expected  # type: ignore[arg-type]
+        assert VECTORS.most_similar(["north", "east"], topk) == expected
     for query in (np.array(["north", "east"]), np.array(["north", "east"], object), ("north", "east")):
-        assert VECTORS.most_similar(query, 2) == expected  # type: ignore[arg-type]
+        assert VECTORS.most_similar(query, 2) == expected
     assert VECTORS.most_similar(np.array([1, 2])) == VECTORS.most_similar(np.array([1.0, 2.0]))
 
 
 @pytest.mark.parametrize("name", ["positive", "topn"])
 def test_gensims_names_of_arguments_are_named_in_the_error(name: str) -> None:
     with pytest.raises(TypeError, match=name):
-        VECTORS.most_similar(**{name: ["north"]})
+        VECTORS.most_similar(**dict[str, Any]({name: ["north"]}))
 
 
 def test_vectors_that_are_no_numbers_or_do_not_fit_their_words_are_refused() -> None:
@@ -256,13 +259,15 @@ def test_vectors_that_are_no_numbers_or_do_not_fit_their_words_are_refused() -> 
     for run in (lambda: nan.similarity("a", "b"), lambda: nan.most_similar("b"), lambda: nan.analogy("a", "b", "b")):
         with pytest.raises(InputError, match="no numbers"):
             run()
+    center_VD: Any
+    kind: type[Exception]
     for center_VD, kind in (([[0.0], [1.0]], TypeError), (np.zeros((2, 2)), TypeError), (nan.center_VD, InputError)):
         with pytest.raises(kind, match=r"^center_VD: found .*, expected"):
             Vectors(["<unk>", "a"], center_VD)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"runs/demo", ["runs/demo"]])
-def test_a_source_that_is_no_path_is_refused(source: object) -> None:
+def test_a_source_that_is_no_path_is_refused(source: Any) -> None:
     for load in (Vectors.load, Tables.load):
         with pytest.raises(TypeError, match=r"found .*, expected a path"):
             load(source)
