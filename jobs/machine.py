@@ -17,19 +17,26 @@ from pyspark.find_spark_home import _find_spark_home
 
 from pipeline.shared.errors import InputError
 
-CONNECT = {"SPARK_REMOTE": "", "SPARK_CONNECT_MODE_ENABLED": "", "SPARK_API_MODE": "connect", "SPARK_CONNECT_MODE": "1"}
-"""Variables that make pyspark use Spark Connect, with the value that does so; "" is any."""
+CONNECT = {
+    "SPARK_REMOTE": "",
+    "SPARK_CONNECT_MODE_ENABLED": "",
+    "SPARK_API_MODE": "connect",
+    "SPARK_CONNECT_MODE": "1",
+    "PYSPARK_REMOTE_INIT_CONF_LEN": "",
+}
+"""Variables that make pyspark use Spark Connect, with the value that does so; "" is any. spark-submit sets the last."""
 NATIVE_CODE = ("ZstdTempFolder", "org.xerial.snappy.tempdir")
 """Java's settings of the folders into which zstd and snappy unpack their native code. lz4 and netty can do without."""
 
 
 def refuse_connect(environ: Mapping[str, str]) -> None:
-    """Raises InputError if pyspark would use Spark Connect, which cannot run our tasks."""
+    """Raises InputError if pyspark would use Spark Connect. It tells no value: that of SPARK_REMOTE may have a token."""
     for name, value in CONNECT.items():
         if name in environ and value in ("", environ[name].lower()):
+            found = "spark.remote or spark.api.mode" if name.startswith("PYSPARK") else name
             raise InputError(
-                f"{name}={environ[name]}: found Spark Connect, expected a Spark session of this process; "
-                f"unset {name}, or submit to the cluster with spark-submit --master"
+                f"{found}: is set, so Spark Connect is found where Spark itself is expected; unset it, or name the "
+                f"cluster's master with spark-submit --master"
             )
 
 

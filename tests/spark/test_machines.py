@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 from servers import cluster
 
-from jobs import machine
+from jobs import machine, prepare, session
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.compiled import compiled
-from pipeline.shared.errors import InputError
 from pipeline.text.demo import demo_lines
 
 PREPARE = str(ROOT / "jobs" / "prepare.py")
@@ -26,17 +25,24 @@ may_change_machines = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "named"),
     [
-        ("SPARK_REMOTE", "sc://host"),
-        ("SPARK_CONNECT_MODE_ENABLED", "1"),
-        ("SPARK_API_MODE", "Connect"),
-        ("SPARK_CONNECT_MODE", "1"),
+        ("SPARK_REMOTE", "sc://host/;token=secret", "SPARK_REMOTE"),
+        ("SPARK_CONNECT_MODE_ENABLED", "1", "SPARK_CONNECT_MODE_ENABLED"),
+        ("SPARK_API_MODE", "Connect", "SPARK_API_MODE"),
+        ("SPARK_CONNECT_MODE", "1", "SPARK_CONNECT_MODE"),
+        ("PYSPARK_REMOTE_INIT_CONF_LEN", "1", "spark.remote or spark.api.mode"),
     ],
 )
-def test_spark_connect_is_refused(name: str, value: str) -> None:
-    with pytest.raises(InputError, match=f"^{name}={value}: found Spark Connect.*unset {name}"):
-        machine.refuse_connect({name: value})
+def test_spark_connect_is_refused_before_spark_starts(
+    call: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(session, "build_session", None)
+    said = call(lambda: session.run(prepare.main), "--input", __file__, "--output", tmp_path / "out")
+    said.assert_refused(f"{named}: is set, so Spark Connect is found", "unset it")
+    assert "secret" not in said.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_leads_to_no_spark_connect_is_not_refused() -> None:
