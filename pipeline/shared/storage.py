@@ -54,12 +54,10 @@ class Location:
     def of(cls, where: "str | Path | Location") -> "Location":
         """The location of a path or URI.
 
-        Raises InputError if no installed library knows the URI's scheme, if the URI contains credentials, and as
-        ``local_path`` does.
+        Raises InputError if no installed library knows the URI's scheme, and as ``local_path`` does.
         """
         if isinstance(where, Location):
             return where
-        refuse_credentials(str(where))
         path = local_path(str(where))
         try:
             if path is not None:  # pyarrow takes UTF-8 whatever the locale
@@ -173,10 +171,12 @@ def is_uri(where: str) -> bool:
 def local_path(where: str) -> Path | None:
     """The path on this machine that a path or a ``file:`` URI names; None for any other URI.
 
-    Raises InputError for a URI of which a part would have to be dropped, and for one that names no file or object.
+    Raises InputError for a URI with credentials, for one of which a part would have to be dropped, and for one that
+    names no file or object.
     """
     if not is_uri(where):
         return Path(re.sub("^//+", "/", where))  # Hadoop would take the first name after // for a host
+    refuse_credentials(where)
     scheme, host, path, _ = _parts(where)
     if scheme in ("http", "https"):
         raise InputError(f"{where}: found a web address, expected a path, or a URI such as s3://...; download it first")

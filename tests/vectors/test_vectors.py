@@ -232,7 +232,11 @@ def test_a_vector_of_no_numbers_is_refused(query: npt.NDArray[np.float64]) -> No
 
 @pytest.mark.parametrize("topk", [2.5, 2.0, True, False, None, "3", np.float32(2), np.True_, [3], np.array(2.5)])
 def test_a_topk_that_is_no_whole_number_is_refused(topk: Any) -> None:
-    for run in (lambda: VECTORS.most_similar("north", topk), lambda: VECTORS.analogy("north", "east", "south", topk)):
+    calls: list[Callable[[], object]] = [
+        lambda: VECTORS.most_similar("north", topk),
+        lambda: VECTORS.analogy("north", "east", "south", topk),
+    ]
+    for run in calls:
         with pytest.raises(TypeError, match=r"^topk: found .*, expected a whole number, 1 or more$"):
             run()
 
