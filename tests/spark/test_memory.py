@@ -14,6 +14,9 @@ from pipeline.dataset.manifest_file import Manifest
 
 MB = 1 << 20
 DIM, LANES = 100, 16
+FIXED = 270 * MB
+"""What a rank has besides, however large the dataset is: libraries at work; on rank 0, TensorBoard and the vocabulary's
+check take 65 MB of it."""
 SLACK = 32 * MB
 """How much one look may find more than another: row groups come and go, and a lane may hold two."""
 
@@ -102,6 +105,6 @@ def test_a_ranks_memory_is_bounded_and_the_same_in_every_epoch(
     manifest = Manifest.load(data)
     tables = 2 * manifest.vocab_size * DIM * 4
     row_group = manifest.row_group_rows * (4 + 4 * manifest.max_len + 2)
-    assert max(most) < imports() + copies * tables + 2 * LANES // nproc * row_group + 200 * MB
+    assert max(most) < imports() + copies * tables + 2 * LANES // nproc * row_group + FIXED
     for rank in zip(*now, strict=True):
         assert max(rank[epochs // 2 :]) - max(rank[1 : epochs // 2]) < SLACK
