@@ -30,7 +30,7 @@ NATIVE_CODE = ("ZstdTempFolder", "org.xerial.snappy.tempdir")
 
 
 def refuse_connect(environ: Mapping[str, str]) -> None:
-    """Raises InputError if pyspark would use Spark Connect. It tells no value: that of SPARK_REMOTE may have a token."""
+    """Raises InputError if pyspark would use Spark Connect. It tells no value: SPARK_REMOTE may have a token."""
     for name, value in CONNECT.items():
         if name in environ and value in ("", environ[name].lower()):
             found = "spark.remote or spark.api.mode" if name.startswith("PYSPARK") else name
@@ -98,7 +98,7 @@ def prepare_folders() -> None:
     # YARN and Kubernetes choose folders of their own, later.
     if str(given.get("spark.master", "local")).startswith("local") and not any(map(may_write, folders.split(","))):
         raise InputError(
-            f"{folders}: cannot be written, and Spark keeps temporary files there; set SPARK_LOCAL_DIRS to a folder"
+            f"{folders}: no file can be written there, and Spark needs temporary ones; set SPARK_LOCAL_DIRS to a folder"
         )
     if not may_run(temporary):
         others = (tempfile.gettempdir(), "/var/tmp", os.path.expanduser("~"), os.getcwd())
@@ -109,10 +109,13 @@ def prepare_folders() -> None:
 
 
 def may_write(folder: str) -> bool:
-    """Whether files can be written to a folder, or the folder be made."""
-    path = Path(folder).absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    """Whether there is room for files in a folder, which is made if it is missing, as Spark does."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            return file.write(b"0") == 1
+    except OSError:
+        return False
 
 
 def may_run(folder: str) -> bool:

@@ -31,7 +31,9 @@ if [ -z "${SPARK_LOCAL_IP:-}${SPARK_LOCAL_HOSTNAME:-}" ]; then
         export SPARK_LOCAL_HOSTNAME="${SPARK_LOCAL_HOSTNAME:-127.0.0.1}"
     }
 fi
-# Java keeps temporary files in /tmp, whatever TMPDIR says.
-if [ ! -w /tmp ]; then
-    SPARK_SUBMIT_OPTS="-Djava.io.tmpdir='${TMPDIR:-/var/tmp}' $SPARK_SUBMIT_OPTS"
+# Java keeps temporary files in /tmp, whatever TMPDIR says. Where /tmp is read-only or full, they go elsewhere.
+if ! { probe=$(mktemp /tmp/probe.XXXXXX) && echo >"$probe"; } 2>/dev/null; then
+    export SPARK_LAUNCHER_OPTS="-XX:-UsePerfData ${SPARK_LAUNCHER_OPTS:-}"
+    SPARK_SUBMIT_OPTS="-XX:-UsePerfData -Djava.io.tmpdir='${TMPDIR:-/var/tmp}' $SPARK_SUBMIT_OPTS"
 fi
+rm -f "${probe:-}"
