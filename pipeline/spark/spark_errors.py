@@ -31,7 +31,7 @@ _REMEDIES = (
     ),
     (r"OutOfMemoryError", "Spark: ", _MEMORY),
     (
-        r"Python worker (?:exited unexpectedly|failed to connect back)|SIGKILL",
+        r"Python worker (?:exited unexpectedly|failed to connect back)|ExecutorLostFailure|Container killed",
         "Spark: ",
         "its memory may be too small: use fewer cores, as in spark-submit --master 'local[1]', or on a cluster give a "
         "larger spark.executor.memoryOverhead",
@@ -61,6 +61,11 @@ _REMEDIES = (
         r"Incomplete HDFS URI",
         _INPUT,
         "name the host, as in hdfs://NAMENODE:8020/..., or set fs.defaultFS in HADOOP_CONF_DIR's core-site.xml",
+    ),
+    (
+        r"URISyntaxException|Invalid path for the|ViewFs: ",
+        _INPUT,
+        "expected a path, or a URI of Spark's such as hdfs://NAMENODE:8020/folder",
     ),
     (r"HttpsFileSystem|HttpFileSystem", _INPUT, "Spark cannot read web addresses: download the file and name the copy"),
     (
