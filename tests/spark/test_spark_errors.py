@@ -57,7 +57,7 @@ def test_a_codec_that_spark_has_not_is_told_as_that_and_a_torn_file_as_torn(
 
 def test_a_library_that_workers_lack_is_told(spark: SparkSession) -> None:
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import nothing_of_that_name  # type: ignore[import-not-found] # noqa: F401
+        import nothing_of_that_name  # noqa: F401
 
         yield from batches
 
