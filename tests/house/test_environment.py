@@ -216,6 +216,43 @@ def test_spark_draws_its_bar_on_a_terminal_only(tmp_path: Path, on_a_terminal: b
 # --- Spark ---
 
 
+@pytest.mark.parametrize(
+    ("programs", "given", "host", "options"),
+    [
+        ({"id": "echo me", "uname": "echo localhost"}, {}, "", ""),
+        ({"id": "exit 1", "uname": "echo localhost"}, {}, "", "--patch-module=jdk.security.auth={}/login"),
+        ({"id": "echo me", "uname": "echo nowhere.invalid", "hostname": "echo ::1 192.0.2.7 "}, {}, "192.0.2.7", ""),
+        ({"id": "echo me", "uname": "echo 12345", "hostname": "exit 1"}, {}, "127.0.0.1", ""),
+        ({"id": "echo me", "uname": "echo 12345"}, {"SPARK_LOCAL_IP": "192.0.2.8"}, "", ""),
+        ({"id": "echo me", "uname": "echo 12345"}, {"SPARK_LOCAL_HOSTNAME": "mine"}, "mine", ""),
+        ({"id": "echo me", "uname": "echo localhost", "mktemp": "exit 1"}, {}, "", "-Djava.io.tmpdir='/var/tmp'"),
+        (
+            {"id": "echo me", "uname": "echo localhost", "mktemp": "echo /dev/full"},
+            {"TMPDIR": "/my tmp"},
+            "",
+            "-Djava.io.tmpdir='/my tmp'",
+        ),
+    ],
+)
+def test_java_starts_without_a_name_of_the_user_or_of_the_host_and_without_tmp(
+    tmp_path: Path, programs: dict[str, str], given: dict[str, str], host: str, options: str
+) -> None:
+    configure_spark(tmp_path, tmp_path / "wrapper", java_home="")
+    for name, body in {"rm": ":", **programs}.items():
+        write_program(tmp_path / "bin" / name, f"#!/bin/sh\n{body}\n")
+    path = f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"
+    show = 'echo "${SPARK_LOCAL_HOSTNAME:-}"; echo "$SPARK_SUBMIT_OPTS"'
+    said = run("bash", "-c", f"PATH={path}; . {tmp_path}/spark-env.sh; {show}", **{"TMPDIR": "", **given})
+    found_host, found_options = said.stdout.splitlines()
+    assert (said.stderr, found_host) == ("", host)
+    expected = options.format(tmp_path / "wrapper")
+    assert expected in found_options
+    assert ("patch-module" in found_options, "tmpdir" in found_options) == (
+        "patch-module" in expected,
+        "tmpdir" in expected,
+    )
+
+
 def test_a_spark_job_prints_its_own_lines_only(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text(TRIVIAL_JOB)

@@ -10,12 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from conftest import ROOT, Command
+from pyspark import SparkContext
 from servers import cluster
 
 from jobs import machine, prepare, session
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.compiled import compiled
+from pipeline.shared.errors import InputError
 from pipeline.text.demo import demo_lines
+from tools.finish_environment import configure_spark
 
 PREPARE = str(ROOT / "jobs" / "prepare.py")
 may_change_machines = pytest.mark.skipif(
@@ -59,6 +62,29 @@ def test_a_host_has_an_address_if_its_name_means_one(host: str, there: bool) -> 
 def test_a_user_has_a_name_or_not() -> None:
     assert machine.has_name(0)
     assert not machine.has_name(2**31 - 5)
+
+
+def test_a_user_without_a_name_is_told_what_to_do_unless_spark_needs_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Java is not started: it would print 30 lines."""
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    monkeypatch.setattr(SparkContext, "_gateway", None)
+    monkeypatch.setattr(SparkContext, "_ensure_initialized", lambda: None)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"^user id 2147483643: has no name.*/etc/passwd.*libnss_wrapper"):
+        machine.start_java()
+    configure_spark(tmp_path, tmp_path / "wrapper", java_home="")
+    machine.start_java()
+
+
+def test_a_folder_has_room_for_temporary_files_or_not(tmp_path: Path) -> None:
+    assert machine.may_write(str(tmp_path / "made" / "by spark"))
+    (tmp_path / "file").touch()
+    assert not machine.may_write(str(tmp_path / "file"))
+    assert not machine.may_write("/proc/nowhere")
+    assert not machine.may_write("/dev/full")
 
 
 def test_a_user_without_a_home_keeps_no_compiled_code_there(monkeypatch: pytest.MonkeyPatch) -> None:
