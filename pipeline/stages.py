@@ -34,7 +34,7 @@ from pipeline.spark.shard_writer import ROW_GROUP_ROWS, versions
 from pipeline.spark.sink import RESULTS, ShardSink
 from pipeline.spark.spark_errors import input_errors
 from pipeline.spark.task import TABLES, from_the_driver, to_binary
-from pipeline.text.corpus import Corpus
+from pipeline.text.corpus import Corpus, State, Values, exact_names
 from pipeline.text.tokens import tokenized
 from pipeline.text.word_counts import MAX_PARTIAL_COUNTS, Totals
 from pipeline.text.word_index import WordIndex, encode
@@ -52,15 +52,16 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     next run removes what a killed run left behind. Raises InputError for errors that the user can fix.
     """
     output = Location.of(output).absolute()  # executors may have another working directory
-    with new_generation(output) as generation, input_errors(corpus.description):
+    with new_generation(output) as generation, input_errors(corpus.description), exact_names(spark):
         before = current_generation(output)
         source_state = corpus.state(lambda: spark)
         rows = corpus.read(spark)
+        values = corpus.values(rows)
 
         sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
         log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
         with log_duration("counting"):
-            vocab, seen = count_words(rows, config)
+            vocab, seen = count_words(rows, values, config)
         check_vocab(vocab, config)
         tables = Tables.build(vocab.counts_V, config)
         with writing(output):
@@ -70,11 +71,12 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         num_shards = config.num_shards or default_num_shards(vocab, tables)
         log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
         log.info("%s", forecast(vocab, tables, config, spark.sparkContext.defaultParallelism))
-        sequences = shuffle(encode_words(rows, config, generation), num_shards)
+        sequences = shuffle(encode_words(rows, values, config, generation), num_shards)
         with log_duration("shuffling, sampling and writing"):
             sample_and_write(sequences, config, generation)
 
         manifest = manifest_of(generation, config, source_state, vocab, seen)
+        check_unchanged(source_state, corpus.state(lambda: spark))
         check_shared(manifest, output)
         publish(manifest, output, before)
         remove_unlisted(output, manifest)
@@ -89,13 +91,13 @@ def log_duration(stage: str) -> Iterator[None]:
     log.debug("%s took %.1f s", stage, time.perf_counter() - started)
 
 
-def count_words(rows: DataFrame, config: PipelineConfig) -> tuple[Vocab, CorpusCounts]:
+def count_words(rows: DataFrame, values: Values, config: PipelineConfig) -> tuple[Vocab, CorpusCounts]:
     """The vocabulary and the counts of the corpus. Python counts within a partition; the JVM adds up the partitions."""
 
     def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals()
         for batch in batches:
-            for found in tokenized(batch.column(0), config):
+            for found in tokenized(values(batch.column(0)), config):
                 totals.add(found)
             if totals.num_pending > MAX_PARTIAL_COUNTS:
                 yield totals.batch()
@@ -141,14 +143,14 @@ def default_num_shards(vocab: Vocab, tables: Tables) -> int:
     return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
 
 
-def encode_words(rows: DataFrame, config: PipelineConfig, generation: Location) -> DataFrame:
+def encode_words(rows: DataFrame, values: Values, config: PipelineConfig, generation: Location) -> DataFrame:
     """Rows (key bigint, ids binary): every sequence with two or more known words, as int32 ids."""
     folder = str(generation)
 
     def to_ids(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         index = _word_index(folder)
         for batch in batches:
-            for found in tokenized(batch.column(0), config):
+            for found in tokenized(values(batch.column(0)), config):
                 sequences = encode(found.words, found.lengths, index)
                 keys = pa.array(sequences.keys.view(np.int64))
                 yield pa.RecordBatch.from_arrays([keys, to_binary(sequences.ids, sequences.lengths)], ["key", "ids"])
@@ -178,7 +180,7 @@ def sample_and_write(sequences: DataFrame, config: PipelineConfig, generation: L
 def manifest_of(
     generation: Location,
     config: PipelineConfig,
-    source_state: tuple[dict[str, str | int], ...],
+    source_state: State,
     vocab: Vocab,
     seen: CorpusCounts,
 ) -> Manifest:
@@ -189,7 +191,10 @@ def manifest_of(
         key=lambda shard: (shard.split != "train", shard.epoch, shard.path),
     )
     if not any(shard.split == "train" for shard in shards):
-        raise InputError("no line gave an example: none has two known words that subsampling keeps")
+        raise InputError(
+            "no line gave an example: none has two known words that subsampling keeps; "
+            "--sample 0 keeps every word, --min-count 1 knows every word"
+        )
     for result in results:
         if result["versions"] != versions():
             raise ManifestError(
@@ -219,6 +224,15 @@ def manifest_of(
 
 def spelled(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def check_unchanged(before: State, after: State) -> None:
+    """Raises InputError if a file of the corpus changed while it was read, in two passes that then disagree."""
+    if changed := [file for file in (*before, *after) if (file in before) != (file in after)]:
+        raise InputError(
+            f"--input {changed[0]['path']}: changed while it was read, expected one corpus for both passes; "
+            f"run again when nothing writes to it"
+        )
 
 
 def check_shared(manifest: Manifest, output: Location) -> None:

@@ -8,6 +8,7 @@ DATASET/<generation>/<split>/epoch=E/shard-NNNNN.parquet
 import dataclasses
 import hashlib
 import json
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,10 +70,13 @@ class CorpusCounts:
     nulls: Count
     """Rows without a value, and null or empty elements of arrays; skipped."""
     invalid_utf8_lines: Count
+    """Lines or rows with bytes that are not UTF-8, or with zero bytes."""
     sequences: Count
     """Sequences of two tokens or more, after cutting."""
     too_short: Count
     """Sequences with fewer than two tokens, including empty lines; left out."""
+    cut: Count = field(default=0, kw_only=True)
+    """Lines or rows of more than max_sentence_length tokens. Datasets of earlier versions do not say."""
     tokens: Count
     """All tokens, including those of too short sequences."""
     long_tokens: Count
@@ -228,6 +232,8 @@ class Manifest:
             (self.counts.nulls, "rows or tokens without a value were skipped"),
             (self.counts.invalid_utf8_lines, "lines were not valid UTF-8; the bytes that were not became U+FFFD"),
             (self.counts.long_tokens, "tokens were too long to be words and became <unk>"),
+            (self.counts.too_short, "lines or pieces of lines had fewer than two tokens, so they give no example"),
+            (self.counts.cut, f"lines were cut into pieces of {self.config.max_sentence_length:,} tokens"),
         )
         return [f"{number:,} {what}" for number, what in found if number]
 

@@ -5,7 +5,7 @@ A record is a frozen dataclass, made by ``record``. The types of its fields, wit
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
@@ -34,7 +34,7 @@ class RecordError(ValueError):
     """A record is not what its type says."""
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(kind: type[T]) -> type[T]:
     """Makes a class of fields a frozen dataclass that ``checked`` can make. Its constructor checks nothing."""
     setattr(kind, "__pydantic_config__", STRICT)  # noqa: B010

@@ -1,31 +1,31 @@
 """Corpora: text, Parquet or JSON lines, from any place that Spark can read, and the built-in demo."""
 
-import glob
-import json
-import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors, write
-from pipeline.shared.storage import is_uri
+from pipeline.shared.storage import is_uri, local_path
+from pipeline.text import json_lines
 from pipeline.text.demo import demo_lines
+from pipeline.text.file_kinds import check_json, check_text
+from pipeline.text.local_files import local_files, without_repeats
+from pipeline.text.parquet_column import column_type
+from pipeline.text.remote_files import RemoteFiles, pattern_of
 
-SNIFF_BYTES = 1 << 16
-JSON_SAMPLE_LINES = 1000
-
-_CORRUPT = "__corrupt_line"
-_GLOB_CHARACTERS = re.compile(r"[][*?{}\\]")
-_ESCAPED = r"\\\g<0>"
-_COMPRESSED_OTHERWISE = (".lz4", ".snappy", ".deflate", ".br")
+_CASE_SENSITIVE = "spark.sql.caseSensitive"
+State = tuple[dict[str, str | int], ...]
+Values = Callable[[pa.Array], pa.Array]
+"""From a batch's first column to values: lines (string or binary), or sequences (lists of string or binary)."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Corpus:
     column: str | None = None
     """The column of strings, or of arrays of strings or integers. None for text, where each line is a value."""
 
-    def state(self, session: Callable[[], SparkSession]) -> tuple[dict[str, str | int], ...]:
+    def state(self, session: Callable[[], SparkSession]) -> State:
         """Path, size and time of every file: equal states mean an unchanged corpus. Spark lists remote files."""
         found: list[dict[str, str | int]] = []
         for path in self.paths:
             if not is_uri(path):
-                stat = Path(path).stat()
+                with os_errors(f"--input {path}: cannot be read", "expected a file"):
+                    stat = Path(path).stat()
                 found.append({"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
         remote = [path for path in self.paths if is_uri(path)]
         if remote:
@@ -56,62 +57,86 @@ class Corpus:
         return tuple(sorted(found, key=lambda entry: str(entry.get("path", ""))))
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """(value): a line without its end (string or binary), or a sequence (array<string>). A value may be null.
+        """(value): a line without its end, of text or of JSON, or a value of a Parquet column. It may be null.
 
-        A string may be invalid UTF-8: Spark passes its bytes on unchanged. Raises InputError if the column is
-        missing or has a type that cannot hold sequences.
+        A string may be invalid UTF-8: Spark passes its bytes on unchanged. Raises InputError for a Parquet column that
+        cannot hold sequences.
         """
-        paths = [path if is_uri(path) else f"file:{_GLOB_CHARACTERS.sub(_ESCAPED, path)}" for path in self.paths]
-        if self.format == "text":
-            return spark.read.text(paths).select("value")
+        remote = RemoteFiles(spark, [path for path in self.paths if is_uri(path)])
+        remote.check_no_table(self.description)
         if self.format == "parquet":
-            rows = spark.read.parquet(*paths)
-            kind = self._kind(rows.schema)
-        elif self.format == "json":
-            kind = self._kind_of_json(spark.read.text(paths).limit(JSON_SAMPLE_LINES).toArrow()["value"].to_pylist())
-            fields = [T.StructField(str(self.column), kind), T.StructField(_CORRUPT, T.StringType())]
-            rows = spark.read.schema(T.StructType(fields)).json(paths, columnNameOfCorruptRecord=_CORRUPT)
-        else:
-            raise AssertionError(f"no reader of {self.format}")
-        value = F.col(f"`{str(self.column).replace('`', '``')}`")
-        if self.format == "json":  # Spark would return a part of a truncated line
-            value = F.when(F.col(_CORRUPT).isNull(), value)
-        is_array = isinstance(kind, T.ArrayType)
-        return rows.select((value.cast("array<string>") if is_array else value).alias("value"))
+            return self._read_parquet(spark, remote)
+        return spark.read.text([_for_spark(path) for path in self.paths]).select("value")
 
-    def _kind_of_json(self, lines: list[str]) -> T.DataType:
-        """The column's type, from the first lines. Spark would read all lines and treat mixed types as strings."""
-        names: set[str] = set()
-        kinds: set[T.DataType] = set()
-        for line in lines:
-            with suppress(ValueError):
-                row = json.loads(line)
-                names |= row.keys() if isinstance(row, dict) else set()
-                value = row.get(self.column) if isinstance(row, dict) else None
-                if value is not None and value != []:
-                    kinds.add(_json_kind(value))
-        if len(kinds) > 1:
-            found = " and ".join(sorted(kind.simpleString() for kind in kinds))
-            raise InputError(f"--column {self.column}: is {found} in {self.description}, expected one kind")
-        fields = [T.StructField(name, T.NullType()) for name in sorted(names - {self.column})]
-        if self.column in names:
-            fields.append(T.StructField(str(self.column), kinds.pop() if kinds else T.NullType()))
-        return self._kind(T.StructType(fields))
+    def values(self, rows: DataFrame) -> Values:
+        """What makes values of the ``rows`` that ``read`` gave, batch by batch, in Spark's Python workers.
 
-    def _kind(self, schema: T.StructType) -> T.DataType:
-        """The column's type. Raises InputError if the column is missing or cannot hold sequences."""
-        if self.column not in schema.names:
-            raise InputError(
-                f"--column {self.column}: not in {self.description}; it has {', '.join(schema.names) or 'no columns'}"
+        JSON is parsed there, after a first pass has found the one kind of values that the corpus has. Raises InputError
+        if the column is missing or has no such kind.
+        """
+        if self.format != "json":
+            return _as_they_are
+        column = str(self.column)
+
+        def kinds(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            counts: Counter[str] = Counter()
+            for batch in batches:
+                counts += json_lines.found(batch.column(0), column)
+            yield pa.RecordBatch.from_arrays(
+                [pa.array(counts, pa.string()), pa.array(counts.values(), pa.int64())], ["name", "count"]
             )
-        kind = schema[str(self.column)].dataType
-        element = kind.elementType if isinstance(kind, T.ArrayType) else None
-        if isinstance(kind, T.StringType | T.BinaryType) or isinstance(element, T.StringType | T.IntegralType):
-            return kind
-        raise InputError(
-            f"--column {self.column}: is {kind.simpleString()} in {self.description}, "
-            f"expected string, array<string> or an array of integers"
+
+        counted = rows.mapInArrow(kinds, "name string, count bigint").groupBy("name").agg(F.sum("count").alias("count"))
+        found = Counter({row["name"]: row["count"] for row in counted.collect()})
+        return partial(
+            json_lines.values, column=column, kind=json_lines.kind_of_corpus(found, column, self.description)
         )
+
+    def _read_parquet(self, spark: SparkSession, remote: RemoteFiles) -> DataFrame:
+        """The column of every file, by the type that it has there: one read for each type."""
+        column = str(self.column)
+        types = {path: column_type(path, path, column) for path in self.paths if not is_uri(path)}
+        types |= remote.map(lambda name, file: column_type(file, name, column))
+        by_type: dict[T.DataType, list[str]] = {}
+        for path, kind in types.items():
+            by_type.setdefault(kind, []).append(path)
+        one_of = {isinstance(kind, T.ArrayType): paths[0] for kind, paths in by_type.items() if kind != T.NullType()}
+        if len(one_of) == 2:
+            raise InputError(
+                f"--input {self.description}: --column {column} is string in {one_of[False]} and an array in "
+                f"{one_of[True]}, expected one of the two in all files"
+            )
+        wanted = "array<string>" if True in one_of else "string"
+        return reduce(DataFrame.unionAll, [_column(spark, column, kind, by_type[kind], wanted) for kind in by_type])
+
+
+def _column(spark: SparkSession, column: str, kind: T.DataType, paths: list[str], wanted: str) -> DataFrame:
+    """(value): the column of files where it has the type ``kind``, as ``wanted``."""
+    if isinstance(kind, T.ArrayType) and kind.elementType == T.NullType():
+        kind = T.ArrayType(T.IntegerType())  # as Parquet stores nothing but nulls
+    schema = T.StructType([T.StructField(column, T.IntegerType() if kind == T.NullType() else kind)])
+    name = f"`{column.replace('`', '``')}`"
+    value = F.lit(None) if kind == T.NullType() else F.col(name)
+    return spark.read.schema(schema).parquet(*map(_for_spark, paths)).select(value.cast(wanted).alias("value"))
+
+
+@contextmanager
+def exact_names(spark: SparkSession) -> Iterator[None]:
+    """Lets Spark tell columns apart whose names differ only in upper and lower case, within a ``with`` block."""
+    before = str(spark.conf.get(_CASE_SENSITIVE))
+    spark.conf.set(_CASE_SENSITIVE, "true")
+    try:
+        yield
+    finally:
+        spark.conf.set(_CASE_SENSITIVE, before)
+
+
+def _as_they_are(values: pa.Array) -> pa.Array:
+    return values
+
+
+def _for_spark(path: str) -> str:
+    return path if is_uri(path) else f"file:{pattern_of(path)}"
 
 
 def corpus(given: Iterable[str], format: str = "text", column: str | None = None) -> Corpus:
@@ -122,13 +147,36 @@ def corpus(given: Iterable[str], format: str = "text", column: str | None = None
     if (column is None) != (format == "text"):
         expected = "no column: its lines are the sequences" if format == "text" else "the name of a column"
         raise InputError(f"--column: found {column}, for --format {format} expected {expected}")
-    paths: list[str] = []
+    given = list(given)
+    what = f"a {format} file or a folder of them"
+    files: list[Path] = []
+    remote: list[str] = []
     for name in given:
-        if is_uri(name) and not name.startswith("file:"):
-            paths.append(name)
+        path = _local_path(name)
+        if path is None:
+            scheme, colon, rest = name.partition(":")
+            remote.append(scheme.lower() + colon + rest)  # Java knows each by its name in lower case
         else:
-            paths += map(str, _local_files(name, format))
-    return Corpus(tuple(paths), ", ".join(map(str, given)), format, column)
+            files += local_files(name, path, what)
+    files = without_repeats(files)
+    check: Callable[[Path], object] = {
+        "text": check_text,
+        "json": check_json,
+        "parquet": lambda path: column_type(str(path), str(path), str(column)),
+    }[format]
+    for file in files:
+        check(file)
+    description = ", ".join(map(str, given))
+    if files and not remote and not any(file.stat().st_size for file in files):
+        raise InputError(f"--input {description}: empty, expected {what}")
+    return Corpus((*map(str, files), *remote), description, format, column)
+
+
+def _local_path(given: str) -> Path | None:
+    try:
+        return local_path(given)
+    except InputError as error:
+        raise InputError(f"--input {error}") from None
 
 
 def text(given: Path) -> Corpus:
@@ -149,77 +197,3 @@ def write_copy(path: Path, content: bytes) -> None:
     with os_errors(f"{path}: cannot be written", "name a copy of the text with --input"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, content)
-
-
-def _json_kind(value: object) -> T.DataType:
-    if isinstance(value, list):
-        kinds = {_json_kind(element) for element in value if element is not None} or {T.StringType()}
-        element = T.StringType() if kinds <= {T.StringType(), T.LongType()} else T.DoubleType()
-        return T.ArrayType(element)
-    if isinstance(value, str):
-        return T.StringType()
-    return T.LongType() if isinstance(value, int) and not isinstance(value, bool) else T.DoubleType()
-
-
-def _local_files(given: str, format: str) -> list[Path]:
-    """The local files that match a path or pattern. Raises InputError if Spark cannot read one of them."""
-    path = Path(re.sub("^file:/+", "/", given))
-    what = "a text file or a folder of them" if format == "text" else f"a {format} file or a folder of them"
-    paths: list[Path] = []
-    with os_errors(f"--input {given}: cannot be read", f"expected {what}"):
-        matches = sorted(map(Path, glob.glob(str(path)))) if not path.exists() else []
-        for match in matches or [path]:
-            if match.is_dir():
-                inside = sorted(file for file in match.iterdir() if file.is_file() and file.name[0] not in "._")
-                if not inside:
-                    raise InputError(
-                        f"--input {match}: a folder without files, expected files right inside it; "
-                        f"a pattern such as '{match}/*' names the folders inside"
-                    )
-                paths += inside
-            elif match.is_file():
-                paths.append(match)
-            else:
-                raise InputError(f"--input {given}: not found, expected {what}")
-        for path in paths:
-            _check_name(path)
-            _CHECKS[format](path)
-        if not any(path.stat().st_size for path in paths):
-            raise InputError(f"--input {given}: empty, expected text, one sentence a line")
-    return [path.absolute() for path in paths]
-
-
-def _check_name(path: Path) -> None:
-    """Raises InputError for a name that Spark skips or cannot pass to Java."""
-    if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
-        raise InputError(
-            f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
-        )
-    if not str(path).isprintable():
-        raise InputError(f"--input {str(path)!r}: its name is not UTF-8 or has control characters; rename the file")
-
-
-def _check_text(path: Path) -> None:
-    """Raises InputError for a file that cannot be read or is binary: it has a zero byte near its beginning."""
-    if path.suffix in _COMPRESSED_OTHERWISE:
-        raise InputError(f"--input {path}: {path.suffix} is not read; expected plain text, .gz, .bz2 or .zst")
-    with (
-        os_errors(f"--input {path}: cannot be read", "expected a text file"),
-        pa.input_stream(str(path), compression="detect") as file,
-    ):
-        head = file.read(SNIFF_BYTES)
-    if b"\0" in head:
-        offset = head.index(b"\0")
-        raise InputError(
-            f"--input {path}: binary (a zero byte at offset {offset}), expected UTF-8 text, a sentence a line"
-        )
-
-
-def _check_parquet(path: Path) -> None:
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"--input {path}: not a whole Parquet file ({one_line(error)}); give a whole copy") from None
-
-
-_CHECKS = {"text": _check_text, "json": _check_text, "parquet": _check_parquet}

@@ -3,6 +3,9 @@
 ``whitespace`` splits on Unicode white space, exactly as Python's ``str.split()``. ``words`` keeps runs of Unicode
 letters, marks, numbers and underscores, with apostrophes inside them ("don't"; U+2019 becomes "'"); everything else
 separates words. Lower-casing is Unicode's, one code point at a time. An array is a sequence and is not tokenised.
+
+Before that, bytes that are not UTF-8 and zero bytes become U+FFFD, and a byte order mark at the beginning of a line,
+where a file begins that was appended to others, is dropped.
 """
 
 import re
@@ -28,6 +31,8 @@ MAX_WORD_BYTES = 4096
 
 _NO_WORD = r"[^\p{L}\p{M}\p{N}_']+"
 _ASCII_SPACE = re.compile(rb"[\t-\r\x1c-\x20]")
+_REPLACEMENT = "\ufffd"
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,18 @@ class Tokenized:
     num_nulls: int = 0
     """Rows without a value, and null or empty elements of arrays."""
     num_invalid_utf8: int = 0
+    """Rows with bytes that are not UTF-8, or with zero bytes."""
+    num_cut: int = 0
+    """Rows of more than max_sentence_length tokens."""
     num_too_short: int = 0
     """Sequences with fewer than two tokens, including blank lines. Their words are counted, but give no example."""
     num_long_tokens: int = 0
 
 
 def tokenized(column: pa.Array, config: PipelineConfig) -> Iterator[Tokenized]:
-    """The sequences of lines (string or binary) or of token lists (list of strings), cut at max_sentence_length.
+    """The sequences of lines or of token lists (both string or binary), cut at max_sentence_length.
 
-    Yields chunks of a few MB, however many or long the lines are. Bytes that are not UTF-8 become U+FFFD, and their
+    Yields chunks of a few MB, however many or long the lines are. Bytes that are no text become U+FFFD, and their
     lines are counted; nulls are skipped and counted.
     """
     values = column.drop_null()
@@ -76,7 +84,9 @@ def _from_lines(lines: pa.BinaryArray, config: PipelineConfig) -> Iterator[Token
 
 
 def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
-    text, num_invalid = _decode(lines)
+    text, mended = _decode(lines)
+    if pc.any(pc.starts_with(text, _BYTE_ORDER_MARK)).as_py():
+        text = pc.utf8_ltrim(text, _BYTE_ORDER_MARK)
     words, raw_lengths = _split(text, config)
     words, num_long = _without_long(words)
     lengths = _cut(raw_lengths, config.max_sentence_length)
@@ -84,7 +94,8 @@ def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
         words=words,
         lengths=lengths[lengths > 0],
         num_lines=len(lines),
-        num_invalid_utf8=num_invalid,
+        num_invalid_utf8=int(mended.sum()),
+        num_cut=int((raw_lengths > config.max_sentence_length).sum()),
         num_too_short=int((lengths < 2).sum()),
         num_long_tokens=num_long,
     )
@@ -93,14 +104,16 @@ def _of_chunk(lines: pa.BinaryArray, config: PipelineConfig) -> Tokenized:
 def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenized]:
     """Splits a line of any length, a stretch at a time. Tokens that do not fill a sequence move to the next stretch."""
     carry = pa.array([], pa.string())
-    num_invalid, num_tokens, start = 0, 0, 0
+    is_mended, num_tokens, start = False, 0, 0
+    while bytes(line[start : start + 3]) == _BYTE_ORDER_MARK.encode():
+        start += 3
     while start < len(line):
         found = _ASCII_SPACE.search(line, min(start + CHUNK_BYTES, len(line)))
         stop = found.start() if found else len(line)
-        text, invalid = _decode(pa.array([line[start:stop].tobytes()], pa.binary()))
+        text, mended = _decode(pa.array([line[start:stop].tobytes()], pa.binary()))
         words, _ = _split(text, config)
         words, num_long = _without_long(words)
-        num_invalid |= invalid
+        is_mended |= bool(mended.any())
         num_tokens += len(words)
         words = pa.concat_arrays([carry, words])
         complete = len(words) - (len(words) % config.max_sentence_length if stop < len(line) else 0)
@@ -111,12 +124,18 @@ def _of_long_line(line: memoryview, config: PipelineConfig) -> Iterator[Tokenize
             num_long_tokens=num_long,
         )
         carry, start = words[complete:], stop
-    yield Tokenized(num_lines=1, num_invalid_utf8=num_invalid, num_too_short=int(num_tokens == 0))
+    yield Tokenized(
+        num_lines=1,
+        num_invalid_utf8=int(is_mended),
+        num_cut=int(num_tokens > config.max_sentence_length),
+        num_too_short=int(num_tokens == 0),
+    )
 
 
 def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokenized]:
-    words = lists.flatten()
+    words, mended = _decode(lists.flatten().cast(pa.binary()))
     raw_lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    num_invalid = int(np.count_nonzero(num_set(mended, raw_lengths))) if mended.any() else 0
     if config.lowercase:
         words = pc.utf8_lower(words)
     is_word = pc.fill_null(pc.greater(pc.binary_length(words), 0), False).to_numpy(zero_copy_only=False)
@@ -129,6 +148,8 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
     yield Tokenized(
         num_lines=len(lists),
         num_nulls=num_nulls,
+        num_invalid_utf8=num_invalid,
+        num_cut=int((raw_lengths > config.max_sentence_length).sum()),
         num_too_short=int((lengths < 2).sum()),
         num_long_tokens=num_long,
     )
@@ -137,15 +158,28 @@ def _from_lists(lists: pa.ListArray, config: PipelineConfig) -> Iterator[Tokeniz
         yield Tokenized(words[tokens], lengths[rows])
 
 
-def _decode(lines: pa.BinaryArray) -> tuple[pa.StringArray, int]:
-    """The text of the lines, and the number of lines with invalid UTF-8. Copies nothing if all are valid."""
+def _decode(values: pa.BinaryArray) -> tuple[pa.StringArray, npt.NDArray[np.bool_]]:
+    """The text of the values, and which of them had to be mended. Copies nothing if all are valid."""
+    mended = np.zeros(len(values), dtype=bool)
     try:
-        return lines.cast(pa.string()), 0
+        text = values.cast(pa.string())
     except pa.ArrowInvalid:
-        raw = lines.to_pylist()
-        text = [line.decode("utf-8", errors="replace") for line in raw]
-        num_invalid = sum(line != decoded.encode() for line, decoded in zip(raw, text, strict=True))
-        return pa.array(text, pa.string()), num_invalid
+        raw = values.to_pylist()
+        decoded = [value and value.decode("utf-8", errors="replace") for value in raw]
+        mended |= [value != (found and found.encode()) for value, found in zip(raw, decoded, strict=True)]
+        text = pa.array([None if found is None else found or "" for found in decoded], pa.string())
+    if _has_zero_bytes(values):
+        mended |= pc.fill_null(pc.match_substring(text, "\0"), False).to_numpy(zero_copy_only=False)
+        text = pc.replace_substring(text, "\0", _REPLACEMENT)
+    return text, mended
+
+
+def _has_zero_bytes(values: pa.BinaryArray) -> bool:
+    _, offsets_buffer, data = values.buffers()
+    if data is None or len(values) == 0:
+        return False
+    offsets = np.frombuffer(offsets_buffer, np.int32)[values.offset : values.offset + len(values) + 1]
+    return int(np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]].min(initial=1)) == 0
 
 
 def _split(text: pa.StringArray, config: PipelineConfig) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:

@@ -27,6 +27,7 @@ class Totals:
             invalid_utf8_lines=found.num_invalid_utf8,
             sequences=int((found.lengths >= 2).sum()),
             too_short=found.num_too_short,
+            cut=found.num_cut,
             tokens=len(found.words),
             long_tokens=found.num_long_tokens,
         )

@@ -133,7 +133,7 @@ def test_the_same_sequences_give_the_same_dataset_from_any_format(
     write, flags = FORMATS[name]
     write(tmp_path / "in")
     ended = job("--input", tmp_path / "in", "--output", tmp_path / "out", *flags, *SMALL)
-    assert (ended.code, ended.stderr) == (0, "")
+    assert (ended.code, ended.stderr) == (0, ""), ended.stderr
     made = Manifest.load(tmp_path / "out")
     assert made.dataset_id == expected.dataset_id
     assert (made.counts.lines, made.counts.tokens) == (400, expected.counts.tokens)
@@ -150,16 +150,44 @@ def test_several_inputs_and_patterns_are_one_corpus(job: Command, tmp_path: Path
     assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
 
 
-def test_an_input_by_uri_is_read_by_spark(job: Command, tmp_path: Path, expected: Manifest) -> None:
-    """``file:`` stands in for a remote scheme, with two slashes more so that it is not taken for a path."""
-    (tmp_path / "x.txt").write_bytes(TEXT)
-    flags = ["--input", f"FILE://{tmp_path}/*.txt", "--output", tmp_path / "out", *SMALL]
+@pytest.fixture
+def remote(spark: SparkSession, tmp_path: Path) -> str:
+    """A URI of a folder that only Spark's Java can open: a mount of Hadoop's, of a folder of this machine."""
+    (tmp_path / "mounted").mkdir()
+    host = tmp_path.name.replace("_", "-")  # Java keeps a file system for each host
+    mounts = spark.sparkContext._jsc.hadoopConfiguration()
+    mounts.set(f"fs.viewfs.mounttable.{host}.link./data", f"file:{tmp_path}/mounted")
+    return f"VIEWFS://{host}/data"
+
+
+def test_an_input_by_uri_is_read_by_spark(job: Command, tmp_path: Path, expected: Manifest, remote: str) -> None:
+    (tmp_path / "mounted" / "x.txt").write_bytes(TEXT)
+    flags = ["--input", f"{remote}/*.txt", "--output", tmp_path / "out", *SMALL]
     ended = job(*flags)
-    assert (ended.code, ended.stderr) == (0, "")
+    assert (ended.code, ended.stderr) == (0, ""), ended.stderr
     assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
     assert "already there" in job(*flags).stdout
-    (tmp_path / "y.txt").write_bytes(TEXT)
+    (tmp_path / "mounted" / "y.txt").write_bytes(TEXT)
     job(*flags).assert_refused("corpus", "--overwrite")
+
+
+@pytest.mark.parametrize("names", [["a [1].parquet", "b {2,3}.parquet"], ["b {2,3}.parquet", "a [1].parquet"]])
+def test_parquet_by_uri_is_read_by_the_type_of_each_file(
+    job: Command, tmp_path: Path, expected: Manifest, remote: str, names: list[str]
+) -> None:
+    half = len(SEQUENCES) // 2
+    kinds = (pa.list_(pa.uint64()), pa.list_(pa.int16()))
+    for name, kind, part in zip(names, kinds, (integers()[:half], integers()[half:]), strict=True):
+        write_parquet(tmp_path / "mounted" / name, part, kind)
+    flags = ["--input", remote, "--output", tmp_path / "out", "--format", "parquet", "--column", "items", *SMALL]
+    ended = job(*flags)
+    assert (ended.code, ended.stderr) == (0, ""), ended.stderr
+    assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
+    (tmp_path / "mounted" / "_delta_log").mkdir()
+    job(*flags, "--overwrite").assert_refused("--input", remote, "Delta")
+    (tmp_path / "mounted" / "_delta_log").rmdir()
+    (tmp_path / "mounted" / "c.parquet").write_bytes(b"no Parquet")
+    job(*flags, "--overwrite").assert_refused("--input", "c.parquet", "Parquet")
 
 
 def test_words_are_lower_cased_unless_told_otherwise(job: Command, tmp_path: Path) -> None:
@@ -275,7 +303,8 @@ def test_files_of_different_types_are_named(job: Command, tmp_path: Path) -> Non
         ("hdfs://127.0.0.1:9/x", "hdfs://127.0.0.1:9/x ConnectException refused check the address"),
         ("hdfs://no-such-host:9/x", "hdfs://no-such-host:9/x UnknownHostException check the address"),
         ("nowhere://x/y", "nowhere"),
-        ("FILE:///nonexistent/path", "/nonexistent/path PATH_NOT_FOUND"),
+        ("FILE:///nonexistent/path", "/nonexistent/path not found"),
+        ("https://example.com/x.txt", "https://example.com/x.txt download it"),
     ],
 )
 def test_an_input_uri_that_spark_cannot_read_is_one_line(job: Command, tmp_path: Path, uri: str, words: str) -> None:
@@ -288,7 +317,7 @@ def test_giant_tokens_and_control_characters_do_no_harm(job: Command, tmp_path: 
     giant = b"x" * size
     (tmp_path / "x.txt").write_bytes(TEXT + (b"1 " + giant + b" 2\n") * 3 + b"3 \x01\x1b[0m 4\x7f \x0b5\n" * 4)
     ended = job("--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL)
-    assert (ended.code, ended.stderr) == (0, "")
+    assert (ended.code, ended.stderr) == (0, ""), ended.stderr
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.counts.long_tokens == 3
     assert "\x01\x1b[0m" in Vocab.read(tmp_path / "out" / manifest.vocab_path).words.to_pylist()

@@ -1,0 +1,128 @@
+"""The files of a corpus on this machine: found, named, and each one there."""
+
+import glob
+import logging
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.shared.errors import InputError
+from pipeline.shared.files import os_errors
+
+TABLES = {
+    "Delta table": "_delta_log",
+    "Iceberg table": "metadata/*.metadata.json",
+    "Hudi table": ".hoodie",
+    "Paimon table": "snapshot/LATEST",
+    "output of a Spark stream": "_spark_metadata",
+}
+"""Kinds of tables, and below a table's folder the log that says which of its files are alive."""
+
+_WILD = re.compile(r"[*?[]")
+_OTHERS = (
+    (stat.S_ISFIFO, "a pipe; prepare reads its input twice, so write it to a file"),
+    (stat.S_ISSOCK, "a socket, expected a file"),
+    (stat.S_ISCHR, "a device, expected a file"),
+    (stat.S_ISBLK, "a device, expected a file"),
+)
+
+log = logging.getLogger(__name__)
+
+
+def local_files(given: str, path: Path, expected: str) -> list[Path]:
+    """The files that a path or pattern names, absolute, in order of their names.
+
+    A folder stands for the files directly inside it. As in Spark, names that begin with ``.`` or ``_`` are hidden from
+    folders and patterns. Raises InputError for what is missing or is no file, and for tables that have a log of their
+    files. ``given`` is ``path`` as the user wrote it, ``expected`` is for messages.
+    """
+    with os_errors(f"--input {given}: cannot be read", f"expected {expected}"):
+        is_pattern = not (path.exists() or path.is_symlink())
+        matches = list(_matches(path)) if is_pattern else [path]
+        found = [file for match in matches for file in _files_of(match)]
+        _check_no_table(given, [*matches, *found])
+    if is_pattern and not found:
+        raise InputError(f"--input {given}: not found, expected {expected}")
+    if not found:
+        raise InputError(
+            f"--input {path}: a folder without files, expected files right inside it; "
+            f"a pattern such as '{path}/*' names the folders inside"
+        )
+    for file in found:
+        _check_name(file)
+    return [file.absolute() for file in found]
+
+
+def without_repeats(files: Iterable[Path]) -> list[Path]:
+    """The files, each once, by whatever names and links it was named."""
+    seen: dict[tuple[int, int], Path] = {}
+    for file in files:
+        status = file.stat()
+        first = seen.setdefault((status.st_dev, status.st_ino), file)
+        if first is not file:
+            log.warning("%s: the same file as %s; read once", file, first)
+    return list(seen.values())
+
+
+def table_refused(given: str, kind: str, folder: object) -> InputError:
+    """The error of a table that has a log of its files."""
+    return InputError(
+        f"--input {given}: found a {kind} ({folder}), whose folder also holds files that are no longer part of it, "
+        f"expected plain files; write its present rows as Parquet or JSON lines first"
+    )
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a pattern matches, without hidden names; ``**`` stands for any number of folders."""
+    wild = next((index for index, part in enumerate(pattern.parts) if _WILD.search(part)), len(pattern.parts))
+    for match in sorted(glob.glob(str(pattern), recursive=True)):
+        if not any(part[0] in "._" for part in Path(match).parts[wild:]):
+            yield Path(match)
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The file, or the files of the folder."""
+    if not path.is_dir():
+        _check_is_file(path)
+        yield path
+        return
+    for entry in sorted(path.iterdir()):
+        if entry.name[0] not in "._" and not entry.is_dir():
+            _check_is_file(entry)
+            yield entry
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise
+        raise InputError(
+            f"--input {path}: a link to {path.readlink()}, which is not there; fetch the file (with git annex get, "
+            f"dvc pull, ...), or name the others"
+        ) from None
+    for is_it, what in _OTHERS:
+        if is_it(mode):
+            raise InputError(f"--input {path}: found {what}")
+
+
+def _check_no_table(given: str, paths: Iterable[Path]) -> None:
+    """Raises InputError if one of the paths is in the folder of a table that has a log of its files."""
+    absolute = [path.absolute() for path in paths]
+    for folder in {*absolute, *(folder for path in absolute for folder in path.parents)}:
+        for kind, log_of_files in TABLES.items():
+            if any(folder.glob(log_of_files)):
+                raise table_refused(given, kind, folder)
+
+
+def _check_name(path: Path) -> None:
+    """Raises InputError for a name that Spark skips or cannot pass to Java."""
+    if path.name[0] in "._" or path.name.endswith("._COPYING_") or ":" in str(path.absolute()):
+        raise InputError(
+            f"--input {path}: Spark reads no name that begins with . or _, ends with _COPYING_ or has a ':'"
+        )
+    if any(unicodedata.category(mark) in ("Cc", "Cs") for mark in str(path)):
+        raise InputError(f"--input {str(path)!r}: its name is not UTF-8 or has control characters; rename the file")
