@@ -19,6 +19,7 @@ from conftest import ROOT, Command, Ended, run_here
 from pyspark.sql import SparkSession
 
 from jobs import prepare, session
+from pipeline import stages
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 
@@ -188,6 +189,50 @@ def test_parquet_by_uri_is_read_by_the_type_of_each_file(
     (tmp_path / "mounted" / "_delta_log").rmdir()
     (tmp_path / "mounted" / "c.parquet").write_bytes(b"no Parquet")
     job(*flags, "--overwrite").assert_refused("--input", "c.parquet", "Parquet")
+
+
+@pytest.mark.parametrize("what", ["appended", "rewritten", "removed", "appended by URI"])
+def test_a_corpus_that_changes_between_the_passes_is_refused(
+    job: Command, tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The old dataset stays. Without the comparison, words were counted that no example can have, or the reverse."""
+    path = tmp_path / "mounted" / "x.txt"
+    path.write_bytes(TEXT)
+    flags = ["--input", f"{remote}/x.txt" if "URI" in what else path, "--output", tmp_path / "out", *SMALL]
+    job(*flags)
+    before = Manifest.load(tmp_path / "out")
+    encode_words = stages.encode_words
+
+    def change(*arguments: Any) -> Any:
+        if what == "removed":
+            path.unlink()
+        elif what == "rewritten":
+            path.write_bytes(TEXT.replace(b"1", b"2"))
+        else:
+            path.write_bytes(TEXT + b"1 2 3\n" * 80)
+        return encode_words(*arguments)
+
+    monkeypatch.setattr(stages, "encode_words", change)
+    ended = job(*flags, "--seed", "1", "--overwrite")
+    ended.assert_refused("--input", "x.txt", "" if what == "removed" else "changed while it was read")
+    assert Manifest.load(tmp_path / "out") == before
+    assert [entry.name for entry in (tmp_path / "out").iterdir() if entry.name.startswith("gen")] == [before.generation]
+
+
+def test_what_gives_few_examples_is_said(job: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(TEXT + b"1\n\n" + b"1 2 3 4 5 6 7 8 9\n" * 3)
+    flags = ["--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL, "--max-sentence-length", "8"]
+    told = job(*flags).stdout
+    counts = Manifest.load(tmp_path / "out").counts
+    assert (counts.cut, counts.too_short) == (3, sum(len(words) < 2 for words in SEQUENCES) + 5)
+    assert "3 lines were cut into pieces of 8 tokens" in told
+    assert f"{counts.too_short} lines or pieces of lines had fewer than two tokens" in told
+
+
+def test_a_corpus_that_subsampling_empties_is_told_what_keeps_it(job: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"1 2 3 4 5 6\n" * 100)
+    flags = ["--input", tmp_path / "x.txt", "--output", tmp_path / "out", *SMALL, "--sample", "1e-12"]
+    job(*flags).assert_refused("no line gave an example", "--sample 0")
 
 
 def test_words_are_lower_cased_unless_told_otherwise(job: Command, tmp_path: Path) -> None:
