@@ -40,7 +40,10 @@ ONE_MACHINE = re.compile(r"local(\[.*)?")
 """Spark's masters without executors on other machines."""
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 CLOSED = {"spark.ui.enabled": "false", "spark.authenticate": "true"}
-MOST_RESULTS = "spark.driver.maxResultSize"
+UNBOUNDED = {"spark.driver.maxResultSize": "0"}
+"""The driver receives the vocabulary, whose size only memory bounds."""
+SURVIVING = {"spark.executor.killOnFatalError.depth": "0"}
+"""A task without memory fails, and we get its exception. Otherwise, it would end Java, and us without a word."""
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 
 
@@ -73,10 +76,8 @@ def build_session(name: str) -> SparkSession:
     start_java()
     prepare_folders()
     builder = SparkSession.builder.appName(name)
-    for key, value in settings_of_one_machine().items():
+    for key, value in settings_of_job().items():
         builder = builder.config(key, value)
-    if not SparkConf().contains(MOST_RESULTS):
-        builder = builder.config(MOST_RESULTS, "0")  # no limit but memory: the driver receives the vocabulary
     # Under spark-submit our stderr is a pipe to Java; tools/spark-env.sh has checked whether Java's is a terminal.
     if not log.isEnabledFor(logging.INFO) or not (sys.stderr.isatty() or "PYSPARK_GATEWAY_PORT" in os.environ):
         builder = builder.config("spark.ui.showConsoleProgress", "false")
@@ -90,13 +91,24 @@ def build_session(name: str) -> SparkSession:
     return spark
 
 
+def settings_of_job() -> dict[str, str]:
+    """What a job changes in Spark's settings, without those that the user gave."""
+    given = SparkConf()  # Java, which runs already, has read the user's settings
+    wanted = {**UNBOUNDED, **SURVIVING} if _is_one_machine(given) else UNBOUNDED
+    return {key: value for key, value in wanted.items() if not given.contains(key)} | settings_of_one_machine()
+
+
 def settings_of_one_machine() -> dict[str, str]:
     """What closes Spark to other machines, without the settings that the user gave; empty on a cluster."""
-    given = SparkConf()  # Java, which runs already, has read the user's settings
-    if not ONE_MACHINE.fullmatch(str(given.get("spark.master", "local"))):
+    given = SparkConf()
+    if not _is_one_machine(given):
         return {}
     wanted = CLOSED if "SPARK_LOCAL_IP" in os.environ else {**LOOPBACK, **CLOSED}
     return {key: value for key, value in wanted.items() if not given.contains(key)}
+
+
+def _is_one_machine(given: SparkConf) -> bool:
+    return bool(ONE_MACHINE.fullmatch(str(given.get("spark.master", "local"))))
 
 
 def ship_code(spark: SparkSession) -> None:

@@ -10,8 +10,8 @@ from pipeline.shared.errors import InputError, one_line
 
 _OURS = re.compile(r"^pipeline\.(?:shared\.errors\.Input|dataset\.manifest_file\.Manifest)Error: (.*)$", re.MULTILINE)
 _MEMORY = (
-    "if memory is too small: a line of text is held there as a whole; give more with spark-submit --driver-memory 4g, "
-    "on a cluster --executor-memory, or break the longest lines"
+    "if memory is too small: a line of text is held there as a whole, and so is the vocabulary; give more with "
+    "spark-submit --driver-memory 4g, on a cluster --executor-memory, break the longest lines, or set --max-vocab"
 )
 _INPUT = "--input {}: "
 _REMEDIES = (

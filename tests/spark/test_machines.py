@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from conftest import ROOT, Command
-from pyspark import SparkContext
+from pyspark import SparkConf, SparkContext
 from servers import cluster
 
 from jobs import machine, prepare, session
@@ -147,3 +147,33 @@ def test_a_run_depends_on_no_name_and_on_no_programs_in_tmp(
     )
     assert (said.returncode, said.stderr) == (0, "")
     assert Manifest.load(folder / "out").counts.lines == 2000
+
+
+@pytest.mark.parametrize(
+    ("master", "given", "added"),
+    [
+        ("local[2]", {}, session.UNBOUNDED | session.SURVIVING),
+        ("local[2]", {"spark.driver.maxResultSize": "1m"}, session.SURVIVING),
+        ("spark://host:7077", {}, session.UNBOUNDED),
+        ("spark://host:7077", {"spark.driver.maxResultSize": "1m"}, {}),
+    ],
+)
+def test_memory_bounds_the_vocabulary_unless_the_user_does(
+    monkeypatch: pytest.MonkeyPatch, master: str, given: dict[str, str], added: dict[str, str]
+) -> None:
+    conf = SparkConf(loadDefaults=False).setMaster(master).setAll(list(given.items()))
+    monkeypatch.setattr(session, "SparkConf", lambda: conf)
+    monkeypatch.setattr(session, "settings_of_one_machine", dict)
+    assert session.settings_of_job() == added
+
+
+@pytest.mark.long
+def test_a_vocabulary_that_the_driver_may_not_receive_is_one_line(folder: Path) -> None:
+    text = folder / "text.txt"
+    text.write_text("".join(f"word{number} word{number + 1}\n" for number in range(0, 300_000, 2)))
+    command = [str(cluster.BIN / "spark-submit"), "--conf", "spark.driver.maxResultSize=1m", PREPARE, "-q"]
+    flags = ["--input", str(text), "--output", str(folder / "out"), "--min-count", "1"]
+    said = subprocess.run([*command, *flags], env=cluster.environment(), capture_output=True, text=True)
+    assert (said.returncode, len((said.stdout + said.stderr).splitlines())) == (2, 1)
+    assert "--max-vocab or a higher --min-count" in said.stdout + said.stderr
+    assert not (folder / "out").exists()
