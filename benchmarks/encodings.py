@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from benchmarks.measuring.provenance import provenance, table
 from pipeline.dataset.decode import Layout, RowGroup

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 import numpy as np
 import numpy.typing as npt

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 import numpy as np
 

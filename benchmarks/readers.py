@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest

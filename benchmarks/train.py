@@ -13,7 +13,6 @@ A token is one example (one center that subsampling kept), as in the book; gensi
 """
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 import numpy as np
 import torch
@@ -48,6 +47,7 @@ from benchmarks.measuring.train_tables import (
 )
 from pipeline.shared.cli import Parser, path
 from pipeline.shared.errors import InputError
+from training.model.kernels.cores import num_cores
 from training.vectors.evaluation import analogies, word_pairs
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
@@ -272,7 +272,7 @@ def wiki_sections(runs: Runs, prepare_s: Sequence[float]) -> list[str]:
 
 def explained(arguments: argparse.Namespace) -> list[str]:
     """Markdown: how the figures were measured, and what the names in the tables mean."""
-    threads = arguments.workers or os.cpu_count()
+    threads = arguments.workers or num_cores()
     loops = {
         "plain": f"the book's loop, eager PyTorch, Adam, batches of 512, {threads} threads, its padded rows in memory",
         "gensim": f"skip-gram, {threads} workers, sentences in memory as lists, cut at 1,000 tokens like ours; dim "

@@ -15,7 +15,7 @@ import pyarrow as pa
 from gensim.models import KeyedVectors
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from benchmarks.measuring.provenance import provenance
 from pipeline.shared.cli import Parser, command

@@ -10,7 +10,8 @@ from importlib import import_module
 
 
 def train() -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see training/train.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see training/train.py, also for the next line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import_module("training.train").main()
 
 

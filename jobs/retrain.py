@@ -6,13 +6,15 @@ python jobs/retrain.py rollback --config F                             the versi
 python jobs/retrain.py status --config F                               the published version, and the newest cycle
 
 Exit codes: 0 done, or nothing is new (run); 2 an error that you can fix; 3 nothing is new (plan); 4 a gate refused the
-new vectors, and the published ones stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 1 any other error.
+new vectors, and the published ones stay (evaluate, run); 130 Ctrl-C; 143 SIGTERM; 129 SIGHUP, as from a
+terminal that is closed; 1 any other error.
 """
 
 import argparse
 import signal
 import sys
 from functools import cache
+from typing import NoReturn
 
 from jobs.retraining.children import StepError
 from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
@@ -60,7 +62,9 @@ class _Command(Parser):
 
 def main() -> None:
     arguments = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _end)
     config = read_config(arguments.config)
     workspace = Workspace(config.workspace)
     if arguments.command == "status":
@@ -78,6 +82,11 @@ def main() -> None:
     except StepError as error:
         tell(f"error: {error}")
         sys.exit(1)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Ends this process as a signal would have it, but first the command that it runs."""
+    sys.exit(128 + number)
 
 
 def take(step: str, config: RetrainConfig, workspace: Workspace, lock: int | None) -> int:

@@ -20,7 +20,7 @@ import torch
 from conftest import Ended
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from training import distributed, train
+from training import distributed, spawning, stopping, train
 from training.model.batch import Batch
 from training.runs import recorder
 
@@ -31,11 +31,12 @@ Change = Callable[[pytest.MonkeyPatch], None]
 def train_here(*arguments: object, logs: Path, change: Change | None = None) -> Ended:
     """How ``train.py`` has ended with these arguments; what it and its ranks have printed is in ``logs`` as well."""
     printed = [logs / "stdout", logs / "stderr"]
-    before = signal.getsignal(signal.SIGTERM), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        patch.setattr(distributed, "start_processes", partial(_start, printed, change))
+        patch.setattr(spawning, "start_processes", partial(_start, printed, change))
         if change:
             change(patch)  # this process is the one rank where it makes none
         with printed[0].open("w") as out, printed[1].open("w") as err, redirect_stdout(out), redirect_stderr(err):
@@ -46,9 +47,10 @@ def train_here(*arguments: object, logs: Path, change: Change | None = None) -> 
             if isinstance(code, str):  # what Python prints then
                 err.write(f"{code}\n")
                 code = 1
-    signal.signal(signal.SIGTERM, before[0])
-    torch.set_num_threads(before[1])
-    torch.use_deterministic_algorithms(before[2])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(before[0])
+    torch.use_deterministic_algorithms(before[1])
     return Ended(code, *(path.read_text() for path in printed))
 
 
@@ -65,7 +67,7 @@ def at_batch(number: int, rank: int, act: Callable[[], None], patch: pytest.Monk
 
     seen = [0]
     patch.setattr(train, "timed", acting)
-    patch.setattr(distributed, "LOOK_S", 0.02)  # what one rank does, all soon see
+    patch.setattr(stopping, "LOOK_S", 0.02)  # what one rank does, all soon see
 
 
 def signal_at(number: int, sent: signal.Signals = signal.SIGTERM) -> Change:

@@ -1,19 +1,21 @@
 """The torchrun of this environment; `make setup` replaces the stock torchrun with it.
 
-It differs from the stock torchrun in three ways:
+It differs from the stock torchrun in four ways:
 - It does not accept abbreviations of its own options. In `torchrun training/train.py --nproc 4`, the stock parser takes
   `--nproc` for an abbreviation of `--nproc-per-node` or `--nproc_per_node`, and stops because that is ambiguous,
   although all arguments after the script belong to the script.
-- If a script exits with 2 after reporting bad input, or if Ctrl-C or SIGTERM ends the job, this torchrun exits with 2,
-  130 or 143. After other errors it prints which rank failed, and exits with 1. The stock torchrun prints about thirty
-  more lines and a traceback, which say nothing of the script.
-- On one machine, it listens on loopback only. The stock torchrun listens on all interfaces: whoever reaches its port
-  can change what the ranks tell each other.
+- If a script exits with 2 after reporting bad input, or if Ctrl-C, SIGTERM or SIGHUP ends the job, this torchrun exits
+  with 2, 130, 143 or 129. After other errors it prints which rank failed, and exits with 1. The stock torchrun prints
+  about thirty more lines and a traceback, which say nothing of the script.
+- It ignores SIGHUP if it was started so, as by nohup. The stock torchrun ends the job when the terminal is closed.
+- On one machine, it listens on loopback only, and does not look up the machine's name, which may not resolve. The stock
+  torchrun listens on all interfaces: whoever reaches its port can change what the ranks tell each other.
 """
 
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from typing import Any
@@ -40,8 +42,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.nproc_per_node.isdecimal() and int(arguments.nproc_per_node) > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # like the stock torchrun, but without its warning
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        handled = arguments.signals_to_handle.split(",")
+        arguments.signals_to_handle = ",".join(name for name in handled if name.strip() != "SIGHUP")
     if is_one_machine(arguments):
         arguments.local_addr = LOOPBACK
+        socket.getfqdn = lambda name="": LOOPBACK  # each event that torchrun notes has it
         for module in WITH_A_STORE:
             module.TCPStore = LoopbackStore
     try:

@@ -1,48 +1,36 @@
-"""Ranks: how they start, find each other and end. Only this module reads the environment that launchers set.
+"""Ranks: which of how many a process is, how it is connected with the others, on which device, and how it ends.
 
-torchrun makes processes and describes the world in environment variables. ``--nproc N`` makes them too: from a plain
-``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this node.
+torchrun makes processes and describes the world in environment variables. ``--nproc N`` makes them too (spawning.py):
+from a plain ``python`` process, or from the one process that a ``torchrun`` without ``--nproc-per-node`` made on this
+node. rendezvous.py reads where the ranks meet; no other module reads what launchers set.
 """
 
 import json
-import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from typing import Any
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
-from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from pipeline.shared.errors import InputError, tell
+from pipeline.shared.errors import InputError, shown, tell
+from training.rendezvous import TIMEOUT, address, is_here, meet
 
-TIMEOUT = timedelta(minutes=10)
 PEER_GRACE_S = 10
 """How long a rank that lost a peer waits for the launcher to end it before it exits by itself."""
-
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a run that was stopped by SIGTERM; it has a checkpoint of its last step."""
 
 LOOPBACKS = ("lo", "lo0")
 """The name of the loopback interface: Linux's, macOS's."""
 
-LOOK_S = 1.0
-"""About how often ranks ask each other whether one of them received SIGTERM."""
-
 
 class RankError(InputError):
-    """An InputError that only one rank found, in what it read."""
+    """An InputError that only one rank found, in what it read or in its environment."""
 
 
 @dataclass(frozen=True)
@@ -102,159 +90,50 @@ class World:
         return everybodys
 
 
-class Sigterm:
-    """Catches SIGTERM within a ``with`` block, so that all ranks stop at the same step when one of them receives it."""
-
-    def __init__(self, world: World):
-        self._world, self._asked, self._next_look, self._looked = world, False, 0, (0, 0.0)
-
-    def __enter__(self) -> "Sigterm":
-        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if self._asked and kind is not None and issubclass(kind, RuntimeError):
-            signal.raise_signal(
-                signal.SIGTERM
-            )  # the error is a lost peer's, which the launcher ended too: no traceback
-
-    def agreed(self, step: int) -> bool:
-        """Whether to stop now. Every rank asks after every step; most calls communicate nothing.
-
-        Rank 0 decides, by its clock, after how many steps the ranks communicate again.
-        """
-        if self._world.world_size == 1:
-            return self._asked
-        if step < self._next_look:
-            return False
-        now, (last_step, last_s) = time.monotonic(), self._looked
-        ahead = 1
-        if last_s and step > last_step:
-            ahead = max(1, min(1000, int((step - last_step) * LOOK_S / max(now - last_s, 1e-6))))
-        self._looked = step, now
-        asked, ahead = self._world.all_reduce(
-            torch.tensor([self._asked, ahead if self._world.is_first else 0])
-        ).tolist()
-        self._next_look = step + ahead
-        return bool(asked)
-
-
 def launched() -> World:
-    """The world that a launcher described in the environment; one rank without a launcher."""
-    return World(
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
+    """The world that a launcher described in the environment; one rank without a launcher.
 
-
-def world_size_with(nproc: int | None) -> int:
-    """How many ranks there will be if every node starts ``nproc`` processes. Raises InputError if it can't."""
-    world = launched()
-    if nproc is None:
-        return world.world_size
-    if nproc < 1:
-        raise InputError.flag("nproc", nproc, "1 or more")
-    if world.local_world_size not in (1, nproc):
-        made = world.local_world_size
-        raise InputError.flag("nproc", nproc, f"{made}, as many as torchrun made here; leave one of the two out")
-    return world.world_size // world.local_world_size * nproc
-
-
-def needs_spawn(nproc: int | None) -> bool:
-    """Whether this process starts the ranks, rather than being one."""
-    return nproc is not None and nproc != launched().local_world_size
-
-
-def spawn(nproc: int, work: Callable[..., None], *args: Any) -> None:
-    """Runs ``work(*args)`` in ``nproc`` processes, this node's ranks. Ends all of them when one fails or this one ends.
-
-    Raises the first RankError of a rank. Under torchrun the ranks use the store of its agent; otherwise this process
-    keeps a store.
+    Raises RankError if the variables are no whole numbers, or do not fit each other.
     """
-    store = None
-    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
-        store = _loopback_store()
-        os.environ |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # be clients of that store; rank 0 opens none
-        }
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
-    errors = get_context("spawn").SimpleQueue()
-    try:
-        ranks = start_processes(  # type: ignore[no-untyped-call]
-            _rank_main, args=(nproc, errors, work, args), nprocs=nproc, join=False, daemon=True, start_method="spawn"
-        )
-        signal.signal(signal.SIGTERM, lambda *_: _forward(signal.SIGTERM, ranks.pids()))
-        while not ranks.join(grace_period=None):
-            pass
-    except ProcessExitedException as error:
-        if not errors.empty():
-            raise RankError(errors.get()) from None
-        if error.exit_code == -signal.SIGTERM:
-            sys.exit(TERMINATED)
-        if error.exit_code < 0:
-            found = f"process {error.error_index} was killed ({error.signal_name})"
-            sys.exit(f"error: {found}; with --resume it goes on from the last checkpoint")
-        sys.exit(error.exit_code)
-    finally:
-        del store
-
-
-def _loopback_store() -> Any:
-    """A store for the ranks of this machine. TCPStore itself would listen on all interfaces, whatever its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    return dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    world_size = _variable("WORLD_SIZE", "1", range(1, 1 << 31))
+    local_world_size = _variable("LOCAL_WORLD_SIZE", "1", range(1, world_size + 1), "WORLD_SIZE")
+    return World(
+        rank=_variable("RANK", "0" if world_size == 1 else "", range(world_size), "WORLD_SIZE"),
+        world_size=world_size,
+        local_rank=_variable("LOCAL_RANK", "0", range(local_world_size), "LOCAL_WORLD_SIZE"),
+        local_world_size=local_world_size,
     )
 
 
-def _forward(number: int, pids: list[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _rank_main(
-    local_rank: int, nproc: int, errors: "SimpleQueue[str]", work: Callable[..., None], args: tuple[Any, ...]
-) -> None:
-    """Sets a spawned rank's environment as torchrun would, then works."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch ends a rank with it, and nohup had it ignored
-    parent = launched()
-    node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
-    os.environ |= {
-        "RANK": str(node * nproc + local_rank),
-        "WORLD_SIZE": str(num_nodes * nproc),
-        "LOCAL_RANK": str(local_rank),
-        "LOCAL_WORLD_SIZE": str(nproc),
-    }
+def _variable(name: str, default: str, expected: range, limit: str = "") -> int:
+    """The number in a variable that launchers set; the variable ``limit`` limits it."""
+    text = os.environ.get(name, default)
     try:
-        work(*args)
-    except InputError as error:
-        errors.put(str(error))
-        sys.stdout.flush()
-        os._exit(2)  # see leave
+        if int(text) in expected:
+            return int(text)
+    except ValueError:
+        pass
+    numbers = f"{expected[0]}" if len(expected) == 1 else f"a whole number from {expected[0]}"
+    if limit:
+        numbers += f" to {expected[-1]}" if len(expected) > 1 else ""
+        numbers += f" with {limit}={os.environ[limit]}" if limit in os.environ else f" without {limit}"
+    raise RankError(
+        f"{name}: found {shown(text)}, expected {numbers}; launchers such as torchrun set these variables of the "
+        f"environment, without one unset them"
+    )
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device, limit_s: float) -> Iterator[World]:
     """The world, connected: NCCL between GPUs, gloo between CPUs, nothing for a single rank.
 
-    When a peer is lost, this rank waits for the launcher, which ends it and reports the rank that failed first.
+    Raises InputError unless all ranks come within ``limit_s`` seconds. When a peer is lost later, this rank waits for
+    the launcher, which ends it and reports the rank that failed first.
     """
     world = launched()
-    if world.world_size > 1:
-        if world.local_world_size == world.world_size:
-            _prefer_loopback()
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=_store(world), rank=world.rank, world_size=world.world_size, timeout=TIMEOUT
-        )
     try:
+        if world.world_size > 1:
+            _connect(world, device, limit_s)
         yield world
     except RuntimeError as error:
         if world.world_size == 1 or not _is_lost_peer(error):
@@ -267,35 +146,20 @@ def joined(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def _connect(world: World, device: torch.device, limit_s: float) -> None:
+    if world.local_world_size == world.world_size or is_here(address()[0]):
+        _prefer_loopback()
+    store = meet(world.rank, world.world_size, limit_s, tells=world.local_rank == 0)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
+
+
 def _prefer_loopback() -> None:
     """Makes gloo and NCCL listen on loopback only, unless the user has named an interface."""
     loopback = next((name for _, name in socket.if_nameindex() if name in LOOPBACKS), None)
     if loopback:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, loopback)
-
-
-def _store(world: World) -> Any:
-    """A store that these ranks share, and no rank of an earlier restart.
-
-    torchrun keeps one store over all its restarts (pytorch issue 135712), where ranks would find the addresses of dead
-    ranks. No number that torchrun provides identifies a restart: an agent that comes back counts from 0 again. So each
-    rank sends a fresh nonce; rank 0 replies with this restart's prefix.
-    """
-    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    prefix = uuid4().hex
-    if world.is_first:
-        for rank in range(1, world.world_size):
-            while not store.check([f"{prefix}/{rank}"]):
-                nonce = store.get(f"nonce/{rank}").decode()  # perhaps a dead rank's: then look again
-                store.set(f"reply/{nonce}", prefix)
-                time.sleep(0.01)
-    else:
-        nonce = uuid4().hex
-        store.set(f"nonce/{world.rank}", nonce)
-        prefix = store.get(f"reply/{nonce}").decode()
-        store.set(f"{prefix}/{world.rank}", "here")
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def leave(world: World, code: int) -> None:

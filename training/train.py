@@ -18,9 +18,12 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script: the project's root belongs on the path, this folder does not.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # PYTHONSAFEPATH leaves this folder out.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
     # OpenMP's waiting threads should sleep: on a busy machine, spinning makes a step several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # When a peer is lost, we say so in a line; torch would add its stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 
@@ -28,21 +31,16 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import command, end_if_nobody_reads
 from pipeline.shared.errors import InputError, tell
 from training.distributed import (
-    TERMINATED,
     RankError,
-    Sigterm,
     be_deterministic,
     check_device,
     choose_device,
     joined,
     launched,
     leave,
-    needs_spawn,
-    spawn,
-    world_size_with,
 )
 from training.model.batch import Batch
-from training.model.kernels.threads import num_cores
+from training.model.kernels.cores import num_cores
 from training.model.memory import is_finite
 from training.model.schedule import linear_decay
 from training.model.skip_gram import SkipGram
@@ -56,6 +54,8 @@ from training.runs.recorder import SLOW_S, NullRecorder, Recorder, opening_lines
 from training.runs.run_folder import active_folder, check_free, locked_folder
 from training.runs.tensorboard import check_board
 from training.runs.warm_start import read_start, warm_start
+from training.spawning import needs_spawn, spawn, world_size_with
+from training.stopping import StopSignal
 from training.train_config import TrainConfig, parse
 
 
@@ -73,7 +73,7 @@ def main() -> None:
             be_a_rank(config)
         return
     except InputError as error:
-        if launched().local_rank == 0 or isinstance(error, RankError):
+        if isinstance(error, RankError) or launched().local_rank == 0:
             tell(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -91,15 +91,15 @@ def be_a_rank(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, num_cores() // world.local_world_size))
     if config.deterministic:
         be_deterministic()
-    with joined(device) as world:
+    with joined(device, config.join_timeout) as world:
         try:
-            is_finished = train(Run(config, manifest, world, device))
+            exit_code = train(Run(config, manifest, world, device))
         except ManifestError as error:
             raise RankError(f"rank {world.rank}: {error}") from None
         except BrokenPipeError:
             end_if_nobody_reads()
             raise
-    leave(world, 0 if is_finished else TERMINATED)
+    leave(world, exit_code)
 
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
@@ -124,11 +124,11 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     return manifest
 
 
-def train(run: Run) -> bool:
-    """The whole run, in the order in which it happens. Returns False if SIGTERM stopped it."""
+def train(run: Run) -> int:
+    """The whole run, in the order in which it happens. Returns the exit code: 0 unless a signal stopped it."""
     config, world = run.config, run.world
     with ExitStack() as held:
-        sigterm = held.enter_context(Sigterm(world))
+        stop = held.enter_context(StopSignal(world))
         if world.is_first:
             held.enter_context(locked_folder(config.output))
         resumed = read_checkpoint(run)
@@ -167,19 +167,19 @@ def train(run: Run) -> bool:
         if compile_s > SLOW_S:
             recorder.say(f"compiled for this machine in {compile_s:.0f} s, once")
 
-        run_epochs(run, model, step, progress, recorder, sigterm)
+        run_epochs(run, model, step, progress, recorder, stop)
         recorder.wait()
         if progress.epoch < config.epochs:
             world.barrier()  # all wait for rank 0's checkpoint: a launcher that sees one rank end stops the others
             if world.is_first:
                 tell(f"stopped after step {progress.done:,}; --resume goes on from there")
-            return False
+            return stop.exit_code
         recorder.finish(progress, model)
-        return True
+        return 0
 
 
 def run_epochs(
-    run: Run, model: SkipGram, step: Step, progress: Progress, recorder: NullRecorder, sigterm: Sigterm
+    run: Run, model: SkipGram, step: Step, progress: Progress, recorder: NullRecorder, stop: StopSignal
 ) -> None:
     """Trains from ``progress`` on, and advances it, to the run's end or to a step where the ranks agree to stop."""
     config = run.config
@@ -206,7 +206,7 @@ def run_epochs(
                     measure(step.is_finite())
                     recorder.step(progress, lr)
                     progress.last_line = progress.now
-                stopping = stopping or sigterm.agreed(progress.done)
+                stopping = stopping or stop.agreed(progress.done)
                 if (stopping or progress.is_due(config.checkpoint_every)) and step.in_sync:
                     if progress.saved != progress.done:
                         measure()

@@ -239,6 +239,15 @@ class TrainConfig:
         help="CPU threads a process (default: cores / processes on this machine)",
     )
 
+    join_timeout: int = setting(
+        default=600,
+        ge=1,
+        le=1 << 30,
+        group=PROCESSES,
+        help="seconds that processes wait at the start until all of them are there",
+        flag={"metavar": "SECONDS"},
+    )
+
     deterministic: bool = setting(
         default=False,
         group=PROCESSES,

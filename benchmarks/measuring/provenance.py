@@ -1,6 +1,5 @@
 """The origin of a benchmark's figures, for its report; and Markdown tables."""
 
-import os
 import platform
 import re
 import shlex
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+
+from training.model.kernels.cores import num_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,7 @@ def provenance(*packages: str, hardware: str = "") -> list[str]:
     versions = [f"{package} {version(package)}" for package in packages]
     return [
         f"- Command: `{shlex.join(['python', f'benchmarks/{Path(script).name}', *shown])}`",
-        f"- Hardware: {os.cpu_count()} cores, {processor()}{hardware and f'; {hardware}'}",
+        f"- Hardware: {num_cores()} cores, {processor()}{hardware and f'; {hardware}'}",
         f"- Software: {', '.join([f'commit {commit()}', f'Python {platform.python_version()}', *versions])}",
         f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     ]

@@ -1,7 +1,6 @@
 """Runs the processes that benchmarks/train.py measures, one at a time: prepare, the rivals, training/train.py."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.measuring.train_tables import Run
 from pipeline.dataset.manifest_file import Manifest
+from training.model.kernels.cores import num_cores
 
 IN_PLACE = ("--sync-every=4", "--optimizer=sgd")
 OURS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -42,7 +42,7 @@ class Bench:
         return dataset, wall_s
 
     def plain(self, dataset: Path, epochs: int, seed: int) -> Run:
-        flags = {"epochs": epochs, "seed": seed, "threads": self.workers or os.cpu_count()}
+        flags = {"epochs": epochs, "seed": seed, "threads": self.workers or num_cores()}
         said, wall_s = run([sys.executable, "benchmarks/rivals/plain_loop.py", str(dataset), *options(flags)])
         found = json.loads(said)
         losses = (*found["losses"], found["mean_loss"])
@@ -52,7 +52,7 @@ class Bench:
         """Trains with gensim; returns the run and the vectors' file. ``dataset`` is ours, with the same settings."""
         vectors = self.new("vectors")
         flags = {"min-count": min_count, "epochs": epochs, "seed": seed, "vectors": vectors}
-        flags["workers"] = self.workers or os.cpu_count()
+        flags["workers"] = self.workers or num_cores()
         said, wall_s = run([sys.executable, "benchmarks/rivals/gensim_loop.py", str(text), *options(flags)])
         found = json.loads(said)
         speed = found["effective_words"] / found["train_s"]

@@ -14,7 +14,6 @@ B rows of a batch, L = max_len places per row, D dimensions, V words.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path, this folder does not
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[2])]
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +34,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
 from training.distributed import choose_device
+from training.model.kernels.cores import num_cores
 
 BATCH_SIZE, DIM, LEARNING_RATE = 512, 100, 0.002  # the book's
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=5, help="epochs; epoch e reads sampled epoch e modulo their number"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads")
+    parser.add_argument("--threads", type=int, default=num_cores(), help="torch's threads")
     parser.add_argument("--seed", type=int, default=0, help="the seed of torch's global generator")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

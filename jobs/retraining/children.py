@@ -16,7 +16,7 @@ from pipeline.shared.errors import InputError
 from pipeline.shared.redact import redacted_command
 
 GRACE_S = 60
-"""How long a command may take to end after SIGTERM: a trainer saves a checkpoint first."""
+"""How long a command may take to end after SIGTERM: a trainer saves a checkpoint first. SIGHUP is passed on as that."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -17,10 +17,10 @@ from tiny import write_tiny_dataset
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 from training import train
-from training.distributed import TERMINATED, Sigterm
 from training.reading.epochs import plan_of
 from training.runs.checkpoint import steps
 from training.runs.progress import Progress, RunRecord, Settings, differences
+from training.stopping import StopSignal
 from training.train_config import NEWEST, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_pages")
@@ -120,10 +120,11 @@ def test_a_sigterm_after_any_step_changes_no_bit(
     data: Path, way: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Sigterm, "agreed", lambda self, done: done >= step)
+        patch.setattr(StopSignal, "agreed", lambda self, done: done >= step)
+        patch.setattr(StopSignal, "exit_code", 143)
         with pytest.raises(SystemExit) as end:
             trained(data, tmp_path / "run", **way, checkpoint_every=1)
-    assert end.value.code == TERMINATED
+    assert end.value.code == 143
     assert steps(tmp_path / "run")[-1] == step
     assert_same_run(trained(data, tmp_path / "run", **way, resume=NEWEST), whole)
 

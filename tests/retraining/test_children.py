@@ -78,7 +78,8 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 from jobs.retraining.children import call
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
 child = (
     "import signal, sys, time; from pathlib import Path\\n"
     "def end(*_): Path('ended').touch(); print('x' * 200_000, flush=True); sys.exit(0)\\n"
@@ -88,7 +89,9 @@ call([sys.executable, "-c", child], Path("log"), None)
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_a_command_ends_with_its_step_and_is_asked_first(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT / "jobs"), str(ROOT)])
     parent = subprocess.Popen(

@@ -18,6 +18,7 @@ from training.runs.progress import Progress, Resumed, record_of
 from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors, writing
 from training.runs.tensorboard import Board
 from training.runs.warm_start import KEPT, Start
+from training.stopping import outliving_terminal
 from training.vectors.run_files import REPORT
 
 SLOW_S = 2
@@ -74,7 +75,8 @@ class Recorder(NullRecorder):
 
     def say(self, line: str) -> None:
         if self._config.verbosity != QUIET:
-            print(line, flush=True)
+            with outliving_terminal():
+                print(line, flush=True)
 
     def warn_of_useless_settings(self, has_cache: bool) -> None:
         if self._config.shard_cache and not has_cache:
@@ -83,11 +85,13 @@ class Recorder(NullRecorder):
             tell("warning: --freeze-epochs trains nothing: there is no new word; leave it out")
 
     def step(self, progress: Progress, lr: float) -> None:
-        self._metrics.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
+        with outliving_terminal():
+            self._metrics.step(progress.epoch, progress.done, progress.now.since(progress.last_line), lr)
 
     def epoch(self, progress: Progress) -> None:
         of_epoch, so_far = progress.now.since(progress.epoch_begin), progress.now.since(Moment())
-        self._metrics.epoch(progress.epoch, progress.done, of_epoch, so_far.loss)
+        with outliving_terminal():
+            self._metrics.epoch(progress.epoch, progress.done, of_epoch, so_far.loss)
 
     def save(self, progress: Progress, step: Step) -> None:
         start, frozen = self._start, {}
@@ -110,14 +114,16 @@ class Recorder(NullRecorder):
             "device": str(self._run.device),
             **({"vocabulary_growth": asdict(self._start.growth)} if self._start else {}),
         }
-        self._metrics.close()
+        with outliving_terminal():
+            self._metrics.close()
         summary = summary_of(self._run.manifest, self._metrics.epochs, totals)
         with writing(self._config.output):
             center_VD = write_vectors(self._folder, model)
             write_pages(self._folder, self._run, center_VD, summary)
             finish(self._folder, self._config.output, summary)
         self.say(f"{self._config.output / REPORT} shows the run")
-        print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {self._run.device}", flush=True)
+        with outliving_terminal():
+            print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {self._run.device}", flush=True)
 
     def close(self) -> None:
         self._held.close()

@@ -1,6 +1,5 @@
 """Threads that run compiled code side by side, and a barrier for them inside that code."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -54,11 +53,6 @@ class Team:
         """The state of a ``barrier``. Only one ``run`` at a time may use it, and none after a run that failed."""
         self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
         return self._given[-1]
-
-
-def num_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

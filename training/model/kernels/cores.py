@@ -1,0 +1,71 @@
+"""How many cores this process may use: those of its affinity, within the CPU quota of its container."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+
+def num_cores() -> int:
+    """The number of cores to occupy, 1 or more. A quota of 1.5 cores is 1: a thread that it stops makes others wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, quota())))
+
+
+@cache
+def quota(root: Path = Path("/")) -> float:
+    """The smallest CPU quota, in cores, of this process's control groups and all groups above; infinity without any.
+
+    Reads Linux's cgroups of versions 1 and 2 below ``root``. What cannot be read or understood is no quota.
+    """
+    return min((found for folder in _groups(root) if (found := _quota_of(folder))), default=math.inf)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of the groups that can limit this process's CPU time."""
+    paths: dict[str, PurePosixPath] = {}  # of this process's group, by its controllers; version 2 names none
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        paths |= dict.fromkeys(controllers.split(","), PurePosixPath(path))
+    for line in _lines(root / "proc/self/mountinfo"):
+        # 36 35 98:0 ROOT FOLDER rw,noatime ... - cgroup2 cgroup rw; see proc_pid_mountinfo(5)
+        place, _, kind = line.partition(" - ")
+        kinds, places = kind.split(), place.split()
+        controller = {"cgroup": "cpu", "cgroup2": ""}.get(kinds[0] if kinds else "none")
+        if controller not in paths or len(kinds) < 3 or len(places) < 5:
+            continue
+        if controller and controller not in kinds[2].split(","):
+            continue
+        top, folder = (PurePosixPath(_unescaped(name)) for name in places[3:5])
+        group = root / folder.relative_to("/") if folder.is_absolute() else root / folder
+        yield group
+        # A container often sees its own group as the top, but reads the host's name for it.
+        if paths[controller].is_relative_to(top):
+            for part in paths[controller].relative_to(top).parts:
+                group /= part
+                yield group
+
+
+def _quota_of(group: Path) -> float | None:
+    """The quota that a group has itself, if any."""
+    numbers = " ".join(_lines(group / "cpu.max")).split()
+    if not numbers:
+        numbers = [" ".join(_lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period")]
+    try:
+        time_us, period_us = map(int, numbers)
+    except ValueError:  # such as "max 100000"
+        return None
+    return time_us / period_us if time_us > 0 and period_us > 0 else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _unescaped(name: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name)
