@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.shared.cache_line import CACHE_LINE, prefetch
-from pipeline.shared.compiled import compiled, inner
+from pipeline.shared.compiled import CACHE_LINE, compiled, inner, prefetch
 
 Int32 = npt.NDArray[np.int32]
 Int16 = npt.NDArray[np.int16]

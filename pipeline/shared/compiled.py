@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,10 @@ from typing import Any, TypeVar
 
 import llvmlite
 import numba
+import numba.extending
 import numpy as np
+from llvmlite import ir
+from numba import types
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
@@ -32,6 +35,9 @@ from pipeline.shared.code_digest import code_digest
 from pipeline.shared.files import AlreadyLocked, locked, write
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+CACHE_LINE = 64
+"""Bytes."""
 
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
 """What lets LLVM vectorise float loops: sums in another order and fused products. NaN and infinity keep their meaning.
@@ -203,3 +209,22 @@ def _spelled_out(kinds: Any) -> Any:
 @cache
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+intrinsic: Any = numba.extending.intrinsic  # numba has no types for mypy
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing: Any, array: Any, at: Any) -> tuple[Any, Callable[..., Any]]:
+    """Prefetches the cache line of byte ``at`` of ``array``, which need not exist."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        data = context.make_array(signature.args[0])(context, builder, values[0]).data
+        address = builder.gep(builder.bitcast(data, byte), [values[1]])
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        llvm_prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(llvm_prefetch, [address, *(ir.Constant(i32, number) for number in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen

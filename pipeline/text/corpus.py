@@ -17,10 +17,10 @@ from pipeline.shared.files import os_errors, write
 from pipeline.shared.storage import is_uri, local_path
 from pipeline.text import json_lines
 from pipeline.text.demo import demo_lines
-from pipeline.text.file_kinds import check_json, check_text
 from pipeline.text.local_files import local_files, without_repeats
 from pipeline.text.parquet_column import column_type
 from pipeline.text.remote_files import RemoteFiles, pattern_of
+from pipeline.text.text_files import check_json, check_text
 
 _CASE_SENSITIVE = "spark.sql.caseSensitive"
 State = tuple[dict[str, str | int], ...]

@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import from_arrow_type
 
 from pipeline.shared.errors import InputError, one_line
-from pipeline.text.file_kinds import kind
+from pipeline.shared.file_kinds import kind_of
 
 CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "ZSTD", "LZ4", "LZ4_RAW")
 """Compression that Spark reads without further packages."""
@@ -50,8 +50,8 @@ def _not_parquet(source: Any, name: str, error: Exception) -> str:
         head = file.read(1 << 10)
     if head.startswith(b"PAR1"):
         return f"--input {name}: not a whole Parquet file ({one_line(error)}); give a whole copy"
-    what, remedy = kind(head) or ("an empty file" if not head else "no Parquet", "name only Parquet files")
-    return f"--input {name}: found {what}, expected a Parquet file; {remedy}, as in '*.parquet'"
+    what, remedy = kind_of(head) or ("no Parquet" if head else "an empty file", None)
+    return f"--input {name}: found {what}, expected a Parquet file; {remedy or 'name only those'}, as in '*.parquet'"
 
 
 def _check_codec(file: pq.ParquetFile, name: str, column: str) -> None:

@@ -23,8 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.shared.cache_line import CACHE_LINE, prefetch
-from pipeline.shared.compiled import compiled_fast, inner_fast
+from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.kernels.columns import (
     Columns,
