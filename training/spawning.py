@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from pipeline.shared.cli import escape_what_cannot_be_encoded
 from pipeline.shared.errors import InputError
 from training.distributed import RankError, launched
 from training.rendezvous import LOOPBACK, address, opened_store
@@ -89,6 +90,7 @@ def _rank_main(
     local_rank: int, nproc: int, error_of_rank: Connection, work: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     """Sets a spawned rank's environment as torchrun would, then works."""
+    escape_what_cannot_be_encoded()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torch ends a rank with it, and nohup had it ignored
     parent = launched()
     node, num_nodes = parent.rank // parent.local_world_size, parent.world_size // parent.local_world_size
