@@ -11,11 +11,13 @@ terminal that is closed; 1 any other error.
 """
 
 import argparse
+import os
 import signal
 import sys
 from functools import cache
 from typing import NoReturn
 
+from jobs.machine import refuse_connect
 from jobs.retraining.children import StepError
 from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
 from jobs.retraining.retrain_config import RetrainConfig, read_config
@@ -65,6 +67,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _end)
+    if arguments.command in ("run", "plan", "prepare"):
+        refuse_connect(os.environ)
     config = read_config(arguments.config)
     workspace = Workspace(config.workspace)
     if arguments.command == "status":
