@@ -14,13 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.shared.errors import one_line, shown
+from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.storage import Location
 
 UNKNOWN = "<unk>"
 
 MAX_WORDS = 2**31 - 1
 """Ids are int32."""
+
+MAX_TEXT_BYTES = 2**31 - 1
+"""Of all words together: Arrow's strings have int32 offsets."""
 
 SCHEMA = pa.schema(
     [
@@ -49,9 +52,18 @@ class Vocab:
     def from_counts(
         cls, words: pa.StringArray, counts: pa.Int64Array, num_tokens: int, max_vocab: int | None
     ) -> "Vocab":
-        """The vocabulary of counted words, in any order. ``<unk>`` counts the rest of ``num_tokens``."""
+        """The vocabulary of counted words, in any order. ``<unk>`` counts the rest of ``num_tokens``.
+
+        Raises InputError for words of more than MAX_TEXT_BYTES.
+        """
         table = pa.table({"word": words, "count": counts})
         table = table.filter(pc.not_equal(table["word"], UNKNOWN))
+        size = len(UNKNOWN) + (pc.sum(pc.cast(pc.binary_length(table["word"]), pa.int64())).as_py() or 0)
+        if size > MAX_TEXT_BYTES:
+            raise InputError(
+                f"the vocabulary has {len(table):,} words of {size:,} bytes in all, expected at most "
+                f"{MAX_TEXT_BYTES:,} bytes; set --max-vocab, or raise --min-count"
+            )
         table = table.sort_by([("count", "descending"), ("word", "ascending")]).slice(0, max_vocab)
         known = table["count"].to_numpy()
         return cls(

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset import vocab
 from pipeline.dataset.vocab import SCHEMA, Vocab, VocabError
+from pipeline.shared.errors import InputError
 
 GOOD = {"word_id": [0, 1, 2], "word": ["<unk>", "a", "b"], "count": [3, 2, 1]}
 LOOSE = pa.schema([pa.field(field.name, field.type) for field in SCHEMA])
@@ -49,3 +51,12 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.parquet").write_bytes(content)
     with pytest.raises((OSError, VocabError)):
         Vocab.read(tmp_path / "vocab.parquet")
+
+
+def test_words_that_no_column_can_hold_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, counts = pa.array(["abc", "de"]), pa.array([2, 1])
+    monkeypatch.setattr(vocab, "MAX_TEXT_BYTES", len("<unk>abcde"))
+    assert len(Vocab.from_counts(words, counts, 3, None)) == 3
+    monkeypatch.setattr(vocab, "MAX_TEXT_BYTES", len("<unk>abcd"))
+    with pytest.raises(InputError, match="2 words of 10 bytes in all, expected at most 9 bytes; set --max-vocab"):
+        Vocab.from_counts(words, counts, 3, None)
