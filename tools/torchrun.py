@@ -20,6 +20,10 @@ import socket
 import sys
 from typing import Any
 
+if __name__ == "__main__":
+    # Else torch warns of each connection from an address that has no name.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import torch.distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -526,16 +526,16 @@ def test_one_machines_run_does_not_depend_on_its_name(data: Path, tmp_path: Path
     training = shlex.join([*before, *flags(data, tmp_path / "run"), *after])
     hosts, resolver = tmp_path / "hosts", tmp_path / "resolv.conf"
     hosts.write_text("127.0.0.1 localhost\n")
-    resolver.write_text("nameserver 192.0.2.1\noptions timeout:20 attempts:1\n")
+    resolver.write_text("nameserver 192.0.2.1\noptions timeout:30 attempts:1\n")
     script = f"mount --bind {hosts} /etc/hosts; mount --bind {resolver} /etc/resolv.conf; hostname {name}; {training}"
     began = time.monotonic()
     ended = completed([*unshared("--mount", "--uts"), "sh", "-c", script], tmp_path)
     assert (ended.code, ended.stderr) == (0, "")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 28  # one question to the resolver takes 30 s
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", ["ro", "size=4k", "none"])
+@pytest.mark.parametrize("options", ["ro", "size=4k"])
 @pytest.mark.parametrize("more", [[], ["--sync-every", "4"], ["--optimizer", "sgd"]], ids=" ".join)
 def test_no_run_needs_shared_memory(data: Path, tmp_path: Path, options: str, more: list[str]) -> None:
     training = shlex.join([*PYTHON, *flags(data, tmp_path / "run"), "--nproc", "2", *more])
