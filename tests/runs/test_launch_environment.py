@@ -474,7 +474,10 @@ def test_what_is_printed_to_a_terminal_that_was_closed_vanishes() -> None:
         command = [sys.executable, "-c", prints, signs]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE) as ours:
             os.close(writer)
-            assert os.read(reader, 100).split() == [b"begun"]
+            begun = b""
+            while not begun.endswith(b"\n"):
+                begun += os.read(reader, 1)
+            assert begun.split() == [b"begun"]
             os.close(reader)
             ours.communicate(b"x")
         assert ours.returncode == code
