@@ -94,13 +94,13 @@ class StopSignal:
 
         Rank 0 decides, by its clock, after how many steps the ranks communicate again.
         """
-        if self._world.world_size > 1:
-            if step < self._next_look:
-                return False
-            self._received = self._anybodys(step)
-        if self._received:
+        if step < self._next_look:
+            return False
+        number = self._anybodys(step) if self._world.world_size > 1 else self._received
+        if number:  # else _received stays: a signal may have come while the ranks communicated
+            self._received = number
             leave_lost_output(select.POLLHUP | select.POLLERR)  # a pipe's reader was stopped too
-        return bool(self._received)
+        return bool(number)
 
     def _anybodys(self, step: int) -> int:
         """The signal that any rank has received, the same on every rank; 0 if there is none."""

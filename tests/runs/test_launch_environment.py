@@ -23,6 +23,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from conftest import ROOT, Command, Ended, free_port
 from launch import LIMIT_S, PYTHON, TORCHRUN, TRAIN, completed, launched, told
 from ranks import signal_at, train_here
@@ -32,11 +34,11 @@ from jobs import retrain
 from pipeline.shared.errors import InputError
 from tools import torchrun
 from training import rendezvous
-from training.distributed import RankError
+from training.distributed import RankError, World
 from training.distributed import launched as world_launched
 from training.rendezvous import meet, opened_store
 from training.runs.checkpoint import newest
-from training.stopping import stop_signals
+from training.stopping import StopSignal, stop_signals
 
 pytestmark = pytest.mark.usefixtures("no_pages")
 
@@ -355,6 +357,19 @@ def test_a_hangup_saves_and_exits_with_129(data: Path, tmp_path: Path, ranks: in
     output = tmp_path / "run"
     arguments = [*flags(data, output, epochs=1000), "--nproc", ranks]
     assert_hung_up(output, train_here(*arguments, logs=tmp_path, change=signal_at(30, signal.SIGHUP)))
+
+
+def test_a_signal_that_comes_while_ranks_communicate_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def during(values: torch.Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        values[-1] = 1  # step until they communicate again
+
+    monkeypatch.setattr(dist, "all_reduce", during)
+    with StopSignal(World(0, 2, 0, 2)) as stop:
+        assert not stop.agreed(1)
+        monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+        assert stop.agreed(2)
+    assert stop.exit_code == 129
 
 
 def test_a_hangup_that_is_ignored_stays_so() -> None:
