@@ -54,7 +54,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     output = Location.of(output).absolute()  # executors may have another working directory
     with new_generation(output) as generation, input_errors(corpus.description), exact_names(spark):
         before = current_generation(output)
-        source_state = corpus.state(lambda: spark)
+        source_state, identities = corpus.state(lambda: spark), corpus.identities()
         rows = corpus.read(spark)
         values = corpus.values(rows)
 
@@ -76,7 +76,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             sample_and_write(sequences, config, generation)
 
         manifest = manifest_of(generation, config, source_state, vocab, seen)
-        check_unchanged(source_state, corpus.state(lambda: spark))
+        check_unchanged((*source_state, *identities), (*corpus.state(lambda: spark), *corpus.identities()))
         check_shared(manifest, output)
         publish(manifest, output, before)
         remove_unlisted(output, manifest)

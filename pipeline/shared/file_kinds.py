@@ -11,7 +11,7 @@ _UNPACK = "unpack it"
 _KINDS: tuple[tuple[str, bytes, str | None], ...] = (
     (GZIP, rb"\x1f\x8b\x08", None),
     (BZ2, rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", None),
-    (ZSTD, rb"\x28\xb5\x2f\xfd", None),
+    (ZSTD, rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", None),
     (XZ, rb"\xfd7zXZ\0", None),
     ("lz4 data", rb"\x04\x22\x4d\x18", "decompress it with lz4 -d"),
     ("a zip archive (binary)", rb"PK[\3\5][\4\6]", _UNPACK),

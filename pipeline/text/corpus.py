@@ -22,6 +22,7 @@ from pipeline.text.parquet_column import column_type
 from pipeline.text.remote_files import RemoteFiles, pattern_of
 from pipeline.text.text_files import check_json, check_text
 
+NO_ELEMENTS = T.ArrayType(T.NullType())
 _CASE_SENSITIVE = "spark.sql.caseSensitive"
 State = tuple[dict[str, str | int], ...]
 Values = Callable[[pa.Array], pa.Array]
@@ -40,21 +41,23 @@ class Corpus:
     """The column of strings, or of arrays of strings or integers. None for text, where each line is a value."""
 
     def state(self, session: Callable[[], SparkSession]) -> State:
-        """Path, size and time of every file: equal states mean an unchanged corpus. Spark lists remote files."""
+        """Path, size and time of every file: equal states mean an unchanged corpus. Java lists remote files."""
         found: list[dict[str, str | int]] = []
-        for path in self.paths:
-            if not is_uri(path):
-                with os_errors(f"--input {path}: cannot be read", "expected a file"):
-                    stat = Path(path).stat()
-                found.append({"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-        remote = [path for path in self.paths if is_uri(path)]
-        if remote:
-            files = session().read.format("binaryFile").load(remote)
-            for row in files.select("path", "length", F.unix_micros("modificationTime").alias("us")).collect():
-                found.append({"path": row["path"], "bytes": row["length"], "mtime_ns": row["us"] * 1000})
+        for path in self._local_paths:
+            with os_errors(f"--input {path}: cannot be read", "expected a file"):
+                stat = Path(path).stat()
+            found.append({"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+        if any(map(is_uri, self.paths)):
+            for name, size, mtime_ms in self._remote(session()).files:
+                found.append({"path": name, "bytes": size, "mtime_ns": mtime_ms * 1_000_000})
         if self.column is not None:
             found.append({"format": self.format, "column": self.column})
         return tuple(sorted(found, key=lambda entry: str(entry.get("path", ""))))
+
+    def identities(self) -> State:
+        """What tells whether a file of this machine was replaced by one of equal size and time, or changed so."""
+        stats = [(path, Path(path).stat()) for path in self._local_paths]
+        return tuple({"path": path, "inode": stat.st_ino, "ctime_ns": stat.st_ctime_ns} for path, stat in stats)
 
     def read(self, spark: SparkSession) -> DataFrame:
         """(value): a line without its end, of text or of JSON, or a value of a Parquet column. It may be null.
@@ -62,11 +65,11 @@ class Corpus:
         A string may be invalid UTF-8: Spark passes its bytes on unchanged. Raises InputError for a Parquet column that
         cannot hold sequences.
         """
-        remote = RemoteFiles(spark, [path for path in self.paths if is_uri(path)])
+        remote = self._remote(spark)
         remote.check_no_table(self.description)
         if self.format == "parquet":
             return self._read_parquet(spark, remote)
-        return spark.read.text([_for_spark(path) for path in self.paths]).select("value")
+        return spark.read.text([*map(_for_spark, self._local_paths), *remote.patterns()]).select("value")
 
     def values(self, rows: DataFrame) -> Values:
         """What makes values of the ``rows`` that ``read`` gave, batch by batch, in Spark's Python workers.
@@ -92,32 +95,43 @@ class Corpus:
             json_lines.values, column=column, kind=json_lines.kind_of_corpus(found, column, self.description)
         )
 
+    @property
+    def _local_paths(self) -> list[str]:
+        return [path for path in self.paths if not is_uri(path)]
+
+    def _remote(self, spark: SparkSession) -> RemoteFiles:
+        return RemoteFiles(spark, [path for path in self.paths if is_uri(path)])
+
     def _read_parquet(self, spark: SparkSession, remote: RemoteFiles) -> DataFrame:
         """The column of every file, by the type that it has there: one read for each type."""
         column = str(self.column)
-        types = {path: column_type(path, path, column) for path in self.paths if not is_uri(path)}
+        types = {path: column_type(path, path, column) for path in self._local_paths}
         types |= remote.map(lambda name, file: column_type(file, name, column))
         by_type: dict[T.DataType, list[str]] = {}
         for path, kind in types.items():
             by_type.setdefault(kind, []).append(path)
-        one_of = {isinstance(kind, T.ArrayType): paths[0] for kind, paths in by_type.items() if kind != T.NullType()}
+        one_of = {
+            isinstance(kind, T.ArrayType): paths[0]
+            for kind, paths in by_type.items()
+            if kind not in (T.NullType(), NO_ELEMENTS)
+        }
         if len(one_of) == 2:
             raise InputError(
                 f"--input {self.description}: --column {column} is string in {one_of[False]} and an array in "
                 f"{one_of[True]}, expected one of the two in all files"
             )
-        wanted = "array<string>" if True in one_of else "string"
+        wanted = "string" if False in one_of else "array<string>"
         return reduce(DataFrame.unionAll, [_column(spark, column, kind, by_type[kind], wanted) for kind in by_type])
 
 
 def _column(spark: SparkSession, column: str, kind: T.DataType, paths: list[str], wanted: str) -> DataFrame:
     """(value): the column of files where it has the type ``kind``, as ``wanted``."""
-    if isinstance(kind, T.ArrayType) and kind.elementType == T.NullType():
-        kind = T.ArrayType(T.IntegerType())  # as Parquet stores nothing but nulls
-    schema = T.StructType([T.StructField(column, T.IntegerType() if kind == T.NullType() else kind)])
-    name = f"`{column.replace('`', '``')}`"
-    value = F.lit(None) if kind == T.NullType() else F.col(name)
-    return spark.read.schema(schema).parquet(*map(_for_spark, paths)).select(value.cast(wanted).alias("value"))
+    stored = {T.NullType(): T.IntegerType(), NO_ELEMENTS: T.ArrayType(T.IntegerType())}.get(kind, kind)
+    rows = spark.read.schema(T.StructType([T.StructField(column, stored)])).parquet(*map(_for_spark, paths))
+    value = F.col(f"`{column.replace('`', '``')}`")
+    if kind == T.NullType() or (kind == NO_ELEMENTS and wanted == "string"):
+        value = F.lit(None)
+    return rows.select(value.cast(wanted).alias("value"))
 
 
 @contextmanager

@@ -24,7 +24,8 @@ COLUMN = "column: "
 """Before the name of a column in ``found``."""
 
 MAX_OTHERS = 0.01
-"""The largest share of values of other kinds than the corpus has: dirt, and not a mixture of two corpora."""
+"""The largest share of lines that are no objects, or whose value is of another kind than the corpus has. So few are
+dirt, and not a mixture of two corpora."""
 MAX_COLUMNS = 20
 
 _HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -35,7 +36,7 @@ def found(lines: pa.Array, column: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for row in _rows(lines):
         counts[NO_OBJECT if row is None else _kind(row.get(column))] += 1
-        for name in row or ():
+        for name in map(_printable, row or ()):
             if name == column or COLUMN + name in counts or len(counts) < MAX_COLUMNS:
                 counts[COLUMN + name] += 1
     return counts
@@ -44,7 +45,7 @@ def found(lines: pa.Array, column: str) -> Counter[str]:
 def kind_of_corpus(counts: Counter[str], column: str, description: str) -> str:
     """STRING or ARRAY, the kind that a corpus has, whatever the order of its lines. Values of other kinds are null.
 
-    Raises InputError if it has neither, or if more than MAX_OTHERS of the values are of other kinds.
+    Raises InputError if it has neither, or if more than MAX_OTHERS of the lines have something else.
     """
     columns = [name.removeprefix(COLUMN) for name in counts if name.startswith(COLUMN)]
     kinds = Counter({kind: number for kind, number in counts.items() if not kind.startswith(COLUMN)})
@@ -55,10 +56,10 @@ def kind_of_corpus(counts: Counter[str], column: str, description: str) -> str:
         )
     if column not in columns:
         raise InputError(f"--column {column}: not in {description}; it has {', '.join(sorted(columns))}")
-    values = Counter({kind: number for kind, number in kinds.items() if kind not in (NULL, EMPTY, NO_OBJECT)})
-    if not values:
+    values = Counter({kind: number for kind, number in kinds.items() if kind not in (NULL, EMPTY)})
+    if values.keys() <= {NO_OBJECT}:
         return ARRAY
-    kind, number = min(values.items(), key=lambda item: (-item[1], item[0]))
+    kind, number = min(values.items(), key=lambda item: (item[0] == NO_OBJECT, -item[1], item[0]))
     if kind not in (STRING, ARRAY):
         raise InputError(
             f"--column {column}: is {kind} in {description}, expected string, or an array of strings or integers"
@@ -126,6 +127,11 @@ def _texts(elements: list[str | int | None]) -> list[str | None]:
     if int not in map(type, elements):
         return elements  # type: ignore[return-value]
     return [str(element) if isinstance(element, int) else element for element in elements]
+
+
+def _printable(name: str) -> str:
+    """The name of a column, which may have undecodable bytes, for messages."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _encoded(text: str | None) -> bytes | None:

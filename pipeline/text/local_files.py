@@ -1,22 +1,23 @@
 """The files of a corpus on this machine: found, named, and each one there."""
 
-import glob
 import logging
+import os
 import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 
 TABLES = {
-    "Delta table": "_delta_log",
-    "Iceberg table": "metadata/*.metadata.json",
-    "Hudi table": ".hoodie",
-    "Paimon table": "snapshot/LATEST",
-    "output of a Spark stream": "_spark_metadata",
+    "a Delta table": "_delta_log",
+    "an Iceberg table": "metadata/*[0-9]*.metadata.json",
+    "a Hudi table": ".hoodie",
+    "a Paimon table": "snapshot/LATEST",
+    "the output of a Spark stream": "_spark_metadata",
 }
 """Kinds of tables, and below a table's folder the log that says which of its files are alive."""
 
@@ -40,7 +41,7 @@ def local_files(given: str, path: Path, expected: str) -> list[Path]:
     """
     with os_errors(f"--input {given}: cannot be read", f"expected {expected}"):
         is_pattern = not (path.exists() or path.is_symlink())
-        matches = list(_matches(path)) if is_pattern else [path]
+        matches = _matches(path) if is_pattern else [path]
         found = [file for match in matches for file in _files_of(match)]
         _check_no_table(given, [*matches, *found])
     if is_pattern and not found:
@@ -52,7 +53,7 @@ def local_files(given: str, path: Path, expected: str) -> list[Path]:
         )
     for file in found:
         _check_name(file)
-    return [file.absolute() for file in found]
+    return [_absolute(file) for file in found]
 
 
 def without_repeats(files: Iterable[Path]) -> list[Path]:
@@ -69,17 +70,48 @@ def without_repeats(files: Iterable[Path]) -> list[Path]:
 def table_refused(given: str, kind: str, folder: object) -> InputError:
     """The error of a table that has a log of its files."""
     return InputError(
-        f"--input {given}: found a {kind} ({folder}), whose folder also holds files that are no longer part of it, "
+        f"--input {given}: found {kind} ({folder}), whose folder also holds files that are no longer part of it, "
         f"expected plain files; write its present rows as Parquet or JSON lines first"
     )
 
 
-def _matches(pattern: Path) -> Iterator[Path]:
-    """What a pattern matches, without hidden names; ``**`` stands for any number of folders."""
-    wild = next((index for index, part in enumerate(pattern.parts) if _WILD.search(part)), len(pattern.parts))
-    for match in sorted(glob.glob(str(pattern), recursive=True)):
-        if not any(part[0] in "._" for part in Path(match).parts[wild:]):
-            yield Path(match)
+def _matches(pattern: Path) -> list[Path]:
+    """What a pattern matches, without hidden names; ``**`` stands for any number of folders. Raises OSError.
+
+    Python's glob passes over folders that may not be read, and follows links in circles.
+    """
+    found = [Path()]
+    for part in pattern.parts:
+        if part == "**":
+            found = [folder for path in found for folder in _folders(path)]
+        elif _WILD.search(part):
+            names = ((path, name) for path in found if path.is_dir() for name in sorted(os.listdir(path)))
+            found = [path / name for path, name in names if fnmatchcase(name, part) and _is_seen(name, part)]
+        else:
+            found = [path / part for path in found if os.path.lexists(path / part)]
+    return found
+
+
+def _is_seen(name: str, part: str) -> bool:
+    """Whether a pattern's part matches a name that may be hidden: it does if it begins with the same mark."""
+    return name[0] not in "._" or name[0] == part[0]
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """The folder and all folders below it, without hidden ones and links. Raises OSError."""
+    if path.is_dir():
+        yield path
+        for entry in sorted(path.iterdir()):
+            if entry.name[0] not in "._" and entry.is_dir() and not entry.is_symlink():
+                yield from _folders(entry)
+
+
+def _absolute(file: Path) -> Path:
+    """The path that is the same file for Java, which takes ``a/..`` for nothing and has descriptors of its own."""
+    absolute = file.absolute()
+    if absolute.parts[1] in ("dev", "proc"):
+        return absolute.resolve()
+    return absolute.parent.resolve() / absolute.name if ".." in absolute.parts else absolute
 
 
 def _files_of(path: Path) -> Iterator[Path]:

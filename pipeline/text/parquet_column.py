@@ -17,6 +17,10 @@ from pipeline.shared.file_kinds import kind_of
 
 CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "ZSTD", "LZ4", "LZ4_RAW")
 """Compression that Spark reads without further packages."""
+MAX_COLUMNS = 20
+"""The most names in a message."""
+MAX_DIGITS = 38
+"""Of Spark's decimals."""
 _TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 _LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 """Arrow's types that are one in Parquet, by the names that they print."""
@@ -32,9 +36,8 @@ def column_type(source: Any, name: str, column: str) -> T.DataType:
             fields = file.schema_arrow
             where = fields.get_all_field_indices(column)
             if not where:
-                raise InputError(
-                    f"--column {column}: not in {name}; it has {', '.join(map(str, fields.names)) or 'no columns'}"
-                )
+                names = ", ".join(fields.names[:MAX_COLUMNS]) + (", ..." if fields.names[MAX_COLUMNS:] else "")
+                raise InputError(f"--column {column}: not in {name}; it has {names or 'no columns'}")
             if len(where) > 1:
                 raise InputError(f"--column {column}: {name} has {len(where)} columns of this name; rename one")
             _check_codec(file, name, column)
@@ -45,7 +48,7 @@ def column_type(source: Any, name: str, column: str) -> T.DataType:
 
 def _not_parquet(source: Any, name: str, error: Exception) -> str:
     """The message about a file that pyarrow cannot read as Parquet: its kind, if it is another one."""
-    with pa.input_stream(source) if isinstance(source, str) else source as file:
+    with pa.input_stream(source, compression=None) if isinstance(source, str) else source as file:
         file.seek(0)
         head = file.read(1 << 10)
     if head.startswith(b"PAR1"):
@@ -55,10 +58,14 @@ def _not_parquet(source: Any, name: str, error: Exception) -> str:
 
 
 def _check_codec(file: pq.ParquetFile, name: str, column: str) -> None:
-    for number in range(min(1, file.metadata.num_row_groups)):
-        group = file.metadata.row_group(number)
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema.startswith(column) and chunk.compression not in CODECS:
+    leaves = [
+        number
+        for number in range(file.metadata.num_columns)
+        if f"{file.metadata.schema.column(number).path}.".startswith(f"{column}.")
+    ]
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        for chunk in map(group.column, leaves):
+            if chunk.compression not in CODECS:
                 raise InputError(
                     f"--input {name}: compressed with {chunk.compression.lower()}, which Spark does not read; write it "
                     f"with zstd or snappy"
@@ -96,7 +103,7 @@ def _plain(found: pa.DataType) -> pa.DataType:
 def _integer(found: pa.DataType) -> T.DataType | None:
     """Spark's type for an integer; None for another type. Decimals without places are integers."""
     if pa.types.is_decimal(found):
-        return T.DecimalType(found.precision, 0) if found.scale == 0 else None
+        return T.DecimalType(found.precision, 0) if found.scale == 0 and found.precision <= MAX_DIGITS else None
     if not pa.types.is_integer(found):
         return None
     if found.bit_width == 64:

@@ -172,6 +172,36 @@ def test_an_input_by_uri_is_read_by_spark(job: Command, tmp_path: Path, expected
     job(*flags).assert_refused("corpus", "--overwrite")
 
 
+@pytest.mark.parametrize("format", ["text", "json", "parquet"])
+def test_a_folder_by_uri_is_what_the_same_folder_is_here(
+    job: Command, tmp_path: Path, expected: Manifest, remote: str, format: str
+) -> None:
+    """Spark itself would go into folders ``key=value``, add their keys as columns, and read a file for each naming."""
+    folder = tmp_path / "mounted"
+    write: dict[str, Callable[[Path, list[list[str]]], object]] = {
+        "text": lambda path, values: path.write_text("".join(f"{' '.join(words)}\n" for words in values)),
+        "json": write_json,
+        "parquet": lambda path, values: write_parquet(path, values, pa.list_(pa.string())),
+    }
+    for name, values in (
+        ("a b", SEQUENCES[:200]),
+        ("[c]", SEQUENCES[200:]),
+        ("_d", [["x", "y"]]),
+        ("k=1/e", [["x", "y"]]),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write[format](folder / name, values)
+    flags = ["--format", format] + (["--column", "items"] if format != "text" else [])
+    for given in ([remote], [remote, f"{remote}/*"], [folder]):
+        job("--input", *given, "--output", tmp_path / "out", *flags, *SMALL, "--overwrite")
+        made = Manifest.load(tmp_path / "out")
+        if given == [remote, f"{remote}/*"]:
+            assert made.counts.lines == 401  # the pattern matches the folder k=1 too
+        else:
+            assert made.dataset_id == expected.dataset_id
+    job("--input", f"{remote}/**", "--output", tmp_path / "other", *flags).assert_refused("--input", "**")
+
+
 @pytest.mark.parametrize("names", [["a [1].parquet", "b {2,3}.parquet"], ["b {2,3}.parquet", "a [1].parquet"]])
 def test_parquet_by_uri_is_read_by_the_type_of_each_file(
     job: Command, tmp_path: Path, expected: Manifest, remote: str, names: list[str]
@@ -191,7 +221,7 @@ def test_parquet_by_uri_is_read_by_the_type_of_each_file(
     job(*flags, "--overwrite").assert_refused("--input", "c.parquet", "Parquet")
 
 
-@pytest.mark.parametrize("what", ["appended", "rewritten", "removed", "appended by URI"])
+@pytest.mark.parametrize("what", ["appended", "rewritten", "replaced", "removed", "appended by URI"])
 def test_a_corpus_that_changes_between_the_passes_is_refused(
     job: Command, tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -206,6 +236,11 @@ def test_a_corpus_that_changes_between_the_passes_is_refused(
     def change(*arguments: Any) -> Any:
         if what == "removed":
             path.unlink()
+        elif what == "replaced":  # by a file of equal size and time, as rsync -t does
+            times = path.stat()
+            (tmp_path / "other").write_bytes(TEXT.replace(b"1", b"2"))
+            os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+            (tmp_path / "other").replace(path)
         elif what == "rewritten":
             path.write_bytes(TEXT.replace(b"1", b"2"))
         else:

@@ -55,11 +55,17 @@ JSONS: dict[str, Input] = {
     "zero characters": read(b'{"items": ["a\\u0000", "b"]}\n', "a\ufffd b", invalid_utf8_lines=1),
     "spaces in an element": read(lines(["new york", "b"]), "new york b"),
     "line ends in a string": read(lines("a\nb\r\nc"), "a b c"),
+    "columns that are no UTF-8": read(b'{"caf\xe9": 1, "items": "a b", "\\ud83d": 2}\n', "a b"),
     "a key twice": read(b'{"items": "x y", "items": "a b"}\n', "a b"),
     "not a number": read(b'{"items": "a b", "x": NaN}\n', "a b"),
     # Refused
     "two kinds": refused(STRINGS + ARRAYS, "string", "array<string>", "2,000"),
     "two kinds in two files": refused({"a": STRINGS, "b": ARRAYS}, "string", "array<string>", "2,000"),
+    "two objects on most lines": refused(
+        b'{"items": "a b"}{"items": "a b"}\n' * 99 + lines("a b"), "not one JSON object", "string"
+    ),
+    "text beside": refused({"a": lines(*["a b"] * 50), "b": b"a b\n" * 50}, "not one JSON object", "50"),
+    "other columns that are no UTF-8": refused(b'{"caf\xe9": 1}\n', "caf\\udce9"),
     "numbers": refused(lines(1, 2, 3), "integer"),
     "arrays of numbers": refused(lines([1.5], [2.5]), "array of number"),
     "objects": refused(lines({"a": 1}), "object"),

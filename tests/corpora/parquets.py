@@ -1,6 +1,7 @@
 """Parquet files as other people have them."""
 
 import decimal
+import gzip
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,12 @@ def file(values: list[Any], kind: pa.DataType, name: str = "items", **others: pa
 
 def compressed(codec: str) -> Writer:
     return lambda path: pq.write_table(table([["a", "b"]], STRINGS), path, compression=codec)
+
+
+def compressed_each(**codecs: str) -> Writer:
+    columns = {name: pa.array([["a", "b"]], STRINGS) for name in codecs}
+    leaves = {f"{name}.list.element": codec for name, codec in codecs.items()}
+    return lambda path: pq.write_table(pa.table(columns), path, compression=leaves)
 
 
 def invalid(kind: pa.DataType) -> Writer:
@@ -149,7 +156,15 @@ PARQUETS: dict[str, Input] = {
         f"compressed with {codec}": read(compressed(codec), "a b")
         for codec in ("none", "snappy", "gzip", "zstd", "lz4")
     },
+    "another column that Spark cannot decompress": read(compressed_each(items="snappy", items_raw="brotli"), "a b"),
+    "strings and arrays of nulls": read(
+        {"a.parquet": file(["a b"], pa.string()), "b.parquet": file([[None]], pa.list_(pa.null()))}, "a b", nulls=1
+    ),
     # Refused
+    "one column that Spark cannot decompress": refused(compressed_each(items="brotli", other="snappy"), "brotli"),
+    "decimals of 50 digits": refused(file([[decimal.Decimal(7)]], pa.list_(pa.decimal256(50, 0))), "decimal(50,0)"),
+    "compressed text": refused({"x.csv.gz": gzip.compress(b"a b\n")}, "gzip"),
+    "many columns": refused(names(*(f"c{number}" for number in range(400))), "c19, ..."),
     "compressed with brotli": refused(compressed("brotli"), "brotli", "zstd"),
     "our column twice": refused(names("items", "items"), "2 columns"),
     "only another case": refused(names("Items"), "items", "Items"),

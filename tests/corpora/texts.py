@@ -115,6 +115,16 @@ TEXTS: dict[str, Input] = {
     "a file named by a link too": Read({"x": b"a b", "y": link_to("x")}, expected=("a b",)),
     "a file with two names": Read({"x": b"a b", "y": hard_link_to("x")}, expected=("a b",)),
     "a link to a folder": Read({"f/x": b"a b", "y": link_to("f")}, ("y",), expected=("a b",)),
+    "the folder above a link": Read(
+        {"other/below/y": b"x y", "other/x": b"a b", "a/x": b"x y", "a/link": link_to("../other/below")},
+        ("a/link/../x",),
+        expected=("a b",),
+    ),
+    "links in circles": Read({"x": b"a b", "1": link_to("."), "2": link_to(".")}, ("**/x",), expected=("a b",)),
+    "metadata that is no table's": Read({"metadata/x.metadata.json": b"{}", "t/x": b"a b"}, ("t",), expected=("a b",)),
+    "zstd of several threads": Read(
+        {"x.zst": b"\x50\x2a\x4d\x18\x04\0\0\0\1\2\3\4" + zstandard(b"a b\n")}, expected=("a b",)
+    ),
     "what reads like a kind of file": Read({"x": b"PK zip\nBZh9 ORC\n"}, expected=("PK zip", "BZh9 ORC")),
     # Refused
     "UTF-16": Refused({"x": "a b\n".encode("utf-16")}, words=("UTF-16", "iconv")),
