@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A shell that starts the tests in the background makes them ignore Ctrl-C, and with them every process they start.
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and nohup a closed terminal, and with them
+# every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
