@@ -63,7 +63,8 @@ def without_repeats(files: Iterable[Path]) -> list[Path]:
         status = file.stat()
         first = seen.setdefault((status.st_dev, status.st_ino), file)
         if first is not file:
-            log.warning("%s: the same file as %s; read once", file, first)
+            named = "named twice" if file == first else f"the same file as {first}"
+            log.warning("%s: %s; read once", file, named)
     return list(seen.values())
 
 

@@ -126,3 +126,13 @@ def test_a_corpus_is_refused_in_one_line(spark: SparkSession, tmp_path: Path, na
         assert len(line.splitlines()) == 1
         assert "--input" in line or "--column" in line
         assert [word for word in row.words if word not in line] == [], line
+
+
+@pytest.mark.parametrize(("given", "told"), [(("x", "x"), "x: named twice"), (("x", "y"), "y: the same file as ")])
+def test_a_file_that_is_read_once_though_it_is_named_twice_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: tuple[str, str], told: str
+) -> None:
+    (tmp_path / "x").write_text("a b\n")
+    (tmp_path / "y").symlink_to("x")
+    assert corpus([str(tmp_path / name) for name in given]).paths == (str(tmp_path / "x"),)
+    assert [told in line and line.endswith("; read once") for line in caplog.messages] == [True]
