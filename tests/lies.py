@@ -163,7 +163,7 @@ def work(seeds: range, home: Path, kind: str) -> None:
                 problem = "a library printed to stderr"
             violation = problem and (
                 f"{repeat(seed, name)}: {problem}: {case.about}\n"
-                f"{' '.join(case.arguments)}\nexit code {ended.code}\n{ended.stderr[-3000:]}"
+                f"{' '.join(case.arguments)}\nexit code {ended.code}\n{ended.stderr[:1500]} ... {ended.stderr[-1500:]}"
             )
             print(json.dumps({"seed": seed, "kind": name, "end": ended.code, "violation": violation}), file=out)
 

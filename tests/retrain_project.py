@@ -66,7 +66,9 @@ class Real:
         """What a reader in a process of its own finds nearest to ``word``."""
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{self.workspace}/mlflow.db"}
         command = [sys.executable, "-m", "training.neighbors", uri, word]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended
+        return ended.stdout
 
 
 def shuffle(lines: list[str]) -> list[str]:

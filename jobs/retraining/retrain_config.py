@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jobs.retraining.gates import Gates
 from pipeline.pipeline_config import PipelineConfig, Source
-from pipeline.shared.errors import InputError, one_line
+from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.settings import (
     ListOf,
     LocalPath,
@@ -116,7 +116,8 @@ class RetrainConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise InputError(f"name: found {self.name!r}, expected only letters, digits and . _ -, as MLflow requires")
+            found = f"name: found {shown(self.name)}"
+            raise InputError(f"{found}, expected only letters, digits and . _ -, as MLflow requires")
         if self.gates.heldout_increase is not None and self.prepare.holdout == 0:
             raise InputError(
                 "gates.heldout_increase: found it with prepare.holdout 0, which holds out nothing to judge by; "
@@ -198,7 +199,7 @@ def _check_scalar(node: Any) -> None:
     misread, read_as = _MISREAD.get(node.tag.removeprefix(YAML_TAG), (None, ""))
     if misread and misread.fullmatch(node.value):
         raise InputError(
-            f"line {node.start_mark.line + 1}: found {node.value}, which YAML reads as {read_as}, expected a plain "
+            f"line {node.start_mark.line + 1}: found {node.value:.60}, which YAML reads as {read_as}, expected a plain "
             f"decimal number, or text in quotes"
         )
 
@@ -208,11 +209,11 @@ def _check_keys(mapping_node: Any) -> None:
     for key, _ in mapping_node.value:
         line = key.start_mark.line + 1
         if key.tag not in (f"{YAML_TAG}str", f"{YAML_TAG}merge"):
-            shown = key.value if key.id == "scalar" else f"a {key.id}"
-            raise InputError(f"line {line}: found the key {shown}, expected a setting's name, which is text")
+            found = f"{key.value:.60}" if key.id == "scalar" else f"a {key.id}"
+            raise InputError(f"line {line}: found the key {found}, expected a setting's name, which is text")
         if key.value in lines:
             raise InputError(
-                f"line {line}: found {key.value} again, expected it once; line {lines[key.value]} has it too"
+                f"line {line}: found {key.value:.60} again, expected it once; line {lines[key.value]} has it too"
             )
         lines[key.value] = line
 
@@ -237,7 +238,7 @@ def _train(given: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"train: found {ours[0]}, expected {where}")
     known = [name for name in fields_of(TrainCommand) if name not in OURS]
     if unknown := [name for name in given if name not in known]:
-        raise InputError(f"train: found {unknown[0]}, expected one of {', '.join(known)}")
+        raise InputError(f"train: found {unknown[0]:.60}, expected one of {', '.join(known)}")
     config = from_section(TrainCommand, given, "train")
     try:
         config.check_world(config.nproc or 1)

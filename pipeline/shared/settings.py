@@ -209,7 +209,7 @@ def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
         return limits(field, is_flag) + null
     if get_origin(kinds[0]) is tuple:
         if len(problem["loc"]) == 1:
-            return f"a list, such as {found.split()}" if isinstance(found, str) else "a list"
+            return f"a list, such as {shown(found.split())}" if isinstance(found, str) else "a list"
         kinds = [_bare(get_args(kinds[0])[0])]
     quotes = ", in quotes" if kinds[0] is str and found is not None and not isinstance(found, str | list | dict) else ""
     return " or ".join(_SPELLED.get(kind, str(kind)) for kind in kinds) + quotes

@@ -146,7 +146,8 @@ def test_a_run_depends_on_no_name_and_on_no_programs_in_tmp(
         capture_output=True,
         text=True,
     )
-    assert (said.returncode, said.stderr) == (0, "")
+    assert said.returncode == 0, said.stderr
+    assert said.stderr == ""
     assert Manifest.load(folder / "out").counts.lines == 2000
 
 
