@@ -24,7 +24,8 @@ def problems(dataset: str, manifest: Manifest) -> Iterator[str]:
     for shard in manifest.shards:
         path = folder / shard.path
         try:
-            content = path.read_bytes()
+            with path.open() as file:
+                content = file.read_buffer()
         except OSError as error:
             yield f"{path}: cannot be read ({one_line(error)})"
             continue
@@ -56,7 +57,7 @@ def _vocabulary(path: Location, manifest: Manifest) -> Iterator[str]:
         yield f"{path}: its words and counts have digest {vocab.digest()}, the manifest lists {manifest.vocab_digest}"
 
 
-def _examples(content: bytes, manifest: Manifest) -> tuple[int, int, set[str]]:
+def _examples(content: pa.Buffer, manifest: Manifest) -> tuple[int, int, set[str]]:
     """The numbers of rows and pairs of a shard, and what is wrong with its examples."""
     rows = pairs = 0
     faults: set[str] = set()
@@ -112,11 +113,13 @@ def _check(batch: pa.RecordBatch, manifest: Manifest) -> None:
             raise ShardError(f"{name}: found values that num_contexts does not imply")
 
 
-def _read_as_training_does(content: bytes, manifest: Manifest) -> None:
+def _read_as_training_does(content: pa.Buffer, manifest: Manifest) -> None:
     """Raises UNREADABLE if training would refuse a row group."""
     metadata = pq.read_metadata(pa.BufferReader(content))
     num_rows, group_rows = metadata.num_rows, manifest.row_group_rows
     for number, first in enumerate(range(0, num_rows, group_rows)):
         size = min(group_rows, num_rows - first)
-        read = RowGroup.read(lambda at, count: content[at : at + count], metadata, number, size, Layout.of(manifest))
+        read = RowGroup.read(
+            lambda at, count: bytes(content[at : at + count]), metadata, number, size, Layout.of(manifest)
+        )
         read.rows(np.arange(size, dtype=np.int32))

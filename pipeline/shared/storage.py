@@ -101,7 +101,11 @@ class Location:
         return self.shown
 
     def open(self) -> pa.NativeFile:
-        """The file, open for random access."""
+        """The file, open for random access.
+
+        Read Parquet from such a file, never from a file or bytes of Python's: one of pyarrow's threads may still hold
+        them when Python ends, and then ends the process by SIGABRT.
+        """
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:

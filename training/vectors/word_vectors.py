@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.dataset.vocab import VocabError, check_columns
 from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.files import os_errors
+from pipeline.shared.storage import Location
 from training.vectors import word2vec_files
 from training.vectors.cosine import cosines, norms, unit
 from training.vectors.mlflow_uri import opened
@@ -211,7 +212,7 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
             raise InputError(f"{source}: no {SUMMARY}, so no finished run; train one with training/train.py")
         file, remedy = file / VECTORS, "train again"
     try:
-        with file.with_name(VOCAB).open("rb") as vocab, pq.ParquetFile(vocab) as parquet:
+        with Location.of(file.with_name(VOCAB)).open() as vocab, pq.ParquetFile(vocab) as parquet:
             vocabulary = parquet.read(columns=["word", "count"])
         check_columns(vocabulary, "word", "count")
         with safe_open(file, framework="numpy") as tensors:
