@@ -1,8 +1,5 @@
 """Laws of training.model.kernels.cpu and of what it is built from: it computes what the reference does."""
 
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from itertools import combinations
 
@@ -11,14 +8,13 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import ROOT, Threads
+from conftest import Threads
 from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
 from training.model.kernels import cpu, reference
 from training.model.kernels.columns import by_columns, by_rows, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
-from training.model.kernels.threads import Team, barrier
 from training.model.memory import is_finite
 from training.train_config import IN_PLACE
 
@@ -323,61 +319,3 @@ def test_the_inverse_root_is_right_to_5e_6() -> None:
         return np.array([inverse_root(number) for number in numbers])
 
     assert np.abs(of_all(numbers) * np.sqrt(numbers.astype(np.float64)) - 1).max() <= 5e-6
-
-
-@numba.njit(nogil=True)
-def pass_on(counters: np.ndarray, notes: np.ndarray, member: int, size: int, rounds: int) -> int:
-    """Members write numbers, wait at the barrier, and check what all wrote; returns how many were stale."""
-    stale = 0
-    for turn in range(rounds):
-        notes[turn & 1, member * 16] = turn + member
-        barrier(counters, member, size)
-        for other in range(size):
-            stale += notes[turn & 1, other * 16] != turn + other
-    return stale
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_after_a_barrier_members_see_what_the_others_wrote(size: int) -> None:
-    """More of them than there are cores, too; they must end."""
-    team, stale = Team(size), np.full(size, -1)
-    counters, notes = team.counters(), np.zeros((2, size * 16), dtype=np.int64)
-
-    def work(member: int) -> None:
-        stale[member] = pass_on(counters, notes, member, size, 2000 if size <= 2 else 100)
-
-    done = threading.Thread(target=team.run, args=(work,), daemon=True)
-    done.start()
-    done.join(timeout=120)
-    assert not done.is_alive()
-    assert not stale.any()
-
-
-INTERRUPTED = """
-import numpy as np
-from training.model.kernels.threads import Team, barrier
-from training.model.memory import is_finite
-from training.train_config import IN_PLACE
-
-team = Team(2)
-counters = team.counters()
-barrier(np.zeros_like(counters), 0, 1)  # compiled before anybody waits
-
-def work(member):
-    if member == 0:
-        raise KeyboardInterrupt
-    barrier(counters, member, 2)
-
-try:
-    team.run(work)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
-
-
-def test_a_member_that_is_interrupted_leaves_nobody_waiting_for_ever() -> None:
-    """Ctrl-C reaches the caller's thread between two lines of Python, and the process is to end."""
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

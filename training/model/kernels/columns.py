@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pipeline.shared.compiled import inner_fast
 from training.model.batch import BatchTensors
+from training.model.kernels.barrier import Counters, barrier
 from training.model.kernels.cores import num_cores
-from training.model.kernels.threads import Counters, Team, barrier, team_of
+from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import CHUNK, dot_1, dot_4, power_of_two, scatter_1, scatter_4
 from training.model.memory import page_aligned
 

@@ -1,19 +1,10 @@
-"""Threads that run compiled code side by side, and a barrier for them inside that code."""
+"""Threads that run compiled code side by side."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.shared.compiled import inner
-from training.model.kernels.vector import load_acquire, sleep_us, store_release
-
-Counters = npt.NDArray[np.int64]
-
-_APART = 16  # int64s between two counters: processors fetch cache lines, of 64 bytes, in pairs
-_SPINS = 3_000_000  # some 5 ms: a thread that sleeps earlier wakes up too late, and then makes the others sleep
+from training.model.kernels.barrier import Counters, fail, make_counters
 
 
 class Team:
@@ -46,12 +37,12 @@ class Team:
         except BaseException:  # such as Ctrl-C: the others would wait for this thread, and the process for the others
             self.failed = True
             for counters in self._given:
-                counters[self.size * _APART] = 1
+                fail(counters)
             raise
 
     def counters(self) -> Counters:
-        """The state of a ``barrier``. Only one ``run`` at a time may use it, and none after a run that failed."""
-        self._given.append(np.zeros((self.size + 1) * _APART, dtype=np.int64))
+        """The state of a barrier. Only one ``run`` at a time may use it, and none after a run that failed."""
+        self._given.append(make_counters(self.size))
         return self._given[-1]
 
 
@@ -59,22 +50,3 @@ class Team:
 def team_of(size: int) -> Team:
     """The team of this size, one per process."""
     return Team(size)
-
-
-@inner
-def barrier(counters: Counters, member: int, size: int) -> None:
-    """Returns when all members have called it equally often; what they wrote before is then visible. Never raises.
-
-    Members spin on each other's counters, because they usually arrive within microseconds. After some milliseconds they
-    sleep: another process is then probably using the core of the member that is late.
-    """
-    turn = load_acquire(counters, member * _APART) + 1
-    store_release(counters, member * _APART, turn)
-    for other in range(size):
-        spins = 0
-        while load_acquire(counters, other * _APART) < turn:
-            spins += 1
-            if spins > _SPINS:
-                if load_acquire(counters, size * _APART):
-                    return  # a member failed and will never arrive
-                sleep_us(np.uint32(20))

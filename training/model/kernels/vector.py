@@ -118,16 +118,21 @@ def first_guess(number: np.float32) -> np.float32:
     return np.int32(np.int32(0x5F375A86) - (np.float32(number).view(np.int32) >> np.int32(1))).view(np.float32)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def store_release(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
-    """``counters[index] = value``, after everything that this thread wrote before (release order)."""
+def _atomic(operation: str) -> Any:
+    def change(typing: Any, counters: Any, index: Any, value: Any) -> tuple[Any, Codegen]:
+        """Changes ``counters[index]``, in one order with all other such changes that all threads agree on."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
-        builder.store_atomic(values[2], place, "release", 8)
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+            (place,) = _pointers(context, builder, signature.args[0], values[0], [values[1]])
+            builder.atomic_rmw(operation, place, values[2], "seq_cst")
+            return context.get_dummy_value()
 
-    return types.void(counters, index, value), codegen
+        return types.void(counters, types.int64, types.int64), codegen
+
+    return intrinsic(change)
+
+
+exchange, add = _atomic("xchg"), _atomic("add")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -139,10 +144,6 @@ def load_acquire(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
         return builder.load_atomic(place, "acquire", 8)
 
     return types.int64(counters, index), codegen
-
-
-sleep_us = types.ExternalFunction("usleep", types.int32(types.uint32))
-"""The C library's usleep(microseconds)."""
 
 
 def _pointers(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offsets: Sequence[Any]) -> list[Any]:
