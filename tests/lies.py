@@ -163,7 +163,7 @@ def work(seeds: range, home: Path, kind: str) -> None:
                 problem = "a library printed to stderr"
             violation = problem and (
                 f"{repeat(seed, name)}: {problem}: {case.about}\n"
-                f"{' '.join(case.arguments)}\nexit code {ended.code}\n{ended.stderr[:1500]} ... {ended.stderr[-1500:]}"
+                f"{' '.join(case.arguments)}\nexit code {ended.code}\n{_middle_out(ended.stderr)}"
             )
             print(json.dumps({"seed": seed, "kind": name, "end": ended.code, "violation": violation}), file=out)
 
@@ -175,6 +175,10 @@ class Ended:
     code: int
     stdout: str
     stderr: str
+
+
+def _middle_out(text: str) -> str:
+    return text if len(text) <= 3000 else f"{text[:1500]} ... {text[-1500:]}"
 
 
 def call(main: Any, arguments: list[str]) -> Ended:

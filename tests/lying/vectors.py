@@ -114,7 +114,7 @@ class Word2vecLies:
         ways = (makers.damage, self.head, *((makers.lie_in_text,) if form == "word2vec" else ()))
         about = change(file, rng.choice(ways), rng)
         # Words with bytes that are not UTF-8 are read, and a warning tells their number.
-        return Case(f"{about} of {form}", *read_vectors(file, place, rng), may_warn=form == "word2vec-binary")
+        return Case(f"{about} of {form}", *read_vectors(file, place, rng), may_warn=True)
 
     @staticmethod
     def head(content: bytes, rng: Random) -> bytes:
