@@ -46,6 +46,7 @@ def start_java() -> None:
     if "PYSPARK_GATEWAY_PORT" not in os.environ and SparkContext._gateway is None:
         if not (has_address(socket.gethostname()) or "SPARK_LOCAL_IP" in os.environ):
             os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "127.0.0.1")
+        refuse_credentials_without_address(socket.gethostname(), os.environ)
         if not (has_name(os.getuid()) or spark_needs_no_name()):
             raise InputError(
                 f"user id {os.getuid()}: has no name, and Spark's Java needs one; add it to /etc/passwd "
@@ -59,6 +60,16 @@ def start_java() -> None:
         raise InputError(
             "Spark's Java did not start, see above; it needs Java 17 or newer, which JAVA_HOME names"
         ) from None
+
+
+def refuse_credentials_without_address(host: str, environ: Mapping[str, str]) -> None:
+    """Raises InputError if Spark would look up this machine's name in vain: with AWS's credentials it does."""
+    credentials = environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY")
+    if credentials and host.strip("0123456789.") and not has_address(host):
+        raise InputError(
+            f"host name {host}: found no address of it, which Spark needs if AWS_ACCESS_KEY_ID is set; add the name to "
+            f"/etc/hosts, or unset AWS_ACCESS_KEY_ID"
+        )
 
 
 def has_address(host: str) -> bool:

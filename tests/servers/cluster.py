@@ -26,7 +26,7 @@ START_S = 60
 JOB_S = 240
 POLL_S = 0.03
 QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss512k"  # a JVM that lives for seconds need not optimise
-NOT_OURS = re.compile(r"PYTHON(PATH|HOME|STARTUP)|PYSPARK_|SPARK_|HADOOP_|.*_proxy", re.IGNORECASE)
+NOT_OURS = re.compile(r"PYTHON(PATH|HOME|STARTUP)|(PYSPARK|SPARK|HADOOP|AWS)_.*|.*_proxy", re.IGNORECASE)
 
 _Found = TypeVar("_Found")
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

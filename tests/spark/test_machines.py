@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -149,6 +150,40 @@ def test_a_run_depends_on_no_name_and_on_no_programs_in_tmp(
     assert said.returncode == 0, said.stderr
     assert said.stderr == ""
     assert Manifest.load(folder / "out").counts.lines == 2000
+
+
+@pytest.mark.long
+@may_change_machines
+@pytest.mark.parametrize("way", WAYS)
+def test_credentials_on_a_host_without_an_address_are_one_line(folder: Path, way: str) -> None:
+    text = folder / "text.txt"
+    text.write_text("a b c\n" * 100)
+    command = [*WAYS[way], "--input", str(text), "--output", str(folder / "out"), "--min-count", "1", "--sample", "0"]
+    said = subprocess.run(
+        ["unshare", "-u", "sh", "-ec", 'hostname nowhere-at-all; exec "$@"', "sh", *command],
+        env={**cluster.environment(), "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 2
+    [line] = said.stderr.splitlines()
+    assert line.startswith("error: host name nowhere-at-all: found no address")
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "environ", "refused"),
+    [
+        ("nowhere.invalid", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, True),
+        ("nowhere.invalid", {"AWS_ACCESS_KEY_ID": "k"}, False),
+        ("12345", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, False),
+        ("localhost", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, False),
+    ],
+)
+def test_only_credentials_need_the_address_of_a_host(host: str, environ: dict[str, str], refused: bool) -> None:
+    with pytest.raises(InputError, match=r"/etc/hosts") if refused else nullcontext():
+        machine.refuse_credentials_without_address(host, environ)
 
 
 @pytest.mark.parametrize(
