@@ -93,4 +93,5 @@ def unfinished(output: Path) -> str | None:
 
 def judge_report(run: Path, _: lies.Ended) -> str | None:
     page = (run / "report.html").read_text(encoding="utf-8")
-    return "a page that is none" if len(page) < 10_000 or re.search(r"\bNaN\b", page) else None
+    # A NaN that is refused is named.
+    return "a page that is none" if len(page) < 10_000 or re.search(r"(?<!found )\bNaN\b", page) else None

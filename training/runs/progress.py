@@ -237,12 +237,12 @@ def _check(
 ) -> None:
     if record.dataset_id != manifest.dataset_id:
         raise InputError(
-            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record.dataset_id}, which "
+            f"--data {config.data}: found dataset {manifest.dataset_id}, expected {record.dataset_id:.60}, which "
             f"{run} is trained on; name that one, or begin anew with another --output"
         )
     began_with = record.start.xxh3 if record.start else None
     if start and start.record.xxh3 != began_with:
-        expected = f"vectors {began_with}" if began_with else "none"
+        expected = f"vectors {began_with:.60}" if began_with else "none"
         raise InputError(
             f"--init-from {config.init_from}: found vectors {start.record.xxh3}, expected {expected}, which {run} "
             f"began with; leave it out to go on, since the checkpoint holds all that is needed, or begin anew with "
