@@ -22,22 +22,19 @@ if ! id -un >/dev/null 2>&1; then
     SPARK_SUBMIT_OPTS="--patch-module=jdk.security.auth=@WRAPPER_HOME@/login -Xshare:off -Duser.home='${HOME:-/}' $SPARK_SUBMIT_OPTS"
 fi
 # Spark looks up this machine's name even if it needs no address. Java takes a name of digits for an address.
+unknown='' digits=''
 case $(uname -n) in
-*[!0-9.]*) ! command -v getent >/dev/null || getent ahosts "$(uname -n)" >/dev/null || no_address=yes ;;
-*) no_address=yes ;;
+*[!0-9.]*) ! command -v getent >/dev/null || getent ahosts "$(uname -n)" >/dev/null || unknown=yes ;;
+*) digits=yes ;;
 esac
-if [ -n "${no_address:-}" ] && [ -z "${SPARK_LOCAL_IP:-}${SPARK_LOCAL_HOSTNAME:-}" ]; then
+if [ -n "$unknown$digits" ] && [ -z "${SPARK_LOCAL_IP:-}${SPARK_LOCAL_HOSTNAME:-}" ]; then
     SPARK_LOCAL_HOSTNAME=$(hostname -I 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+){3}' | head -n 1)
     export SPARK_LOCAL_HOSTNAME="${SPARK_LOCAL_HOSTNAME:-127.0.0.1}"
 fi
-# With these, Spark looks up the name, whatever SPARK_LOCAL_HOSTNAME says, and ends with a trace if that fails.
-if [ -n "${no_address:-}" ] && [ -n "${AWS_ACCESS_KEY_ID:-}" ] && [ -n "${AWS_SECRET_ACCESS_KEY:-}" ]; then
-    case $(uname -n) in
-    *[!0-9.]*)
-        echo "error: host name $(uname -n): found no address of it, which Spark needs if AWS_ACCESS_KEY_ID is set; add the name to /etc/hosts, or unset AWS_ACCESS_KEY_ID" >&2
-        exit 2
-        ;;
-    esac
+# If AWS's credentials are set, Spark looks up the name in any case, and ends with a trace if it has no address.
+if [ -n "$unknown" ] && [ -n "${AWS_ACCESS_KEY_ID:-}" ] && [ -n "${AWS_SECRET_ACCESS_KEY:-}" ]; then
+    echo "error: host name $(uname -n): found no address of it, which Spark needs if AWS_ACCESS_KEY_ID is set; add the name to /etc/hosts, or unset AWS_ACCESS_KEY_ID" >&2
+    exit 2
 fi
 # Java keeps temporary files in /tmp, whatever TMPDIR says. Where /tmp is read-only or full, they go elsewhere.
 if ! { probe=$(mktemp /tmp/probe.XXXXXX) && echo >"$probe"; } 2>/dev/null; then
