@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.shared.compiled import inner_fast
+from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.kernels.barrier import Counters, barrier
 from training.model.kernels.cores import num_cores
 from training.model.kernels.threads import Team, team_of
-from training.model.kernels.vector import CHUNK, dot_1, dot_4, power_of_two, scatter_1, scatter_4
+from training.model.kernels.vector import AHEAD, CHUNK, TOGETHER, copy, dot_4, fill, power_of_two, scatter_4
 from training.model.memory import page_aligned
 
 Ids = npt.NDArray[np.int32]
@@ -57,21 +57,42 @@ class Columns(NamedTuple):
     chunks: int
 
 
+class Block(NamedTuple):
+    """Some rows of a batch as ``lay_out`` writes them: a row's targets fill whole groups of four, padded by word 0."""
+
+    ids_J: Ids
+    signs_J: Floats
+    """1 for contexts, -1 for negatives, 0 for padding."""
+    rows_G: Ids
+    """For each group of four its row, counted from the block's first."""
+
+
 class Scratch(NamedTuple):
     """Buffers of a step, for J targets in each of T threads, and the state of the threads' barrier."""
 
     counters: Counters
+    ids_TJ: Ids
+    signs_TJ: Floats
+    rows_TG: Ids
     shares_T2J: Floats
     """Each thread's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
     slopes_TJ: Floats
     """Scores, then their slopes."""
-    signs_TJ: Floats
     losses_TJ: Floats
 
     @classmethod
-    def of(cls, team: Team, num_targets: int) -> "Scratch":
-        shares_T2J, *others = (page_aligned(team.size, *more, num_targets + CHUNK) for more in ((2,), (), (), ()))
-        return cls(team.counters(), shares_T2J.numpy(), *(each.numpy() for each in others))
+    def of(cls, team: Team, num_rows: int, max_len: int) -> "Scratch":
+        """For blocks of at most ``num_rows`` rows."""
+        # Behind the padded targets there is room for a number per row, for one more row, and for what `fill` writes.
+        most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 2 * CHUNK)
+
+        def make(kind: torch.dtype, *shape: int) -> Any:
+            return page_aligned(team.size, *shape, dtype=kind).numpy()
+
+        ints, floats = torch.int32, torch.float32
+        ids_TJ, signs_TJ, rows_TG = make(ints, most), make(floats, most), make(ints, most)
+        slopes_TJ, losses_TJ = make(floats, most), make(floats, most)
+        return cls(team.counters(), ids_TJ, signs_TJ, rows_TG, make(floats, 2, most), slopes_TJ, losses_TJ)
 
 
 # ---- Tables by columns
@@ -102,6 +123,18 @@ def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
 
 
 @inner_fast
+def block_of(scratch: Scratch, member: int) -> Block:
+    """A thread's block."""
+    return Block(scratch.ids_TJ[member], scratch.signs_TJ[member], scratch.rows_TG[member])
+
+
+@inner_fast
+def is_last(member: int, scratch: Scratch) -> bool:
+    """Whether this thread also computes the losses: the last one has the fewest columns."""
+    return bool(member == scratch.ids_TJ.shape[0] - 1)
+
+
+@inner_fast
 def num_chunks(member: int, width: int, dim: int) -> int:
     """The number of chunks in a thread's columns that are not padding."""
     return (max(0, min(width, dim - member * width)) + CHUNK - 1) // CHUNK
@@ -111,100 +144,105 @@ def num_chunks(member: int, width: int, dim: int) -> int:
 
 
 @inner_fast
-def scores_of(rows: Rows, first: int, last: int, columns: Columns, scores_J: Floats) -> int:
-    """Writes the columns' share of the scores v·u. Returns the number of scores."""
-    center_VC, context_VC, chunks = columns
-    width = context_VC.shape[1]
-    at = 0
+def lay_out(rows: Rows, first: int, last: int, columns: Columns, block: Block) -> int:
+    """Writes a block and prefetches its centers. Returns its number of targets, with the padding."""
+    ids_J, signs_J, rows_G = block
+    max_len, row_bytes = rows.targets_BL.shape[1], columns.center_VC[0].nbytes
+    max_groups = padded(max_len) // TOGETHER
+    at: int = np.int64(0)  # type: ignore[assignment]
     for row in range(first, last):
-        targets_L = rows.targets_BL[row]
-        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
-        grouped = num_targets & ~3
-        v = rows.center_B[row] * width
-        for j in range(0, grouped, 4):
-            u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
-            a, b, c, d = dot_4(context_VC, u, center_VC, v, chunks)
-            k = at + j
-            scores_J[k], scores_J[k + 1], scores_J[k + 2], scores_J[k + 3] = a, b, c, d
-        for j in range(grouped, num_targets):
-            (scores_J[at + j],) = dot_1(context_VC, (targets_L[j] * width,), center_VC, v, chunks)
-        at += num_targets
+        begin = rows.center_B[row] * row_bytes
+        for byte in range(begin, begin + columns.chunks * CACHE_LINE, CACHE_LINE):
+            prefetch(columns.center_VC, byte)
+        contexts = rows.num_contexts_B[row]
+        # A row is written as if it were full, and the next one over its rest: processors predict loops of equal counts.
+        copy(rows.targets_BL, row * max_len, max_len, ids_J, at)
+        fill(signs_J, at, at + contexts, _F1)
+        fill(signs_J, at + contexts, at + contexts + max_len, -_F1)
+        fill(rows_G, at // TOGETHER, at // TOGETHER + max_groups, row - first)
+        at += contexts * (1 + rows.negatives)
+        fill(ids_J, at, at + TOGETHER, 0)
+        fill(signs_J, at, at + TOGETHER, _F0)
+        at = padded(at)
     return at
 
 
 @inner_fast
+def padded(num_targets: int) -> int:
+    """``num_targets``, rounded up to whole groups."""
+    return (num_targets + TOGETHER - 1) & ~(TOGETHER - 1)
+
+
+@inner_fast
+def scores_of(block: Block, count: int, center_B: Ids, columns: Columns, scores_J: Floats) -> None:
+    """Writes the columns' share of the scores v·u. ``center_B`` are the block's."""
+    center_VC, context_VC, chunks = columns
+    width = context_VC.shape[1]
+    for group in range(count // TOGETHER):
+        v = center_B[block.rows_G[group]] * width
+        dot_4(context_VC, block.ids_J, group * TOGETHER, center_VC, v, chunks, scores_J)
+
+
+@inner_fast
 def spread(
-    rows: Rows, first: int, last: int, columns: Columns, slopes_J: Floats, steps_J: Floats, totals_BC: Floats
+    block: Block, count: int, center_B: Ids, columns: Columns, slopes_J: Floats, steps_J: Floats, totals_BC: Floats
 ) -> None:
     """In place, for each target in turn: the row's total += slope·u, then u += step·v."""
     center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
-    at = 0
-    for row in range(first, last):
-        targets_L = rows.targets_BL[row]
-        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
-        grouped = num_targets & ~3
-        v, total = rows.center_B[row] * width, (row - first) * width
-        for j in range(0, grouped, 4):
-            u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
-            k = at + j
-            slopes = (slopes_J[k], slopes_J[k + 1], slopes_J[k + 2], slopes_J[k + 3])
-            steps = (steps_J[k], steps_J[k + 1], steps_J[k + 2], steps_J[k + 3])
-            scatter_4(context_VC, u, u, center_VC, v, totals_BC, total, slopes, steps, chunks)
-        for j in range(grouped, num_targets):
-            u_1, slope, step = (targets_L[j] * width,), (slopes_J[at + j],), (steps_J[at + j],)
-            scatter_1(context_VC, u_1, u_1, center_VC, v, totals_BC, total, slope, step, chunks)
-        at += num_targets
+    for group in range(count // TOGETHER):
+        row, at = block.rows_G[group], group * TOGETHER
+        v = center_B[row] * width
+        scatter_4(context_VC, block.ids_J, at, 0, center_VC, v, totals_BC, row * width, slopes_J, steps_J, chunks)
 
 
 @inner_fast
-def add_gradients(rows: Rows, first: int, last: int, columns: Columns, slopes_J: Floats, shift: int) -> None:
+def add_gradients(block: Block, count: int, center_B: Ids, columns: Columns, slopes_J: Floats, shift: int) -> None:
     """Adds to the gradients, ``shift`` floats behind the vectors: slope·u to the center's, slope·v to the target's."""
     center_VC, context_VC, chunks = columns
     width = context_VC.shape[1]
-    at = 0
-    for row in range(first, last):
-        targets_L = rows.targets_BL[row]
-        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
-        grouped = num_targets & ~3
-        v = rows.center_B[row] * width
-        for j in range(0, grouped, 4):
-            u = (targets_L[j] * width, targets_L[j + 1] * width, targets_L[j + 2] * width, targets_L[j + 3] * width)
-            to = (u[0] + shift, u[1] + shift, u[2] + shift, u[3] + shift)
-            k = at + j
-            slopes = (slopes_J[k], slopes_J[k + 1], slopes_J[k + 2], slopes_J[k + 3])
-            scatter_4(context_VC, u, to, center_VC, v, center_VC, v + shift, slopes, slopes, chunks)
-        for j in range(grouped, num_targets):
-            u_1, slope = (targets_L[j] * width,), (slopes_J[at + j],)
-            scatter_1(context_VC, u_1, (u_1[0] + shift,), center_VC, v, center_VC, v + shift, slope, slope, chunks)
-        at += num_targets
+    for group in range(count // TOGETHER):
+        v, at = center_B[block.rows_G[group]] * width, group * TOGETHER
+        scatter_4(context_VC, block.ids_J, at, shift, center_VC, v, center_VC, v + shift, slopes_J, slopes_J, chunks)
 
 
 @inner_fast
-def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
-    """Replaces scores by the slopes of their losses, sigmoid(score) - label. Signs are 1 for label 1, -1 for label 0.
+def exp_of_minus(z: Any) -> Any:
+    """exp(-|z|) = 2^k·exp(r), |r| <= ln(2)/2, by a polynomial: LLVM cannot vectorise a loop that calls functions."""
+    y = min(abs(z), np.float32(80)) * np.float32(-1.4426950408889634)
+    k = np.floor(y + np.float32(0.5))
+    r = (y - k) * np.float32(0.6931471805599453)
+    e = np.float32(1 / 720)
+    e = e * r + np.float32(1 / 120)
+    e = e * r + np.float32(1 / 24)
+    e = e * r + np.float32(1 / 6)
+    e = e * r + np.float32(1 / 2)
+    e = e * r + _F1
+    e = e * r + _F1
+    return e * power_of_two(k)
 
-    The loss of a score is log(1 + exp(-z)) with z = sign·v·u. Exponential and logarithm are polynomials, because LLVM
-    cannot vectorise a loop that calls functions: exp(x) = 2^k·exp(r) with |r| <= ln(2)/2, to the 6th power; and
-    log(1 + e) = 2·atanh(e / (2 + e)), to the 13th. The error of both is at most 5e-7.
-    """
+
+@inner_fast
+def slopes_of(scores_J: Floats, signs_J: Floats, count: int) -> None:
+    """Replaces scores by the slopes of their losses: sigmoid(score) - label, or 0 for padding. Error at most 5e-7."""
     for j in range(count):
         sign = signs_J[j]
         z = scores_J[j] * sign
-        y = min(abs(z), np.float32(80)) * np.float32(-1.4426950408889634)
-        k = np.floor(y + np.float32(0.5))
-        r = (y - k) * np.float32(0.6931471805599453)
-        e = np.float32(1 / 720)
-        e = e * r + np.float32(1 / 120)
-        e = e * r + np.float32(1 / 24)
-        e = e * r + np.float32(1 / 6)
-        e = e * r + np.float32(1 / 2)
-        e = e * r + _F1
-        e = e * r + _F1
-        e *= power_of_two(k)  # exp(-|z|)
-        both = _F1 / ((_F1 + e) * (np.float32(2) + e))  # one division for the two quotients
-        sigmoid = both * (np.float32(2) + e)  # of |z|
-        w = e * both * (_F1 + e)
+        e = exp_of_minus(z)
+        sigmoid = _F1 / (_F1 + e)  # of |z|
+        scores_J[j] = -sign * (e * sigmoid if z >= 0 else sigmoid)
+
+
+@inner_fast
+def losses_of(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
+    """Writes the losses, log(1 + exp(-z)) with z = sign·score. Error at most 5e-7.
+
+    log(1 + e) = 2·atanh(e / (2 + e)), by a polynomial.
+    """
+    for j in range(count):
+        z = scores_J[j] * signs_J[j]
+        e = exp_of_minus(z)
+        w = e / (np.float32(2) + e)
         square = w * w
         log = np.float32(1 / 13)
         log = log * square + np.float32(1 / 11)
@@ -214,21 +252,6 @@ def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: F
         log = log * square + np.float32(1 / 3)
         log = log * square + _F1
         losses_J[j] = max(-z, _F0) + np.float32(2) * w * log
-        scores_J[j] = -sign * (e * sigmoid if z >= 0 else sigmoid)
-
-
-@inner_fast
-def signs_of(rows: Rows, first: int, last: int, signs_J: Floats) -> None:
-    """Writes 1 for the contexts and -1 for the negatives of the rows."""
-    at = 0
-    for row in range(first, last):
-        contexts = at + rows.num_contexts_B[row]
-        end = at + rows.num_contexts_B[row] * (1 + rows.negatives)
-        for j in range(at, contexts):
-            signs_J[j] = _F1
-        for j in range(contexts, end):
-            signs_J[j] = -_F1
-        at = end
 
 
 @inner_fast
@@ -242,7 +265,7 @@ def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: F
             for j in range(at, at + num_targets):
                 total += losses_J[j]
             losses_B[row] = total / np.float32(num_targets)
-        at += num_targets
+        at += padded(num_targets)
 
 
 @inner_fast

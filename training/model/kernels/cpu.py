@@ -22,19 +22,23 @@ from training.model.kernels.columns import (
     Rows,
     Scratch,
     add_up,
+    block_of,
     by_columns,
     by_rows,
+    is_last,
+    lay_out,
+    losses_of,
     mean_losses,
     num_chunks,
+    padded,
     scores_of,
-    signs_of,
-    slopes_and_losses,
+    slopes_of,
     spread,
     team_for,
 )
 from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.kernels.threads import Team, team_of
-from training.model.kernels.vector import CHUNK, dot_1
+from training.model.kernels.vector import CHUNK, norm_square
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TableTensors
 
@@ -95,7 +99,7 @@ def _slopes_of_rows(member: int, size: int, rows: Rows, tables: Tables, slopes_B
     """A thread's share of the rows: losses, and the slopes of the row's mean loss."""
     center_VD, context_VD = tables
     num_rows, max_len = rows.targets_BL.shape
-    signs_L, losses_L = np.empty(max_len, dtype=np.float32), np.empty(max_len, dtype=np.float32)
+    losses_L, signs_L = np.empty(max_len, dtype=np.float32), np.full(max_len, -1, dtype=np.float32)
     for row in range(num_rows * member // size, num_rows * (member + 1) // size):
         num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
         v_D, slopes_L = center_VD[rows.center_B[row]], slopes_BL[row]
@@ -104,8 +108,10 @@ def _slopes_of_rows(member: int, size: int, rows: Rows, tables: Tables, slopes_B
             for d in range(v_D.size):
                 score += u_D[d] * v_D[d]
             slopes_L[j] = score
-        signs_of(rows, row, row + 1, signs_L)
-        slopes_and_losses(slopes_L, signs_L, num_targets, losses_L)
+        signs_L[:] = -1
+        signs_L[: rows.num_contexts_B[row]] = 1
+        losses_of(slopes_L, signs_L, num_targets, losses_L)
+        slopes_of(slopes_L, signs_L, num_targets)
         mean_losses(rows, row, row + 1, losses_L, losses_B)
         for j in range(num_targets):
             slopes_L[j] /= np.float32(num_targets)
@@ -197,9 +203,9 @@ class CpuTrainer(InPlaceTrainer):
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
-        size, most = self.team.size, ROWS_AT_ONCE * (max_len + 1)  # the scores, and Adagrad's |v|^2 behind them
-        gradients_TC = page_aligned(size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
-        return Scratch.of(self.team, most), Moves(page_aligned(size, most + CHUNK).numpy(), gradients_TC.numpy())
+        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len)
+        gradients_TC = page_aligned(self.team.size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
+        return scratch, Moves(page_aligned(*scratch.slopes_TJ.shape).numpy(), gradients_TC.numpy())
 
 
 class Rule(NamedTuple):
@@ -217,7 +223,7 @@ def _update(
 ) -> None:
     """One thread's columns of every row. All threads process the same blocks of rows, with a barrier in each."""
     center_VC, context_VC = state.center_TVC[member], state.context_TVC[member]
-    slopes_J, signs_J, losses_J = scratch.slopes_TJ[member], scratch.signs_TJ[member], scratch.losses_TJ[member]
+    block, slopes_J, losses_J = block_of(scratch, member), scratch.slopes_TJ[member], scratch.losses_TJ[member]
     steps_J, gradients_BC = moves.steps_TJ[member], moves.gradients_TC[member]
     width = center_VC.shape[1]
     columns = Columns(center_VC, context_VC, num_chunks(member, width, state.dim))
@@ -228,28 +234,28 @@ def _update(
 
         # Scores, and for Adagrad |v|^2 behind them: this thread's share, then the sum over the threads.
         share_J = scratch.shares_T2J[member, turn & 1]
-        count = scores_of(rows, first, last, columns, share_J)
+        center_B = rows.center_B[first:last]
+        count = lay_out(rows, first, last, columns, block)
+        scores_of(block, count, center_B, columns, share_J)
         if state.adagrad:
             for row in range(first, last):
-                v = rows.center_B[row] * width
-                (share_J[count + row - first],) = dot_1(center_VC, (v,), center_VC, v, columns.chunks)
+                share_J[count + row - first] = norm_square(center_VC, rows.center_B[row] * width, columns.chunks)
         turn = add_up(member, scratch, turn, count + last - first, slopes_J)
-        signs_of(rows, first, last, signs_J)
-        slopes_and_losses(slopes_J, signs_J, count, losses_J)
-        if member == 0:
+        if is_last(member, scratch):
+            losses_of(slopes_J, block.signs_J, count, losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)
+        slopes_of(slopes_J, block.signs_J, count)
 
         # The contexts move, then the centers.
         _context_steps(rows, first, last, count, rule, state.context_sums_TV[member], slopes_J, steps_J)
         gradients_BC[: (last - first) * width] = 0
-        spread(rows, first, last, columns, slopes_J, steps_J, gradients_BC)
+        spread(block, count, center_B, columns, slopes_J, steps_J, gradients_BC)
         if state.adagrad:
             share_J = scratch.shares_T2J[member, turn & 1]
             for row in range(first, last):
-                at = (row - first) * width
-                (share_J[row - first],) = dot_1(gradients_BC, (at,), gradients_BC, at, columns.chunks)
+                share_J[row - first] = norm_square(gradients_BC, (row - first) * width, columns.chunks)
             turn = add_up(member, scratch, turn, last - first, steps_J)
-        _move_centers(rows.center_B[first:last], center_VC, rule, state.center_sums_TV[member], steps_J, gradients_BC)
+        _move_centers(center_B, center_VC, rule, state.center_sums_TV[member], steps_J, gradients_BC)
 
 
 @inner_fast
@@ -275,10 +281,13 @@ def _context_steps(
     at = 0
     for row in range(first, last):
         square = slopes_J[count + row - first] / np.float32(rule.dim)
-        for j in range(rows.num_contexts_B[row] * (1 + rows.negatives)):
-            slope = slopes_J[at]
-            steps_J[at] = -_rate(rule, sums_V, rows.targets_BL[row, j], slope * slope * square) * slope
-            at += 1
+        num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
+        for j in range(num_targets):
+            slope = slopes_J[at + j]
+            steps_J[at + j] = -_rate(rule, sums_V, rows.targets_BL[row, j], slope * slope * square) * slope
+        for j in range(num_targets, padded(num_targets)):
+            steps_J[at + j] = 0
+        at += padded(num_targets)
 
 
 @inner_fast

@@ -33,13 +33,17 @@ from training.model.kernels.columns import (
     Scratch,
     add_gradients,
     add_up,
+    block_of,
     by_columns,
     by_rows,
+    is_last,
+    lay_out,
+    losses_of,
     mean_losses,
     num_chunks,
+    padded,
     scores_of,
-    signs_of,
-    slopes_and_losses,
+    slopes_of,
     team_for,
 )
 from training.model.kernels.vector import first_guess
@@ -145,8 +149,8 @@ class LazyAdam:
         Rows are applied in the order of ``ranges``: (rank, first row, last row). Tables that are equal on all ranks
         stay equal, bit for bit.
         """
-        arrays, adam, step = gathered.numpy(), self._adam, self._step
-        self.team.run(lambda member: _apply(member, arrays, ranges, max_len, self._negatives, adam, step))
+        arrays, adam, step, scratch = gathered.numpy(), self._adam, self._step, self._buffers(max_len)
+        self.team.run(lambda member: _apply(member, arrays, ranges, max_len, self._negatives, adam, scratch, step))
 
     def freeze(self, words_K: npt.NDArray[np.int64]) -> None:
         """Freezes the rows of words that no step has touched, until ``unfreeze``. Steps are not faster meanwhile."""
@@ -204,10 +208,14 @@ class LazyAdam:
     def _run(self, batch: BatchTensors, num_steps: int, kept_slopes_J: Floats) -> Tensor:
         rows, adam, step = Rows.of(batch, self._negatives), self._adam, self._step
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
-        scratch = self._scratch = self._scratch or Scratch.of(self.team, ROWS_AT_ONCE * rows.targets_BL.shape[1])
+        scratch = self._buffers(rows.targets_BL.shape[1])
         self.team.run(lambda member: _steps(member, rows, adam, scratch, step, num_steps, kept_slopes_J, losses_B))
         self._step += num_steps
         return torch.from_numpy(losses_B)
+
+    def _buffers(self, max_len: int) -> Scratch:
+        self._scratch = self._scratch or Scratch.of(self.team, ROWS_AT_ONCE, max_len)
+        return self._scratch
 
 
 @compiled_fast
@@ -222,7 +230,7 @@ def _steps(
     losses_B: Floats,
 ) -> None:
     """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
-    slopes_J, signs_J, losses_J = scratch.slopes_TJ[member], scratch.signs_TJ[member], scratch.losses_TJ[member]
+    block, slopes_J, losses_J = block_of(scratch, member), scratch.slopes_TJ[member], scratch.losses_TJ[member]
     columns, width = _columns(member, adam), adam.rows.shape[4]
     per_step = rows.center_B.size // num_steps
     keeps = kept_slopes_J.size > 0
@@ -233,24 +241,30 @@ def _steps(
         _prepare(member, rows, begin, begin + per_step, adam, step)
         for first in range(begin, begin + per_step, ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, begin + per_step)
-            count = scores_of(rows, first, last, columns, scratch.shares_T2J[member, turn & 1])
+            center_B = rows.center_B[first:last]
+            count = lay_out(rows, first, last, columns, block)
+            scores_of(block, count, center_B, columns, scratch.shares_T2J[member, turn & 1])
             turn = add_up(member, scratch, turn, count, slopes_J)
-            signs_of(rows, first, last, signs_J)
-            slopes_and_losses(slopes_J, signs_J, count, losses_J)
-            if member == 0:
+            if is_last(member, scratch):
+                losses_of(slopes_J, block.signs_J, count, losses_J)
                 mean_losses(rows, first, last, losses_J, losses_B)
+            slopes_of(slopes_J, block.signs_J, count)
             at = 0
             for row in range(first, last):
                 num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
                 for j in range(at, at + num_targets):
                     slopes_J[j] /= np.float32(num_targets)
-                at += num_targets
+                at += padded(num_targets)
             if not keeps:
-                add_gradients(rows, first, last, columns, slopes_J, _GRADIENT * width)
+                add_gradients(block, count, center_B, columns, slopes_J, _GRADIENT * width)
             elif member == 0:
-                for j in range(count):
-                    kept_slopes_J[kept + j] = slopes_J[j]
-            kept += count
+                at = 0
+                for row in range(first, last):
+                    num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
+                    for j in range(num_targets):
+                        kept_slopes_J[kept + j] = slopes_J[at + j]
+                    at += padded(num_targets)
+                    kept += num_targets
         if not keeps:
             _owe(step, adam.owed[member], adam.rate_S, adam.decay)
 
@@ -263,10 +277,12 @@ def _apply(
     max_len: int,
     negatives: int,
     adam: AdamState,
+    scratch: Scratch,
     step: int,
 ) -> None:
     """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
     columns, width = _columns(member, adam), adam.rows.shape[4]
+    block, block_slopes_J = block_of(scratch, member), scratch.slopes_TJ[member]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
         rank, first, last = ranges[index]
@@ -279,7 +295,19 @@ def _apply(
             at += num_contexts_B[row] * (1 + negatives)
         rows = Rows(center_B, targets_BL, num_contexts_B, negatives)
         _prepare(member, rows, first, last, adam, step)
-        add_gradients(rows, first, last, columns, slopes_J[at:], _GRADIENT * width)
+        for begin in range(first, last, ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, last)
+            count = lay_out(rows, begin, end, columns, block)
+            to = 0
+            for row in range(begin, end):
+                num_targets = num_contexts_B[row] * (1 + negatives)
+                for j in range(num_targets):
+                    block_slopes_J[to + j] = slopes_J[at + j]
+                for j in range(num_targets, padded(num_targets)):
+                    block_slopes_J[to + j] = 0
+                at += num_targets
+                to += padded(num_targets)
+            add_gradients(block, count, center_B[begin:end], columns, block_slopes_J, _GRADIENT * width)
     _owe(step, adam.owed[member], adam.rate_S, adam.decay)
 
 
