@@ -46,14 +46,14 @@ from training.model.kernels.columns import (
     slopes_of,
     team_for,
 )
-from training.model.kernels.vector import first_guess
+from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import page_aligned
 from training.model.skip_gram import TableTensors
 from training.model.state import Slot, check_state
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
-ROWS_AT_ONCE = 128
-"""Rows whose scores stay in the cache until their gradients are computed."""
+ROWS_AT_ONCE = 32
+"""Rows that stay in the cache, with their moments, until their gradients are computed."""
 
 _MEMORY = 512
 """Steps after which the amount owed to a row changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
@@ -238,10 +238,10 @@ def _steps(
     kept = 0
     for begin in range(0, per_step * num_steps, per_step):
         step += 1
-        _prepare(member, rows, begin, begin + per_step, adam, step)
         for first in range(begin, begin + per_step, ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, begin + per_step)
-            center_B = rows.center_B[first:last]
+            _prepare(member, rows, first, last, adam, step)
+            center_B, num_contexts_B = rows.center_B[first:last], rows.num_contexts_B[first:last]
             count = lay_out(rows, first, last, columns, block)
             scores_of(block, count, center_B, columns, scratch.shares_T2J[member, turn & 1])
             turn = add_up(member, scratch, turn, count, slopes_J)
@@ -249,12 +249,10 @@ def _steps(
                 losses_of(slopes_J, block.signs_J, count, losses_J)
                 mean_losses(rows, first, last, losses_J, losses_B)
             slopes_of(slopes_J, block.signs_J, count)
-            at = 0
-            for row in range(first, last):
-                num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
-                for j in range(at, at + num_targets):
-                    slopes_J[j] /= np.float32(num_targets)
-                at += padded(num_targets)
+            for group in range(count // TOGETHER):
+                scale = np.float32(1) / np.float32(num_contexts_B[block.rows_G[group]] * (1 + rows.negatives))
+                for j in range(group * TOGETHER, (group + 1) * TOGETHER):
+                    slopes_J[j] *= scale
             if not keeps:
                 add_gradients(block, count, center_B, columns, slopes_J, _GRADIENT * width)
             elif member == 0:
@@ -294,9 +292,9 @@ def _apply(
         for row in range(first):
             at += num_contexts_B[row] * (1 + negatives)
         rows = Rows(center_B, targets_BL, num_contexts_B, negatives)
-        _prepare(member, rows, first, last, adam, step)
         for begin in range(first, last, ROWS_AT_ONCE):
             end = min(begin + ROWS_AT_ONCE, last)
+            _prepare(member, rows, begin, end, adam, step)
             count = lay_out(rows, begin, end, columns, block)
             to = 0
             for row in range(begin, end):
