@@ -174,6 +174,28 @@ def test_in_place_equals_the_reference_where_rows_name_no_word_twice(
     assert (found[1] - tables[0]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(("window", "negatives"), [(12, 1), (3, 2), (2, 4), (1, 1), (20, 0)])
+def test_rows_of_every_length_are_trained(window: int, negatives: int) -> None:
+    """The kernel fills rows up to whole groups of four targets, and writes contexts by sixteen.
+
+    Left-over ids of padding name a vector that is no number.
+    """
+    rows, lr, many = random_rows(150, 200, window, negatives, repeat=False), 0.05, random_tables(201, 20)
+    expected = (many[0].clone(), many[1].clone())
+    expected_losses_B = reference.update(rows, expected, negatives, lr, "sgd", [], cpu.ROWS_AT_ONCE, None)
+    _, mask_BL = reference.label_and_mask(rows[2], rows[1].shape[1], negatives)
+    rows[1][~mask_BL] = 200
+    for table_VD in (*many, *expected):
+        table_VD[200] = torch.nan
+    trainer = cpu.CpuTrainer(many, negatives, "sgd")
+    losses_B = trainer.update(rows, lr)
+    trainer.write_back()
+    torch.testing.assert_close(losses_B, expected_losses_B, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip((many[0][:200], many[1][:200]), (expected[0][:200], expected[1][:200]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not many[1][0].any()
+
+
 @OPTIMIZERS
 def test_a_word_named_twice_in_a_row_makes_a_difference_of_the_second_order(optimizer: str) -> None:
     """The center sees u - lr·slope·v instead of u the second time: a pair of equal targets adds lr²·|v| to its step at
