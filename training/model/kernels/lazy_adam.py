@@ -121,7 +121,7 @@ class LazyAdam:
         self.tables = tables
         self.team = team_for(tables[0].shape[1])
         self._negatives, self._step = negatives, 0
-        self._adam = AdamState.of(tables, lr, num_steps, self.team.size)
+        self.state = AdamState.of(tables, lr, num_steps, self.team.size)
         self._scratch: Scratch | None = None
         self._copies: Tensor | None = None  # for ``state_dict``, made when it is first called
 
@@ -149,23 +149,23 @@ class LazyAdam:
         Rows are applied in the order of ``ranges``: (rank, first row, last row). Tables that are equal on all ranks
         stay equal, bit for bit.
         """
-        arrays, adam, step, scratch = gathered.numpy(), self._adam, self._step, self._buffers(max_len)
+        arrays, adam, step, scratch = gathered.numpy(), self.state, self._step, self.buffers(max_len)
         self.team.run(lambda member: _apply(member, arrays, ranges, max_len, self._negatives, adam, scratch, step))
 
     def freeze(self, words_K: npt.NDArray[np.int64]) -> None:
         """Freezes the rows of words that no step has touched, until ``unfreeze``. Steps are not faster meanwhile."""
-        self._adam.last[:, :, 0, words_K] = _FROZEN
+        self.state.last[:, :, 0, words_K] = _FROZEN
 
     def unfreeze(self) -> None:
         """Lets frozen rows move again, as rows that no step has touched."""
-        frozen_V = self._adam.last[0, 0, 0] == _FROZEN
-        self._adam.last[:, :, 0, frozen_V] = 0
-        self._adam.rows[:, :, frozen_V, _GRADIENT] = 0  # of steps that did not move the rows
+        frozen_V = self.state.last[0, 0, 0] == _FROZEN
+        self.state.last[:, :, 0, frozen_V] = 0
+        self.state.rows[:, :, frozen_V, _GRADIENT] = 0  # of steps that did not move the rows
 
     def write_back(self) -> None:
         """Writes the tables as they are after the last step. Has no effect on later steps."""
-        rows, last = self._adam.rows, self._adam.last
-        adam = self._adam._replace(last=np.where(last == _FROZEN, np.int32(0), last))
+        rows, last = self.state.rows, self.state.last
+        adam = self.state._replace(last=np.where(last == _FROZEN, np.int32(0), last))
         weights, row_4C = page_aligned(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
         for index, table_VD in enumerate(self.tables):
             _up_to_date(index, adam, row_4C, weights.numpy())
@@ -176,7 +176,7 @@ class LazyAdam:
 
         ``rows`` (2, 4, V, D): weights, moments and last gradients of centers and of contexts; ``last``; ``owed``.
         """
-        adam = self._adam
+        adam = self.state
         if self._copies is None:
             self._copies = page_aligned(2, 4, adam.rows.shape[2], adam.dim)
         copies = self._copies.numpy()
@@ -186,9 +186,9 @@ class LazyAdam:
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         """Restores what ``state_dict`` returned after ``step`` steps, for any number of threads. Raises ValueError."""
-        num_words = self._adam.rows.shape[2]
+        num_words = self.state.rows.shape[2]
         slots = {
-            "rows": Slot((2, 4, num_words, self._adam.dim)),
+            "rows": Slot((2, 4, num_words, self.state.dim)),
             "last": Slot((2, 2, num_words), torch.int32, 0, _FROZEN),
             "owed": Slot((step + 1,)),
         }
@@ -199,21 +199,21 @@ class LazyAdam:
         if state["rows"][:, _SQUARE].min() < 0:
             raise ValueError("rows: found negative mean squares, expected 0 or more")
         self._step = step
-        self._adam.owed[:, : self._step + 1] = state["owed"].numpy()
-        self._adam.last[:] = state["last"].numpy()
+        self.state.owed[:, : self._step + 1] = state["owed"].numpy()
+        self.state.last[:] = state["last"].numpy()
         for table in range(2):
             for part in range(4):
-                self._adam.rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team.size)
+                self.state.rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team.size)
 
     def _run(self, batch: BatchTensors, num_steps: int, kept_slopes_J: Floats) -> Tensor:
-        rows, adam, step = Rows.of(batch, self._negatives), self._adam, self._step
+        rows, adam, step = Rows.of(batch, self._negatives), self.state, self._step
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
-        scratch = self._buffers(rows.targets_BL.shape[1])
+        scratch = self.buffers(rows.targets_BL.shape[1])
         self.team.run(lambda member: _steps(member, rows, adam, scratch, step, num_steps, kept_slopes_J, losses_B))
         self._step += num_steps
         return torch.from_numpy(losses_B)
 
-    def _buffers(self, max_len: int) -> Scratch:
+    def buffers(self, max_len: int) -> Scratch:
         self._scratch = self._scratch or Scratch.of(self.team, ROWS_AT_ONCE, max_len)
         return self._scratch
 
@@ -231,7 +231,7 @@ def _steps(
 ) -> None:
     """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
     block, slopes_J, losses_J = block_of(scratch, member), scratch.slopes_TJ[member], scratch.losses_TJ[member]
-    columns, width = _columns(member, adam), adam.rows.shape[4]
+    columns, width = columns_of(member, adam), adam.rows.shape[4]
     per_step = rows.center_B.size // num_steps
     keeps = kept_slopes_J.size > 0
     turn: int = np.int64(0)  # type: ignore[assignment]  # for a plain 0 numba would compile add_up twice
@@ -240,7 +240,7 @@ def _steps(
         step += 1
         for first in range(begin, begin + per_step, ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, begin + per_step)
-            _prepare(member, rows, first, last, adam, step)
+            bring_up_to_date(member, rows, first, last, adam, step)
             center_B, num_contexts_B = rows.center_B[first:last], rows.num_contexts_B[first:last]
             count = lay_out(rows, first, last, columns, block)
             scores_of(block, count, center_B, columns, scratch.shares_T2J[member, turn & 1])
@@ -279,7 +279,7 @@ def _apply(
     step: int,
 ) -> None:
     """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
-    columns, width = _columns(member, adam), adam.rows.shape[4]
+    columns, width = columns_of(member, adam), adam.rows.shape[4]
     block, block_slopes_J = block_of(scratch, member), scratch.slopes_TJ[member]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
@@ -294,7 +294,7 @@ def _apply(
         rows = Rows(center_B, targets_BL, num_contexts_B, negatives)
         for begin in range(first, last, ROWS_AT_ONCE):
             end = min(begin + ROWS_AT_ONCE, last)
-            _prepare(member, rows, begin, end, adam, step)
+            bring_up_to_date(member, rows, begin, end, adam, step)
             count = lay_out(rows, begin, end, columns, block)
             to = 0
             for row in range(begin, end):
@@ -310,7 +310,7 @@ def _apply(
 
 
 @inner_fast
-def _columns(member: int, adam: AdamState) -> Columns:
+def columns_of(member: int, adam: AdamState) -> Columns:
     """A thread's columns of both tables: rows of 4·C, of which the first C are the weights."""
     num_words, width = adam.rows.shape[2], adam.rows.shape[4]
     center_VC = adam.rows[0, member].reshape(num_words, 4 * width)
@@ -326,7 +326,7 @@ def _owe(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
 
 
 @inner_fast
-def _prepare(member: int, rows: Rows, first: int, last: int, adam: AdamState, step: int) -> None:
+def bring_up_to_date(member: int, rows: Rows, first: int, last: int, adam: AdamState, step: int) -> None:
     """One thread's columns: brings up to date the table rows that ``rows`` touch for the first time in this step."""
     for table in range(2):
         last_V, touched_R = adam.last[member, table, 0], adam.touched[member, table]
