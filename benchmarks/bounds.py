@@ -42,11 +42,11 @@ from training.model.kernels.columns import (
     block_of,
     by_columns,
     lay_out,
-    losses_of,
     mean_losses,
     scores_of,
-    slopes_of,
+    slopes_and_losses,
     spread,
+    whole_loops,
 )
 from training.model.kernels.cores import num_cores
 from training.model.kernels.lazy_adam import AdamState, LazyAdam, bring_up_to_date, columns_of
@@ -139,9 +139,8 @@ def _in_place(parts: int, only_memory: bool, rows: Rows, columns: Columns, scrat
         if parts > 1:
             scores_of(block, count, center_B, columns, slopes_J)
         if parts > 2:
-            losses_of(slopes_J, block.signs_J, count, losses_J)
+            slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)
-            slopes_of(slopes_J, block.signs_J, count)
         if parts > 3:
             spread(block, count, center_B, columns, slopes_J, steps_J, buffer_BC)
 
@@ -213,9 +212,8 @@ def _adam(
         if parts > 2:
             scores_of(block, count, center_B, columns, slopes_J)
         if parts > 3:
-            losses_of(slopes_J, block.signs_J, count, losses_J)
+            slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)
-            slopes_of(slopes_J, block.signs_J, count)
         if parts > 4:
             add_gradients(block, count, center_B, columns, slopes_J, 3 * width)
 

@@ -13,7 +13,7 @@ from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
 from training.model.kernels import cpu, reference
-from training.model.kernels.columns import by_columns, by_rows, losses_of, slopes_of
+from training.model.kernels.columns import by_columns, by_rows, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
 from training.model.memory import is_finite
 from training.train_config import IN_PLACE
@@ -328,8 +328,7 @@ def test_slopes_and_losses_are_right_to_5e_7() -> None:
         found, losses = scores.astype(np.float32), np.empty(scores.size, np.float32)
         z = found.astype(np.float64)
         signs = np.full(scores.size, sign, np.float32)
-        losses_of(found, signs, scores.size, losses)
-        slopes_of(found, signs, scores.size)
+        slopes_and_losses(found, signs, scores.size, losses)
         expected = np.logaddexp(0, -sign * z)
         assert (np.abs(losses - expected) / np.maximum(1, expected)).max() <= 5e-7
         assert np.abs(found - (1 / (1 + np.exp(-z)) - (sign > 0))).max() <= 5e-7

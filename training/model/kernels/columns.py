@@ -84,7 +84,7 @@ class Scratch(NamedTuple):
     def of(cls, team: Team, num_rows: int, max_len: int) -> "Scratch":
         """For blocks of at most ``num_rows`` rows."""
         # Behind the padded targets there is room for a number per row, for one more row, and for what `fill` writes.
-        most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 2 * CHUNK)
+        most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 4 * CHUNK)
 
         def make(kind: torch.dtype, *shape: int) -> Any:
             return page_aligned(team.size, *shape, dtype=kind).numpy()
@@ -130,7 +130,7 @@ def block_of(scratch: Scratch, member: int) -> Block:
 
 @inner_fast
 def is_last(member: int, scratch: Scratch) -> bool:
-    """Whether this thread also computes the losses: the last one has the fewest columns."""
+    """Whether this thread also sums up the losses: the last one has the fewest columns."""
     return bool(member == scratch.ids_TJ.shape[0] - 1)
 
 
@@ -174,6 +174,12 @@ def padded(num_targets: int) -> int:
 
 
 @inner_fast
+def whole_loops(count: int) -> int:
+    """``count``, rounded up to what vectorised loops do at a time: LLVM's code for the rest has other last bits."""
+    return (count + 4 * CHUNK - 1) & ~(4 * CHUNK - 1)
+
+
+@inner_fast
 def scores_of(block: Block, count: int, center_B: Ids, columns: Columns, scores_J: Floats) -> None:
     """Writes the columns' share of the scores v·u. ``center_B`` are the block's."""
     center_VC, context_VC, chunks = columns
@@ -207,42 +213,30 @@ def add_gradients(block: Block, count: int, center_B: Ids, columns: Columns, slo
 
 
 @inner_fast
-def exp_of_minus(z: Any) -> Any:
-    """exp(-|z|) = 2^k·exp(r), |r| <= ln(2)/2, by a polynomial: LLVM cannot vectorise a loop that calls functions."""
-    y = min(abs(z), np.float32(80)) * np.float32(-1.4426950408889634)
-    k = np.floor(y + np.float32(0.5))
-    r = (y - k) * np.float32(0.6931471805599453)
-    e = np.float32(1 / 720)
-    e = e * r + np.float32(1 / 120)
-    e = e * r + np.float32(1 / 24)
-    e = e * r + np.float32(1 / 6)
-    e = e * r + np.float32(1 / 2)
-    e = e * r + _F1
-    e = e * r + _F1
-    return e * power_of_two(k)
+def slopes_and_losses(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
+    """Replaces scores by the slopes of their losses, sigmoid(score) - label, or 0 for padding. ``signs_J``: see Block.
 
-
-@inner_fast
-def slopes_of(scores_J: Floats, signs_J: Floats, count: int) -> None:
-    """Replaces scores by the slopes of their losses: sigmoid(score) - label, or 0 for padding. Error at most 5e-7."""
+    The loss of a score is log(1 + exp(-z)) with z = sign·v·u. Exponential and logarithm are polynomials, because LLVM
+    cannot vectorise a loop that calls functions: exp(x) = 2^k·exp(r) with |r| <= ln(2)/2, to the 6th power; and
+    log(1 + e) = 2·atanh(e / (2 + e)), to the 13th. The error of both is at most 5e-7.
+    """
     for j in range(count):
         sign = signs_J[j]
         z = scores_J[j] * sign
-        e = exp_of_minus(z)
-        sigmoid = _F1 / (_F1 + e)  # of |z|
-        scores_J[j] = -sign * (e * sigmoid if z >= 0 else sigmoid)
-
-
-@inner_fast
-def losses_of(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -> None:
-    """Writes the losses, log(1 + exp(-z)) with z = sign·score. Error at most 5e-7.
-
-    log(1 + e) = 2·atanh(e / (2 + e)), by a polynomial.
-    """
-    for j in range(count):
-        z = scores_J[j] * signs_J[j]
-        e = exp_of_minus(z)
-        w = e / (np.float32(2) + e)
+        y = min(abs(z), np.float32(80)) * np.float32(-1.4426950408889634)
+        k = np.floor(y + np.float32(0.5))
+        r = (y - k) * np.float32(0.6931471805599453)
+        e = np.float32(1 / 720)
+        e = e * r + np.float32(1 / 120)
+        e = e * r + np.float32(1 / 24)
+        e = e * r + np.float32(1 / 6)
+        e = e * r + np.float32(1 / 2)
+        e = e * r + _F1
+        e = e * r + _F1
+        e *= power_of_two(k)  # exp(-|z|)
+        both = _F1 / ((_F1 + e) * (np.float32(2) + e))  # one division for the two quotients
+        sigmoid = both * (np.float32(2) + e)  # of |z|
+        w = e * both * (_F1 + e)
         square = w * w
         log = np.float32(1 / 13)
         log = log * square + np.float32(1 / 11)
@@ -252,6 +246,7 @@ def losses_of(scores_J: Floats, signs_J: Floats, count: int, losses_J: Floats) -
         log = log * square + np.float32(1 / 3)
         log = log * square + _F1
         losses_J[j] = max(-z, _F0) + np.float32(2) * w * log
+        scores_J[j] = -sign * (e * sigmoid if z >= 0 else sigmoid)
 
 
 @inner_fast

@@ -27,14 +27,14 @@ from training.model.kernels.columns import (
     by_rows,
     is_last,
     lay_out,
-    losses_of,
     mean_losses,
     num_chunks,
     padded,
     scores_of,
-    slopes_of,
+    slopes_and_losses,
     spread,
     team_for,
+    whole_loops,
 )
 from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.kernels.threads import Team, team_of
@@ -110,8 +110,7 @@ def _slopes_of_rows(member: int, size: int, rows: Rows, tables: Tables, slopes_B
             slopes_L[j] = score
         signs_L[:] = -1
         signs_L[: rows.num_contexts_B[row]] = 1
-        losses_of(slopes_L, signs_L, num_targets, losses_L)
-        slopes_of(slopes_L, signs_L, num_targets)
+        slopes_and_losses(slopes_L, signs_L, num_targets, losses_L)
         mean_losses(rows, row, row + 1, losses_L, losses_B)
         for j in range(num_targets):
             slopes_L[j] /= np.float32(num_targets)
@@ -236,18 +235,18 @@ def _update(
         share_J = scratch.shares_T2J[member, turn & 1]
         center_B = rows.center_B[first:last]
         count = lay_out(rows, first, last, columns, block)
+        behind = whole_loops(count)
         scores_of(block, count, center_B, columns, share_J)
         if state.adagrad:
             for row in range(first, last):
-                share_J[count + row - first] = norm_square(center_VC, rows.center_B[row] * width, columns.chunks)
-        turn = add_up(member, scratch, turn, count + last - first, slopes_J)
+                share_J[behind + row - first] = norm_square(center_VC, rows.center_B[row] * width, columns.chunks)
+        turn = add_up(member, scratch, turn, behind + last - first, slopes_J)
+        slopes_and_losses(slopes_J, block.signs_J, behind, losses_J)
         if is_last(member, scratch):
-            losses_of(slopes_J, block.signs_J, count, losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)
-        slopes_of(slopes_J, block.signs_J, count)
 
         # The contexts move, then the centers.
-        _context_steps(rows, first, last, count, rule, state.context_sums_TV[member], slopes_J, steps_J)
+        _context_steps(rows, first, last, behind, rule, state.context_sums_TV[member], slopes_J, steps_J)
         gradients_BC[: (last - first) * width] = 0
         spread(block, count, center_B, columns, slopes_J, steps_J, gradients_BC)
         if state.adagrad:

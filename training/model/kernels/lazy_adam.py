@@ -38,13 +38,13 @@ from training.model.kernels.columns import (
     by_rows,
     is_last,
     lay_out,
-    losses_of,
     mean_losses,
     num_chunks,
     padded,
     scores_of,
-    slopes_of,
+    slopes_and_losses,
     team_for,
+    whole_loops,
 )
 from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import page_aligned
@@ -245,10 +245,9 @@ def _steps(
             count = lay_out(rows, first, last, columns, block)
             scores_of(block, count, center_B, columns, scratch.shares_T2J[member, turn & 1])
             turn = add_up(member, scratch, turn, count, slopes_J)
+            slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             if is_last(member, scratch):
-                losses_of(slopes_J, block.signs_J, count, losses_J)
                 mean_losses(rows, first, last, losses_J, losses_B)
-            slopes_of(slopes_J, block.signs_J, count)
             for group in range(count // TOGETHER):
                 scale = np.float32(1) / np.float32(num_contexts_B[block.rows_G[group]] * (1 + rows.negatives))
                 for j in range(group * TOGETHER, (group + 1) * TOGETHER):
