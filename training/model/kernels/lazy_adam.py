@@ -214,6 +214,7 @@ class LazyAdam:
         return torch.from_numpy(losses_B)
 
     def buffers(self, max_len: int) -> Scratch:
+        """The threads' buffers, made once: all batches have rows of ``max_len`` targets."""
         self._scratch = self._scratch or Scratch.of(self.team, ROWS_AT_ONCE, max_len)
         return self._scratch
 
@@ -248,6 +249,7 @@ def _steps(
             slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             if is_last(member, scratch):
                 mean_losses(rows, first, last, losses_J, losses_B)
+            # In one place, whether slopes are kept or used: compiled twice, they had different last bits.
             for group in range(count // TOGETHER):
                 scale = np.float32(1) / np.float32(num_contexts_B[block.rows_G[group]] * (1 + rows.negatives))
                 for j in range(group * TOGETHER, (group + 1) * TOGETHER):
