@@ -28,8 +28,9 @@ import torch
 
 from benchmarks.measuring.provenance import provenance, table
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
+from pipeline.shared.errors import InputError
 from training.model.batch import BatchTensors
 from training.model.kernels import cpu, lazy_adam
 from training.model.kernels.columns import (
@@ -63,6 +64,7 @@ FEW_WORDS = 32
 FLOATS_OF_A_LINE = CACHE_LINE // 4
 
 
+@command()
 def main() -> None:
     arguments = parse()
     lines = provenance("torch", "numba", "numpy")
@@ -92,10 +94,13 @@ def parse() -> argparse.Namespace:
         "python benchmarks/bounds.py --data data/ptb",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
-    parser.add_argument("--columns", type=int, default=64, help="columns of a thread: 64 of dim 100 on two threads")
-    parser.add_argument("--batches", type=int, default=4, help=f"how many times {GLOBAL_BATCH:,} rows to read")
-    parser.add_argument("--repeats", type=int, default=3, help="turns; a figure is their median")
-    return parser.parse_args()
+    parser.add_argument("--columns", type=count, default=64, help="columns of a thread: 64 of dim 100 on two threads")
+    parser.add_argument("--batches", type=count, default=4, help=f"how many times {GLOBAL_BATCH:,} rows to read")
+    parser.add_argument("--repeats", type=count, default=3, help="turns; a figure is their median")
+    arguments = parser.parse_args()
+    if arguments.columns % FLOATS_OF_A_LINE:
+        raise InputError.flag("columns", arguments.columns, f"a multiple of {FLOATS_OF_A_LINE}, a cache line's floats")
+    return arguments
 
 
 def first_batches(data: Path, manifest: Manifest, count: int) -> list[BatchTensors]:
@@ -286,5 +291,4 @@ def explained(arguments: argparse.Namespace, manifest: Manifest, batches: list[B
 
 
 if __name__ == "__main__":
-    with command():
-        main()
+    main()

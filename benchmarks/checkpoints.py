@@ -15,7 +15,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
         "python benchmarks/checkpoints.py --data data/ptb --repeats 7",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--nproc", type=int, nargs="+", default=[1, 4], help="numbers of ranks (default: 1 4)")
-    parser.add_argument("--repeats", type=int, default=7, help="pairs of runs")
+    parser.add_argument("--every", type=count, default=200, help="steps between checkpoints")
+    parser.add_argument("--nproc", type=count, nargs="+", default=[1, 4], help="numbers of ranks (default: 1 4)")
+    parser.add_argument("--repeats", type=count, default=7, help="pairs of runs")
     arguments = parser.parse_args()
 
     lines = provenance("torch", "numpy")

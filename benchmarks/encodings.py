@@ -28,7 +28,7 @@ from benchmarks.measuring.provenance import provenance, table
 from pipeline.dataset.decode import Layout, RowGroup
 from pipeline.dataset.encode import SCHEMA, ExampleWriter
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 from pipeline.shared.storage import Location
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 
@@ -44,9 +44,9 @@ def main() -> None:
         "python benchmarks/encodings.py --data data/ptb",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
-    parser.add_argument("--rows", type=int, default=200_000, help="maximum number of rows")
-    parser.add_argument("--large", type=int, default=1_000_000, help="size of the larger vocabulary")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each encoding")
+    parser.add_argument("--rows", type=count, default=200_000, help="maximum number of rows")
+    parser.add_argument("--large", type=count, default=1_000_000, help="size of the larger vocabulary")
+    parser.add_argument("--repeats", type=count, default=7, help="runs of each encoding")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
     manifest = Manifest.load(arguments.data)

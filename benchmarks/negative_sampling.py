@@ -30,7 +30,7 @@ from benchmarks.noise_laws import Fit, avoiding, fit, inclusion
 from benchmarks.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 
 TIMED = 50_000
 STEPS = 10**7
@@ -51,13 +51,13 @@ def main() -> None:
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
     parser.add_argument(
         "--sizes",
-        type=int,
+        type=count,
         nargs="+",
         default=SIZES,
         help="sizes of the vocabularies (default: 100, 10,000, 1,000,000)",
     )
-    parser.add_argument("--draws", type=int, default=2_000_000, help="draws for the fit")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each timing")
+    parser.add_argument("--draws", type=count, default=2_000_000, help="draws for the fit")
+    parser.add_argument("--repeats", type=count, default=7, help="runs of each timing")
     parser.add_argument("--plot", type=path, help="a PNG file for the plot of the fit (default: none)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -36,7 +36,7 @@ import numpy as np
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from benchmarks.rivals.plain_prepare import book_rate
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 
 LINE = 1000
 
@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
         default=["ptb", "wiki17"],
         help="texts to prepare (default: ptb wiki17)",
     )
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each; medians are reported")
+    parser.add_argument("--repeats", type=count, default=1, help="runs of each; medians are reported")
     parser.add_argument(
         "--scratch",
         type=path,

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 from training.reading.petastorm_stream import check_petastorm, petastorm_epochs
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream, read_epochs
@@ -37,8 +37,8 @@ def main() -> None:
         ".venv-petastorm/bin/python benchmarks/readers.py --data data/ptb",
     )
     parser.add_argument("--data", type=path, default=Path("data/ptb"), help="a dataset")
-    parser.add_argument("--global-batch", type=int, default=512, help="rows of a batch")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each reader")
+    parser.add_argument("--global-batch", type=count, default=512, help="rows of a batch")
+    parser.add_argument("--repeats", type=count, default=5, help="runs of each reader")
     arguments = parser.parse_args()
     check_petastorm(str(arguments.data))
     manifest = Manifest.load(arguments.data)

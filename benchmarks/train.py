@@ -45,7 +45,7 @@ from benchmarks.measuring.train_tables import (
     target_table,
     wiki_targets,
 )
-from pipeline.shared.cli import Parser, path
+from pipeline.shared.cli import Parser, count, path
 from pipeline.shared.errors import InputError
 from training.model.kernels.cores import num_cores
 from training.vectors.evaluation import analogies, word_pairs
@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=absolute, metavar="FILE", help="WordSim-353, for the quality of --wiki")
     parser.add_argument("--analogies", type=absolute, metavar="FILE", help="analogies, for the quality of --wiki")
-    parser.add_argument("--repeats", type=int, default=1, help="number of turns, each with its own seed (default: 1)")
+    parser.add_argument("--repeats", type=count, default=1, help="number of turns, each with its own seed (default: 1)")
     parser.add_argument(
         "--loops",
         nargs="+",
@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=count,
         default=None,
         help="threads of gensim, of the plain loop, and of all our processes together (default: cores)",
     )
@@ -135,10 +135,6 @@ def check(arguments: argparse.Namespace) -> None:
             raise InputError.flag(name, file, "a text that is there; `make run` downloads PTB to data/cache")
     if not shutil.which("spark-submit"):
         raise InputError("found no spark-submit on the PATH, expected this environment's; source .venv/bin/activate")
-    for name in ("repeats", "workers"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise InputError.flag(name, number, "1 or more")
     if bool(arguments.pairs) != bool(arguments.analogies) or (arguments.pairs and not arguments.wiki):
         raise InputError("found one of --wiki, --pairs, --analogies without the others; quality needs all three")
     if arguments.pairs:

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
-from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.cli import Parser, command, count, path
 from training.distributed import World
 from training.model.skip_gram import SkipGram
 from training.model.steps import make_step
@@ -58,10 +58,10 @@ def main() -> None:
     )
     parser.add_argument("--text", type=path, required=True, help="a text with one sequence per line, plain or .gz")
     parser.add_argument("--tokenizer", default="whitespace", help="prepare's --tokenizer")
-    parser.add_argument("--min-count", type=int, default=10, help="prepare's --min-count")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of each run")
-    parser.add_argument("--sampled-epochs", type=int, default=1, help="prepare's --epochs")
-    parser.add_argument("--repeats", type=int, default=1, help="number of turns, each with its own seed")
+    parser.add_argument("--min-count", type=count, default=10, help="prepare's --min-count")
+    parser.add_argument("--epochs", type=count, default=5, help="epochs of each run")
+    parser.add_argument("--sampled-epochs", type=count, default=1, help="prepare's --epochs")
+    parser.add_argument("--repeats", type=count, default=1, help="number of turns, each with its own seed")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="training modes (default: all)")
     arguments = parser.parse_args()
 

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from benchmarks.measuring.provenance import provenance
-from pipeline.shared.cli import Parser, command
+from pipeline.shared.cli import Parser, command, count
 from training.vectors.export_formats import write_word2vec, write_word2vec_binary
 from training.vectors.word_vectors import Vectors
 
@@ -29,9 +29,9 @@ def main() -> None:
         "Compares reading of word2vec files with gensim.",
         "python benchmarks/word2vec_files.py --words 70000 --dim 100",
     )
-    parser.add_argument("--words", type=int, default=70_000, help="number of words")
-    parser.add_argument("--dim", type=int, default=100, help="dimensions of a vector")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each file is read; the medians are shown")
+    parser.add_argument("--words", type=count, default=70_000, help="number of words")
+    parser.add_argument("--dim", type=count, default=100, help="dimensions of a vector")
+    parser.add_argument("--repeats", type=count, default=3, help="how often each file is read; the medians are shown")
     arguments = parser.parse_args()
     print("\n".join(["# Reading word2vec's files", "", *provenance("gensim", "pyarrow", "numpy"), ""]))
     rows_VD = np.random.default_rng(0).standard_normal((arguments.words, arguments.dim), dtype=np.float32)

@@ -166,7 +166,14 @@ def uri(text: str) -> str:
     return text if is_uri(text) else str(path(text))
 
 
-METAVARS: dict[object, str] = {int: "N", float: "X", path: "PATH", uri: "PATH"}
+def count(text: str) -> int:
+    """A whole number from 1 on, given as an argument."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
+    return int(text)
+
+
+METAVARS: dict[object, str] = {int: "N", count: "N", float: "X", path: "PATH", uri: "PATH"}
 """The metavar of each type in help."""
 
 

@@ -19,7 +19,7 @@ from ranks import train_here
 from tiny import write_run, write_tiny_dataset
 from torch import nn
 
-from benchmarks import train
+from benchmarks import bounds, train
 from benchmarks.measuring import train_runs, train_tables
 from benchmarks.measuring.train_runs import Bench
 from benchmarks.measuring.train_tables import Run, Runs, Target
@@ -223,8 +223,8 @@ def test_the_report_has_every_loop_of_both_texts(
     [
         ([], "found neither --ptb nor --wiki"),
         (["--ptb=nowhere"], "--ptb: found "),
-        (["--ptb=README.md", "--repeats=0"], "--repeats: found 0"),
-        (["--ptb=README.md", "--workers=0"], "--workers: found 0"),
+        (["--ptb=README.md", "--repeats=0"], "argument --repeats: found 0, expected a whole number from 1"),
+        (["--ptb=README.md", "--workers=two"], "argument --workers: found two"),
         (["--ptb=README.md", "--loops", "other"], "argument --loops: invalid choice: 'other'"),
         (["--wiki=README.md", "--pairs=README.md"], "found one of --wiki, --pairs, --analogies without the others"),
         (["--wiki=README.md", "--pairs=README.md", "--analogies=README.md"], str(ROOT / "README.md:")),
@@ -239,6 +239,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ended = call(train.main, *flags)
     ended.assert_refused()
     assert ended.stderr.startswith(f"error: {reason}")
+
+
+@pytest.mark.parametrize("flags", [["--columns=20"], ["--columns=0"], ["--batches=0"], ["--data=nowhere"]])
+def test_bounds_of_nothing_are_one_line_and_exit_code_2(flags: list[str], call: Command) -> None:
+    call(bounds.main, *flags).assert_refused("found" if "data" not in flags[0] else "nowhere")
 
 
 def test_a_process_that_fails_ends_the_benchmark_with_its_code(capfd: pytest.CaptureFixture[str]) -> None:
