@@ -129,7 +129,7 @@ def nanoseconds(work: Callable[[], object], targets: int, clock: Callable[[], fl
 def _in_place(parts: int, only_memory: bool, rows: Rows, columns: Columns, scratch: Scratch, buffer_BC: Floats) -> None:
     """The first ``parts`` parts of cpu._update, for SGD and one thread, with a learning rate of 0."""
     block, slopes_J, losses_J = block_of(scratch, 0), scratch.slopes_TJ[0], scratch.losses_TJ[0]
-    steps_J, losses_B = scratch.shares_T2J[0, 1], np.empty(rows.center_B.size, dtype=np.float32)
+    steps_J, losses_B = scratch.shares_M2J[0, 1], np.empty(rows.center_B.size, dtype=np.float32)
     steps_J[:] = 0
     for first in range(0, rows.center_B.size, cpu.ROWS_AT_ONCE):
         last = min(first + cpu.ROWS_AT_ONCE, rows.center_B.size)
@@ -168,7 +168,7 @@ def _touch(table_VC: Floats, chunks: int, ids_J: Ids, count: int, writes: bool) 
 def in_place(batches: list[BatchTensors], vocab: int, negatives: int, dim: int, only_memory: bool) -> list[float]:
     """Nanoseconds per target of each prefix of the parts; of the whole kernel last."""
     torch.set_num_threads(1)
-    tables = [by_columns(table_VD, 1)[0].numpy() for table_VD in SkipGram(vocab, dim, 0, True).tables]
+    tables = [by_columns(table_VD, team_of(1))[0].numpy() for table_VD in SkipGram(vocab, dim, 0, True).tables]
     columns = Columns(tables[0], tables[1], dim // FLOATS_OF_A_LINE)
     scratch = Scratch.of(team_of(1), cpu.ROWS_AT_ONCE, batches[0][1].shape[1])
     buffer_BC, targets = np.zeros(cpu.ROWS_AT_ONCE * dim, dtype=np.float32), num_targets(batches, negatives)
@@ -190,7 +190,7 @@ def _adam(
 ) -> None:
     """The first ``parts`` parts of lazy_adam._steps, for one thread. Their steps count on from ``first_step``."""
     block, slopes_J, losses_J = block_of(scratch, 0), scratch.slopes_TJ[0], scratch.losses_TJ[0]
-    columns, width = columns_of(0, adam), adam.rows.shape[4]
+    columns, width = columns_of(0, 0, adam), adam.rows.shape[4]
     losses_B, step = np.empty(rows.center_B.size, dtype=np.float32), first_step
     for first in range(0, rows.center_B.size, lazy_adam.ROWS_AT_ONCE):
         last = min(first + lazy_adam.ROWS_AT_ONCE, rows.center_B.size)

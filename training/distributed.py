@@ -29,6 +29,10 @@ LOOPBACKS = ("lo", "lo0")
 """The name of the loopback interface: Linux's, macOS's."""
 
 
+class LostPeer(RuntimeError):
+    """Another rank has ended while this one waited for it."""
+
+
 class RankError(InputError):
     """An InputError that only one rank found, in what it read or in its environment."""
 
@@ -88,6 +92,10 @@ class World:
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
         dist.all_to_all(list(everybodys), [values] * self.world_size)
         return everybodys
+
+
+SINGLE = World(0, 1, 0, 1)
+"""The world of a process that trains alone."""
 
 
 def launched() -> World:
@@ -184,7 +192,7 @@ def be_deterministic() -> None:
 
 def _is_lost_peer(error: RuntimeError) -> bool:
     """gloo has no error class of its own for it."""
-    return isinstance(error, dist.DistError) or any(
+    return isinstance(error, LostPeer | dist.DistError) or any(
         words in str(error) for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     )
 

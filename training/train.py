@@ -31,6 +31,7 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import command, end_if_nobody_reads
 from pipeline.shared.errors import InputError, tell
 from training.distributed import (
+    SINGLE,
     RankError,
     be_deterministic,
     check_device,
@@ -41,6 +42,7 @@ from training.distributed import (
 )
 from training.model.batch import Batch
 from training.model.kernels.cores import num_cores
+from training.model.kernels.group import Group
 from training.model.memory import is_finite
 from training.model.schedule import linear_decay
 from training.model.skip_gram import SkipGram
@@ -106,6 +108,9 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     """The dataset's manifest. Raises InputError if training lacks anything, or the run's folder is taken."""
     device = check_device(config.device, ranks_here)
     config.check_kernel(device)
+    world = launched()
+    num_nodes = world.world_size // world.local_world_size
+    config.check_sharding(device, num_nodes * ranks_here, ranks_here)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
@@ -141,12 +146,16 @@ def train(run: Run) -> int:
         model = SkipGram(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
         start = resumed.start(run.manifest.vocab_size) if resumed else warm_start(run, model)
         model.to(run.device)
+        group = Group(world) if config.sharding == "columns" and world.world_size > 1 else None
+        if group:
+            held.callback(group.close)
+            model.share(group)
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
-        step = make_step(config, model, run.manifest.config.negatives, num_steps, world)
+        step = make_step(config, model, run.manifest.config.negatives, num_steps, world, group)
         # The threads that are really used: they decide the bits, and a small dim uses fewer than --threads.
-        threads = step.team.size if step.team else torch.get_num_threads()
+        threads = step.team.here if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
-        execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel}
+        execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel, "sharding": config.sharding}
         changes = list(differences(resumed.record, execution, config, step.world_size_invariant)) if resumed else []
         if resumed:
             resumed.restore(step, model)
@@ -192,7 +201,8 @@ def run_epochs(
         recorder.save(progress, step)
 
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(run.manifest, epoch))
-    meter = Meter(run.device, run.world, progress.now)  # the run's clock starts here
+    counts = run.world.is_first or not step.group
+    meter = Meter(run.device, run.world, progress.now, counts)  # the run's clock starts here
     stopping = False
     reading = epochs_of(config, run.manifest, run.world, run.device, step, progress.position)
     with closing(reading) as epochs:
@@ -240,8 +250,9 @@ def warm_up(run: Run) -> float:
 
     def step() -> None:
         model = SkipGram(2, config.dim, in_place=config.in_place).to(run.device)
-        tiny = make_step(config, model, manifest.config.negatives, 1, world)
-        tiny(Batch.empty(config.global_batch // world.world_size, manifest.max_len).to(run.device), 0.0)
+        others = SINGLE if config.sharding == "columns" else world
+        tiny = make_step(config, model, manifest.config.negatives, 1, others)
+        tiny(Batch.empty(config.global_batch // others.world_size, manifest.max_len).to(run.device), 0.0)
         tiny.is_finite()
         tiny.write_back()
         all(is_finite(tensor) for tensor in tiny.state_dict().values())

@@ -38,6 +38,10 @@ GLOBAL_BATCH = 512, 65_536
 """Usual rows of a step: synchronous, in place."""
 
 Reader = Literal["arrow", "petastorm"]
+Sharding = Literal["replicated", "columns"]
+
+COLUMN_PARTS = 16
+"""Columns that processes share are cut at multiples of this, a cache line's floats."""
 
 NEWEST, AUTO = "newest", "auto"
 
@@ -231,6 +235,13 @@ class TrainConfig:
     )
     """docs/data.md compares them."""
 
+    sharding: Sharding = setting(
+        default="replicated",
+        group=PROCESSES,
+        help="what each process has: whole tables, or some columns of every word, on one machine's CPUs",
+    )
+    """docs/training.md compares them."""
+
     threads: int | None = setting(
         default=None,
         ge=1,
@@ -304,12 +315,32 @@ class TrainConfig:
             return self.kernel
         return "reference" if device == "cuda" and self.deterministic else device
 
+    def check_sharding(self, device: str, world_size: int, ranks_here: int) -> None:
+        """Raises InputError if the ranks cannot share the tables by columns, where that is wanted."""
+        if self.sharding == "replicated":
+            return
+        if self.kernel_on(device) != "cpu":
+            raise InputError.flag("sharding", self.sharding, "replicated on a GPU and with --kernel reference")
+        if not self.in_place and self.optimizer != "adam":
+            raise InputError.flag("sharding", self.sharding, f"replicated with --optimizer {self.optimizer}")
+        if self.reader != "arrow":
+            raise InputError.flag("sharding", self.sharding, f"replicated with --reader {self.reader}")
+        if ranks_here != world_size:
+            raise InputError.flag("sharding", self.sharding, "replicated for processes on several machines")
+        possible = [n for n in _divisors(self.lanes) if _all_have_columns(self.dim, n)]
+        if world_size not in possible:
+            numbers = " or ".join(map(str, possible))
+            raise InputError(
+                f"--sharding columns: found {world_size} processes, expected {numbers}, which can share --dim "
+                f"{self.dim} in parts of {COLUMN_PARTS}; take as many, or --sharding replicated"
+            )
+
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""
         if self.lanes % world_size:
             raise InputError(
                 f"{world_size} processes do not divide --lanes {self.lanes}; "
-                f"take {_divisors(self.lanes)} processes, or other --lanes"
+                f"take {', '.join(map(str, _divisors(self.lanes)))} processes, or other --lanes"
             )
 
 
@@ -322,8 +353,14 @@ class TrainCommand(TrainConfig):
     )
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _all_have_columns(dim: int, world_size: int) -> bool:
+    """Whether no process is without columns, if all but the last have as many, whole parts."""
+    parts = -(-dim // COLUMN_PARTS)
+    return (world_size - 1) * -(-parts // world_size) < parts
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:

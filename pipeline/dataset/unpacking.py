@@ -3,6 +3,7 @@
 R rows to unpack, N rows of a buffer, L targets a row, V words with <unk>.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +41,13 @@ class Rows(NamedTuple):
     def zeros(cls, num_rows: int, max_len: int) -> "Rows":
         """Empty rows."""
         # numpy, unlike torch, asks Linux for 2 MB pages when an array is large.
-        ids = np.zeros(num_rows, np.int32), np.zeros((num_rows, max_len), np.int32)
-        return cls(*ids, np.zeros(num_rows, np.int16))
+        return cls.of(lambda *shape, dtype: np.zeros(shape, dtype), num_rows, max_len)
+
+    @classmethod
+    def of(cls, zeros: Callable[..., npt.NDArray[Any]], num_rows: int, max_len: int) -> "Rows":
+        """Empty rows, in arrays that ``zeros(*shape, dtype=...)`` makes."""
+        ids = zeros(num_rows, dtype=np.int32), zeros(num_rows, max_len, dtype=np.int32)
+        return cls(*ids, zeros(num_rows, dtype=np.int16))
 
 
 class Places(NamedTuple):

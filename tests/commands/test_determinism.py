@@ -227,7 +227,7 @@ def test_ranks_and_threads_that_change_the_bits_are_said_or_refused(
     before = RunRecord(
         "0" * 32, settings, world_size=1, threads=1, kernel="cpu", start=None, progress=Progress(), metrics_bytes=0
     )
-    now = {"world_size": 1, "threads": 1, "kernel": "cpu", **changed}
+    now = {"world_size": 1, "threads": 1, "kernel": "cpu", "sharding": "replicated", **changed}
     found = list(differences(before, now, TrainConfig(**flags), any_world))
     assert [said is not None and said in line for line in found] == ([True] if said else [])
     if said:

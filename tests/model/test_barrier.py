@@ -249,3 +249,62 @@ def test_a_member_has_ended_when_its_memory_is_closed() -> None:
     other.close()
     assert memory.has_ended(1)
     assert memory.bytes[7] == 5
+
+
+# A group
+
+
+PAIR = """
+import os, sys, time
+from training.distributed import LostPeer
+from training.model.kernels.group import Group
+
+class Pair:
+    '''Two processes that are connected by pipes, in place of a World.'''
+
+    world_size = 2
+
+    def __init__(self, rank, reads, writes):
+        self.rank, self._reads, self._writes = rank, os.fdopen(reads), os.fdopen(writes, "w")
+
+    def broadcast(self, record, tensors):
+        if self.rank:
+            return self._reads.readline().strip(), tensors
+        self._writes.write(record + "\\n")
+        self._writes.flush()
+        return record, tensors
+
+    def barrier(self):
+        self._writes.write("here\\n")
+        self._writes.flush()
+        assert self._reads.readline() == "here\\n"
+
+(to_child_reads, to_child), (to_parent_reads, to_parent) = os.pipe(), os.pipe()
+if os.fork() == 0:
+    group = Group(Pair(1, to_child_reads, to_parent))
+    array = group.array(1000)
+    array[500] = 7
+    group.barrier()
+    group.barrier()
+    os._exit(0)
+group = Group(Pair(0, to_parent_reads, to_child))
+array = group.array(1000)
+group.barrier()
+print(array[500], flush=True)
+group.barrier()
+time.sleep(0.5)  # the child has ended
+group.check(group._counters, 0)  # its last barrier was one
+began = time.monotonic()
+try:
+    group.barrier()
+except LostPeer:
+    print("lost", time.monotonic() - began < 5)
+"""
+
+
+def test_a_group_shares_arrays_and_notices_that_a_member_has_ended() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PAIR],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "7.0\nlost True\n"), done.stderr

@@ -15,6 +15,7 @@ from torch import Tensor
 from training.model.kernels import cpu, reference
 from training.model.kernels.columns import by_columns, by_rows, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
+from training.model.kernels.threads import team_of
 from training.model.memory import is_finite
 from training.train_config import IN_PLACE
 
@@ -318,7 +319,8 @@ def test_one_number_that_is_none_is_found_anywhere(place: tuple[int, int, int], 
 @pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 130])
 def test_a_table_by_columns_comes_back_by_rows(num_threads: int, dim: int) -> None:
     table_VD, back_VD = torch.randn(WORDS, dim), torch.empty(WORDS, dim)
-    by_rows(by_columns(table_VD, num_threads), back_VD)
+    team = team_of(num_threads)
+    by_rows(by_columns(table_VD, team), back_VD, team)
     assert torch.equal(back_VD, table_VD)
 
 

@@ -5,6 +5,8 @@ The digest of a global batch is of its rows' bytes, lane by lane; which rank had
 
 import hashlib
 import math
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -26,9 +28,10 @@ from pipeline.shared.randomness import stream as stream_of_keys
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 from training.distributed import World
 from training.model.batch import Batch
-from training.model.kernels.threads import team_of
+from training.model.kernels.threads import Team, team_of
 from training.model.skip_gram import SkipGram
 from training.model.steps import make_step
+from training.reading import stream as stream_module
 from training.reading.device_feed import KeptRows
 from training.reading.epochs import epochs_of, plan_of
 from training.reading.permutation import permutation as fast_permutation
@@ -282,3 +285,61 @@ def test_seeking_among_kept_rows_reads_what_the_first_batch_needs(dataset: Datas
         rows = KeptRows(counted, stream.shards, ROW_GROUP, MAX_LEN, CPU)
         next(rows.batches(stream.plan, 0, 1))
         assert read == dict.fromkeys(set().union(*needed(whole, 0, 1, step)), 1)
+
+
+# A group
+
+
+class Together:
+    """One of two ranks that are threads here, in place of a Group."""
+
+    def __init__(self, arrays: list[npt.NDArray[Any]], meeting: threading.Barrier, lock: threading.Lock):
+        self._arrays, self._meeting, self._lock, self._taken = arrays, meeting, lock, 0
+
+    def array(self, *shape: int, dtype: Any) -> npt.NDArray[Any]:
+        with self._lock:
+            self._taken += 1
+            if self._taken > len(self._arrays):
+                self._arrays.append(np.zeros(shape, dtype))
+            return self._arrays[self._taken - 1]
+
+    def barrier(self) -> None:
+        self._meeting.wait(timeout=60)
+
+
+@pytest.mark.parametrize("how", ["by a thread", "by a team"])
+def test_ranks_that_share_memory_get_the_batches_of_one_rank(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Over two epochs, in chunks of three steps; one rank is slow."""
+    monkeypatch.setattr(stream_module, "CHUNK_ROWS", 3 * GLOBAL_BATCH)
+    arrays: list[npt.NDArray[Any]] = []
+    meeting, lock, found = threading.Barrier(2), threading.Lock(), {}
+
+    def read(rank: int, group: Any, world_size: int) -> list[list[npt.NDArray[Any]]]:
+        team, copies = Team(1) if how == "by a team" else None, []
+        epochs = read_epochs(dataset.stream, range(2), rank, world_size, team=team, group=group)
+        for batches in epochs:
+            for batch in batches:
+                if rank == 0 and group:
+                    time.sleep(0.002)
+                copies.append([column.copy() for column in columns(batch)])
+                if group:
+                    group.barrier()  # as a step does
+                if team:
+                    team.run(lambda thread: None)
+        return copies
+
+    def work(rank: int) -> None:
+        found[rank] = read(rank, Together(arrays, meeting, lock), 2)
+
+    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    expected = read(0, None, 1)
+    for rank in range(2):
+        assert len(found[rank]) == len(expected)
+        for ours, theirs in zip(found[rank], expected, strict=True):
+            assert all(np.array_equal(our, their) for our, their in zip(ours, theirs, strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.model.batch import BatchTensors
+from training.model.kernels.group import Group
 
 TABLES = ("center", "context")
 """Names of the tables, in the order of ``TableTensors`` and of the model's parameters."""
@@ -66,6 +67,15 @@ class SkipGram(nn.Module):
                 if not in_place:
                     nn.init.xavier_uniform_(table.weight, generator=generator)
                 table.weight[0] = 0
+
+    def share(self, group: Group) -> None:
+        """Moves the tables to memory that the processes of a group share. They must be equal in all."""
+        for table in (self.center, self.context):
+            shared_VD = torch.from_numpy(group.array(*table.weight.shape))
+            if group.member == 0:
+                shared_VD.copy_(table.weight.detach())
+            table.weight.data = shared_VD
+        group.barrier()
 
     @property
     def tables(self) -> TableTensors:

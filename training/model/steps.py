@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from training.distributed import World
+from training.distributed import SINGLE, World
 from training.model.batch import Batch
 from training.model.cuda_graph import Graphed
 from training.model.kernels import cpu, reference
+from training.model.kernels.group import Group
 from training.model.kernels.lazy_adam import LazyAdam
 from training.model.kernels.reference import InPlaceTrainer
 from training.model.kernels.threads import Team
@@ -40,6 +41,9 @@ class Step(ABC):
 
     world_size_invariant = False
     """Whether the bits are the same for every number of ranks, if each rank has the same number of threads."""
+
+    group: Group | None = None
+    """The ranks that share the tables by columns. All of them call ``state_dict``, and its result is rank 0's."""
 
     @property
     def in_sync(self) -> bool:
@@ -84,17 +88,23 @@ class Step(ABC):
         """
 
 
-def make_step(config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World) -> Step:
-    """The step of ``config`` over ``model``, for a run of ``num_steps``."""
+def make_step(
+    config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World, group: Group | None = None
+) -> Step:
+    """The step of ``config`` over ``model``, for a run of ``num_steps``. The ranks of a group share the columns."""
     name = config.kernel_on(model.center.weight.device.type)
     kernel = kernel_of(name)
     if config.in_place:
-        trainer = kernel.trainer(model.tables, negatives, config.optimizer)
-        lr_factor = world.world_size if IN_PLACE[config.optimizer].lr_times_ranks else 1
-        return PeriodicAveraging(model, trainer, lr_factor, config.sync_every, world.world_size)
+        if group:
+            trainer: InPlaceTrainer = cpu.CpuTrainer(model.tables, negatives, config.optimizer, group)
+        else:
+            trainer = kernel.trainer(model.tables, negatives, config.optimizer)
+        num_copies = 1 if group else world.world_size
+        lr_factor = num_copies if IN_PLACE[config.optimizer].lr_times_ranks else 1
+        return PeriodicAveraging(model, trainer, lr_factor, config.sync_every, num_copies)
     if name == "cpu" and config.optimizer == "adam":
-        adam = LazyAdam(model.tables, negatives, config.lr, num_steps)
-        return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, world)
+        adam = LazyAdam(model.tables, negatives, config.lr, num_steps, group)
+        return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, SINGLE if group else world)
     optimizer = make_optimizer(config.optimizer, config.lr, model)
     return Gradients(model, RowLosses(model, kernel.row_losses, negatives), optimizer, world.world_size, name == "cuda")
 
@@ -202,6 +212,11 @@ class Gradients(Step):
         return slots
 
 
+def shared_group(team: Team | None) -> Group | None:
+    """The team's group if it has several processes."""
+    return team.group if team and team.group.size > 1 else None
+
+
 class TouchedRows(Step):
     """Adam in machine code. Ranks exchange words and slopes, not gradients: 60 kB a rank for tables of 5 MB.
 
@@ -213,7 +228,7 @@ class TouchedRows(Step):
 
     def __init__(self, adam: LazyAdam, lanes: int, rows_per_lane: int, world: World):
         self._adam, self._world = adam, world
-        self.team = adam.team
+        self.team, self.group = adam.team, shared_group(adam.team)
         self.max_steps = 50 if world.world_size == 1 else 1  # the overhead of a call is a tenth of a step or more
         places = [divmod(lane, world.world_size) for lane in range(lanes)]
         self._ranges = np.array([(rank, n * rows_per_lane, (n + 1) * rows_per_lane) for n, rank in places])
@@ -252,7 +267,7 @@ class PeriodicAveraging(Step):
         """``trainer`` trains the tables of ``model``, at ``lr_factor`` times the learning rate."""
         self._model, self._trainer, self._factor = model, trainer, lr_factor
         self._every, self._world_size = sync_every, world_size
-        self.team = trainer.team
+        self.team, self.group = trainer.team, shared_group(trainer.team)
         self._since = 0
         self._copies = Copies()
 
@@ -287,6 +302,8 @@ class PeriodicAveraging(Step):
 
     def state_dict(self) -> dict[str, Tensor]:
         self._trainer.write_back()
+        if self.group and self.group.member:
+            return {}
         return self._copies.of({**self._tensors(), "since": torch.tensor(self._since)})
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:

@@ -19,12 +19,13 @@ class Chunk:
     """The next ``num_steps`` steps of a rank. ``do`` writes their rows to ``memory``, from the parts of its lanes.
 
     A step contains ``share`` rows of each lane, one lane after the other; a lane that has run out is filled up with
-    empty rows. ``done`` is the number of steps of the run before the chunk. ``at_once``: see ``read_epochs``.
+    empty rows. None stands for a lane that another process fills, in memory that both share. ``done`` is the number of
+    steps of the run before the chunk. ``at_once``: see ``read_epochs``.
     """
 
     def __init__(
         self,
-        lanes: Sequence[Sequence[Part]],
+        lanes: Sequence[Sequence[Part] | None],
         share: int,
         num_steps: int,
         memory: Rows,
@@ -35,7 +36,7 @@ class Chunk:
         self.num_steps, self.ends_epoch = num_steps, ends_epoch
         self._memory, self._at_once, self._done = memory, at_once, done
         self._share, self._stride = share, share * len(lanes)
-        self._unfilled = deque(enumerate(lanes))
+        self._unfilled = deque((index, parts) for index, parts in enumerate(lanes) if parts is not None)
         self._errors: dict[int, ManifestError] = {}
         """Errors of row groups, by the number of good steps before the error."""
         self._views = self._views_of(num_steps)  # made here: the consumer would wait for it

@@ -47,7 +47,11 @@ def epochs_of(
         # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
         at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
         cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
-        reading = read_epochs(stream, numbers, *rank, at_once, step.team if cores_taken else None, begin.done)
+        if step.group:
+            cores_taken = bool(step.group.agreed(cores_taken))
+        reading = read_epochs(
+            stream, numbers, *rank, at_once, step.team if cores_taken else None, begin.done, step.group
+        )
     with closing(reading) as epochs:
         for batches in epochs:
             yield copied(batches, device) if device.type == "cuda" else batches

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import lru_cache, partial
-from itertools import cycle, pairwise
+from itertools import chain, cycle, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,13 +24,14 @@ from pipeline.dataset.manifest_file import Manifest, ShardInfo
 from pipeline.dataset.unpacking import Places, Rows
 from pipeline.shared.storage import Location
 from training.model.batch import Batch
+from training.model.kernels.group import Group
 from training.model.kernels.threads import Team
 from training.reading.chunk import Chunk
 from training.reading.permutation import permutation
 from training.reading.plan import EpochPlan, Piece
-from training.reading.prefetch import prefetch
+from training.reading.prefetch import nothing, prefetch
 from training.reading.remote import Requests, Stored, remote_shards
-from training.reading.row_groups import LazyRowGroup, Opened, damaged, row_groups
+from training.reading.row_groups import LazyRowGroup, Opened, Part, damaged, row_groups
 from training.reading.shard_cache import ShardCache
 
 CHUNK_ROWS = 32_768
@@ -125,18 +126,29 @@ def read_epochs(
     at_once: int = 1,
     team: Team | None = None,
     done: int = 0,
+    group: Group | None = None,
 ) -> Generator[Iterator[Batch], None, None]:
     """For each epoch, the batches of ``make(epoch)``, as ``ArrowStream.batches`` describes them.
 
     A batch contains at most ``at_once`` steps: it ends where the run's number of steps is a multiple of ``at_once``.
     ``done`` is the number of steps of the run before these epochs.
 
+    Each rank of a ``group`` gets the batches of all of them: it writes the rows of its lanes to memory that they share.
+
     One thread, or ``team`` between its steps, reads all epochs into the same memory. So the first batch of an epoch is
     ready when the previous epoch ends.
     """
     requests, in_use = Requests(), NUM_CHUNKS - 1 if team else NUM_CHUNKS
-    unfilled = chunks_of(map(make, epochs), rank, world_size, in_use, requests, at_once, done)
-    chunks = prefetch(unfilled, in_use, team)
+    streams: Iterator[ArrowStream] = map(make, epochs)
+    shared = None
+    if group and len(epochs):
+        first = next(streams)
+        streams = chain([first], streams)
+        step_rows = first.plan.rows_per_step * len(first.plan.lanes)
+        most = max(1, CHUNK_ROWS // step_rows)
+        shared = [Rows.of(group.array, most * step_rows, first.layout.max_len) for _ in range(in_use)]
+    unfilled = chunks_of(streams, rank, world_size, in_use, requests, at_once, done, shared)
+    chunks = prefetch(unfilled, in_use, team, group.barrier if group else nothing)
     with closing(chunks), closing(requests):
         for _ in epochs:
             batches = _epoch(chunks)
@@ -160,8 +172,11 @@ def chunks_of(
     requests: Requests,
     at_once: int = 1,
     done: int = 0,
+    shared: Sequence[Rows] | None = None,
 ) -> Iterator[Chunk]:
     """Yields the unfilled chunks of one epoch after the other. They use the memory of ``in_use`` chunks in turn.
+
+    In ``shared`` memory, the chunks have room for the lanes of all ranks.
 
     The first chunk has one step, so that a run begins soon. For remote shards, a chunk is yielded once as many row
     groups of later chunks are being fetched as there are lanes.
@@ -170,15 +185,19 @@ def chunks_of(
     waiting: deque[tuple[int, Chunk]] = deque()
     for stream in streams:
         plan, lanes = stream.plan, stream.plan.of_rank(rank, world_size)
-        num_rows = plan.rows_per_step * len(lanes)
+        num_rows = plan.rows_per_step * (len(plan.lanes) if shared else len(lanes))
         most = max(1, CHUNK_ROWS // num_rows)
         ends = [*range(most if memory else 1, plan.num_steps, most), plan.num_steps]
-        memory = memory or cycle([Rows.zeros(most * num_rows, stream.layout.max_len) for _ in range(in_use)])
+        memory = memory or cycle(shared or [Rows.zeros(most * num_rows, stream.layout.max_len) for _ in range(in_use)])
         steps = [last - first for first, last in pairwise([0, *ends])]
         parts = row_groups(lanes, plan.pieces(rank, world_size, steps), partial(stream.begin, requests=requests))
         for end, num_steps, of_lanes in zip(ends, steps, parts, strict=True):
             ends_epoch = end == plan.num_steps
-            chunk = Chunk(of_lanes, plan.rows_per_step, num_steps, next(memory), at_once, done, ends_epoch)
+            placed: list[list[Part] | None] = [*of_lanes]
+            if shared:
+                placed = [None] * len(plan.lanes)
+                placed[rank::world_size] = of_lanes
+            chunk = Chunk(placed, plan.rows_per_step, num_steps, next(memory), at_once, done, ends_epoch)
             waiting.append((requests.num_begun + (len(lanes) if stream.remote else 0), chunk))
             while waiting and requests.num_begun >= waiting[0][0]:
                 yield waiting.popleft()[1]

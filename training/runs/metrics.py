@@ -67,8 +67,12 @@ class Moment:
 class Meter:
     """Sums this rank's losses on its device; nothing is transferred until ``moment`` is called."""
 
-    def __init__(self, device: torch.device, world: World, begin: Moment | None = None):
-        """Continues from ``begin`` once all ranks are here. A collective call, as ``moment`` is."""
+    def __init__(self, device: torch.device, world: World, begin: Moment | None = None, counts: bool = True):
+        """Continues from ``begin`` once all ranks are here. A collective call, as ``moment`` is.
+
+        A rank that has the same rows as another one does not count them (``counts``).
+        """
+        self._counts = counts
         self._world, self._last = world, begin or Moment()
         self._loss_and_examples = torch.zeros(2, dtype=torch.float64, device=device)
         self._wait_s = 0.0
@@ -78,7 +82,8 @@ class Meter:
     def add(self, losses_B: Tensor, num_contexts_B: Tensor, wait_s: float) -> None:
         """Adds a batch's losses, 0 for an empty row, and the seconds that this rank waited for the batch."""
         self._loss_and_examples[0] += losses_B.sum(dtype=torch.float64)
-        self._loss_and_examples[1] += (num_contexts_B > 0).sum()
+        if self._counts:
+            self._loss_and_examples[1] += (num_contexts_B > 0).sum()
         self._wait_s += wait_s
 
     def moment(self, tables_finite: bool = True) -> Moment:

@@ -31,7 +31,7 @@ from training.runs.checkpoint import (
 from training.runs.metrics import Moment
 from training.runs.run_folder import active_folder
 from training.runs.warm_start import KEPT, Start, StartRecord
-from training.train_config import AUTO, NEWEST, TrainConfig
+from training.train_config import AUTO, NEWEST, Sharding, TrainConfig
 
 
 @dataclass
@@ -103,6 +103,7 @@ class RunRecord:
     start: StartRecord | None
     progress: Progress
     metrics_bytes: Count
+    sharding: Sharding = "replicated"
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,13 @@ def _check(
 
 def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
     """Messages on a number of ranks or threads that has changed. Raises InputError if the bits must not change."""
-    names = [name for name in ("world_size", "threads") if execution[name] != getattr(record, name)]
-    if not names or (any_world and config.reader == "arrow" and names == ["world_size"]):
+    before, now = _bits_of(asdict(record)), _bits_of(execution)
+    names = [name for name in now if now[name] != before[name]]
+    if not names or (any_world and config.reader == "arrow" and names == ["copies"]):
         return
-    changes = " and ".join(f"{_WORDS[name]} {execution[name]} instead of {getattr(record, name)}" for name in names)
-    if config.reader == "petastorm" and "world_size" in names and record.progress.step:
+    words = _WORDS[{record.sharding, execution["sharding"]} == {"replicated"}]
+    changes = " and ".join(f"{words[name]} {now[name]} instead of {before[name]}" for name in names)
+    if config.reader == "petastorm" and "copies" in names and record.progress.step:
         raise InputError(
             f"--resume: found {changes}, in mid-epoch, whose order depends on it with --reader petastorm; take as many"
         )
@@ -272,13 +275,24 @@ def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfi
         raise InputError(
             f"--resume: found {changes}, which changes the bits; take as many, or leave --deterministic out"
         )
-    if config.in_place and "world_size" in names:
+    if config.in_place and "copies" in names:
         yield f"{changes}: tables are averaged over other ranks, so the vectors will be others, about as good"
     else:
         yield f"{changes}: the vectors will be the same but for rounding"
 
 
-_WORDS = {"world_size": "ranks:", "threads": "threads a rank:"}
+_WORDS = (
+    {"copies": "copies of the tables:", "parts": "parts of their columns:"},
+    {"copies": "ranks:", "parts": "threads a rank:"},
+)
+
+
+def _bits_of(execution: dict[str, Any]) -> dict[str, int]:
+    """What the bits depend on: how many copies of the tables are trained, and in how many parts of columns each."""
+    world_size, threads = execution["world_size"], execution["threads"]
+    if execution["sharding"] == "columns":
+        return {"copies": 1, "parts": world_size * threads}
+    return {"copies": world_size, "parts": threads}
 
 
 def _flags(values: dict[str, Any], names: list[str]) -> str:

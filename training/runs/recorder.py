@@ -9,6 +9,7 @@ import torch
 from pipeline.shared.cli import QUIET
 from pipeline.shared.errors import tell
 from training.model.kernels.threads import Team
+from training.model.kernels.vector import CHUNK
 from training.model.skip_gram import SkipGram
 from training.model.steps import Step
 from training.run import Run
@@ -42,6 +43,8 @@ class NullRecorder:
 
     def save(self, progress: Progress, step: Step) -> None:
         """Starts to write a checkpoint. Raises CheckpointError when the previous one could not be written."""
+        if step.group:
+            step.state_dict()
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on the disk. Raises CheckpointError when it could not be written."""
@@ -139,9 +142,12 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
         if config.in_place
         else "gradients averaged every step"
     )
+    if team and team.group.size > 1:
+        most = -(-config.dim // (CHUNK * team.size)) * CHUNK * team.here
+        in_step = f"each rank trains all rows in its columns of the tables, {most} or fewer"
     threads = f"{torch.get_num_threads()} thread(s) a rank"
-    if team and team.size < torch.get_num_threads():
-        threads += f", of which dim {config.dim} employs {team.size}"
+    if team and team.here < torch.get_num_threads():
+        threads += f", of which dim {config.dim} employs {team.here}"
     tables_mb = 2 * manifest.vocab_size * config.dim * 4 / 1e6
     lines = [
         f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "

@@ -63,6 +63,18 @@ def fail(counters: Counters) -> None:
     counters[len(counters) - _LINE + _FAILED] = 1
 
 
+def all_arrived(counters: Counters, member: int) -> bool:
+    """Whether all have arrived as often as ``member``, so that its last barrier was one."""
+    turns = counters[:-_LINE:_LINE]
+    return bool((turns >= turns[member]).all())
+
+
+@inner
+def turns(counters: Counters, member: int) -> int:
+    """How often a member has arrived."""
+    return counters[member * _LINE]  # type: ignore[no-any-return]
+
+
 @inner
 def barrier(counters: Counters, member: int, size: int) -> None:
     """Returns when all members have called it equally often; what they wrote before is then visible. Never raises."""

@@ -21,6 +21,7 @@ from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.kernels.barrier import Counters, barrier
 from training.model.kernels.cores import num_cores
+from training.model.kernels.group import Group
 from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import AHEAD, CHUNK, TOGETHER, copy, dot_4, fill, power_of_two, scatter_4
 from training.model.memory import page_aligned
@@ -68,14 +69,19 @@ class Block(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Buffers of a step, for J targets in each of T threads, and the state of the threads' barrier."""
+    """Buffers of a step, for J targets in each of the T threads of this process, of M members of the team in all."""
 
+    first: int
+    """The member that is this process's first thread."""
+    num_rows: int
+    """The most rows of a block."""
     counters: Counters
+    """Of the members' barrier."""
     ids_TJ: Ids
     signs_TJ: Floats
     rows_TG: Ids
-    shares_T2J: Floats
-    """Each thread's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
+    shares_M2J: Floats
+    """Each member's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
     slopes_TJ: Floats
     """Scores, then their slopes."""
     losses_TJ: Floats
@@ -87,56 +93,62 @@ class Scratch(NamedTuple):
         most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 4 * CHUNK)
 
         def make(kind: torch.dtype, *shape: int) -> Any:
-            return page_aligned(team.size, *shape, dtype=kind).numpy()
+            return page_aligned(team.here, *shape, dtype=kind).numpy()
 
         ints, floats = torch.int32, torch.float32
         ids_TJ, signs_TJ, rows_TG = make(ints, most), make(floats, most), make(ints, most)
         slopes_TJ, losses_TJ = make(floats, most), make(floats, most)
-        return cls(team.counters(), ids_TJ, signs_TJ, rows_TG, make(floats, 2, most), slopes_TJ, losses_TJ)
+        counters, shares_M2J = team.counters(), team.group.array(team.size, 2, most)
+        return cls(team.first, num_rows, counters, ids_TJ, signs_TJ, rows_TG, shares_M2J, slopes_TJ, losses_TJ)
 
 
 # ---- Tables by columns
 
 
-def team_for(dim: int) -> Team:
+def team_for(dim: int, group: Group | None = None) -> Team:
     """A team of torch's number of threads, but at most one per core, and at least 32 columns for each."""
-    return team_of(max(1, min(torch.get_num_threads(), num_cores(), dim // 32)))
+    size = group.size if group else 1
+    here = max(1, min(torch.get_num_threads(), num_cores(), dim // (32 * size)))
+    return team_of(group.agreed(here) if group else here, group)
 
 
-def by_columns(table_VD: Tensor, num_threads: int) -> Tensor:
-    """A copy of the table, (T, V, C), padded with columns of zeros, which stay zero."""
+def by_columns(table_VD: Tensor, team: Team) -> Tensor:
+    """A copy of this process's columns of the table, (T, V, C), padded with columns of zeros, which stay zero."""
     num_words, dim = table_VD.shape
-    width = -(-dim // (num_threads * CHUNK)) * CHUNK
-    table_TVC = page_aligned(num_threads, num_words, width)
-    for thread in range(num_threads):
-        columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
+    width = -(-dim // (team.size * CHUNK)) * CHUNK
+    table_TVC = page_aligned(team.here, num_words, width)
+    for thread in range(team.here):
+        columns_VC = _columns(table_VD, team.first + thread, width)
         table_TVC[thread, :, : columns_VC.shape[1]] = columns_VC
     return table_TVC
 
 
-def by_rows(table_TVC: Tensor, table_VD: Tensor) -> None:
-    """Copies a table by columns back into an ordinary table."""
-    width = table_TVC.shape[2]
-    for thread in range(len(table_TVC)):
-        columns_VC = table_VD.detach()[:, thread * width : (thread + 1) * width]
+def by_rows(table_TVC: Tensor, table_VD: Tensor, team: Team) -> None:
+    """Copies this process's columns back into an ordinary table."""
+    for thread in range(team.here):
+        columns_VC = _columns(table_VD, team.first + thread, table_TVC.shape[2])
         columns_VC.copy_(table_TVC[thread, :, : columns_VC.shape[1]])
 
 
+def _columns(table_VD: Tensor, member: int, width: int) -> Tensor:
+    return table_VD.detach()[:, member * width : (member + 1) * width]
+
+
 @inner_fast
-def block_of(scratch: Scratch, member: int) -> Block:
+def block_of(scratch: Scratch, thread: int) -> Block:
     """A thread's block."""
-    return Block(scratch.ids_TJ[member], scratch.signs_TJ[member], scratch.rows_TG[member])
+    return Block(scratch.ids_TJ[thread], scratch.signs_TJ[thread], scratch.rows_TG[thread])
 
 
 @inner_fast
 def is_last(member: int, scratch: Scratch) -> bool:
-    """Whether this thread also sums up the losses: the last one has the fewest columns."""
-    return bool(member == scratch.ids_TJ.shape[0] - 1)
+    """Whether this member also sums up the losses: the last one has the fewest columns."""
+    return bool(member == scratch.shares_M2J.shape[0] - 1)
 
 
 @inner_fast
 def num_chunks(member: int, width: int, dim: int) -> int:
-    """The number of chunks in a thread's columns that are not padding."""
+    """The number of chunks in a member's columns that are not padding."""
     return (max(0, min(width, dim - member * width)) + CHUNK - 1) // CHUNK
 
 
@@ -265,11 +277,11 @@ def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: F
 
 @inner_fast
 def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats) -> int:
-    """Writes the sum of the threads' ``shares_T2J[thread, turn & 1]`` to ``total_J``. Returns the next turn.
+    """Writes the sum of the members' ``shares_M2J[member, turn & 1]`` to ``total_J``. Returns the next turn.
 
-    Even and odd turns have separate shares, because a thread may be one turn ahead of another that is still reading.
+    Even and odd turns have separate shares, because a member may be one turn ahead of another that is still reading.
     """
-    shares, size = scratch.shares_T2J, scratch.shares_T2J.shape[0]
+    shares, size = scratch.shares_M2J, scratch.shares_M2J.shape[0]
     if size > 1:
         barrier(scratch.counters, member, size)
     for j in range(count):

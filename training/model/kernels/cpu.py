@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
+from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
     Floats,
@@ -36,6 +37,7 @@ from training.model.kernels.columns import (
     team_for,
     whole_loops,
 )
+from training.model.kernels.group import Group
 from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import CHUNK, norm_square
@@ -164,25 +166,26 @@ class CpuTrainer(InPlaceTrainer):
 
     team: Team
 
-    def __init__(self, tables: TableTensors, negatives: int, optimizer: str):
+    def __init__(self, tables: TableTensors, negatives: int, optimizer: str, group: Group | None = None):
         super().__init__(tables, negatives, optimizer)
-        self.team = team_for(tables[0].shape[1])
+        self.team = team_for(tables[0].shape[1], group)
         self._buffers: tuple[Scratch, Moves] | None = None
         self.reload()
 
     def reload(self) -> None:
-        self._columns = [by_columns(table_VD, self.team.size) for table_VD in self.tables]
+        self._columns = [by_columns(table_VD, self.team) for table_VD in self.tables]
         # Every thread has its own copy of the state, (T, V), because each needs all of it.
-        self._copies = [values_V.expand(self.team.size, -1).contiguous() for values_V in self.state.values()]
+        self._copies = [values_V.expand(self.team.here, -1).contiguous() for values_V in self.state.values()]
 
     def is_finite(self) -> bool:
         return all(map(is_finite, self._columns))
 
     def write_back(self) -> None:
         for table_TVC, table_VD in zip(self._columns, self.tables, strict=True):
-            by_rows(table_TVC, table_VD)
+            by_rows(table_TVC, table_VD, self.team)
         for copies_TV, values_V in zip(self._copies, self.state.values(), strict=True):
             values_V.copy_(copies_TV[0])
+        self.team.group.barrier()
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``. Returns the losses, shape (B,).
@@ -193,17 +196,17 @@ class CpuTrainer(InPlaceTrainer):
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
         scratch, moves = self._buffers = self._buffers or self._make_buffers(rows.targets_BL.shape[1])
         center_TVC, context_TVC = (table_TVC.numpy() for table_TVC in self._columns)
-        no_sums = torch.zeros(self.team.size, 0)
+        no_sums = torch.zeros(self.team.here, 0)
         center_sums_TV, context_sums_TV = (sums_TV.numpy() for sums_TV in self._copies or (no_sums, no_sums))
         frozen_V = np.zeros(0, dtype=np.bool_) if self.frozen_V is None else self.frozen_V.numpy()
         dim = self.tables[0].shape[1]
         state = InPlaceState(center_TVC, context_TVC, center_sums_TV, context_sums_TV, frozen_V, dim, self._adagrad)
-        self.team.run(lambda member: _update(member, rows, state, scratch, moves, np.float32(lr), losses_B))
+        self.team.run(lambda thread: _update(thread, rows, state, scratch, moves, np.float32(lr), losses_B))
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
         scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len)
-        gradients_TC = page_aligned(self.team.size, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
+        gradients_TC = page_aligned(self.team.here, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
         return scratch, Moves(page_aligned(*scratch.slopes_TJ.shape).numpy(), gradients_TC.numpy())
 
 
@@ -218,21 +221,21 @@ class Rule(NamedTuple):
 
 @compiled_fast
 def _update(
-    member: int, rows: Rows, state: InPlaceState, scratch: Scratch, moves: Moves, lr: np.float32, losses_B: Floats
+    thread: int, rows: Rows, state: InPlaceState, scratch: Scratch, moves: Moves, lr: np.float32, losses_B: Floats
 ) -> None:
     """One thread's columns of every row. All threads process the same blocks of rows, with a barrier in each."""
-    center_VC, context_VC = state.center_TVC[member], state.context_TVC[member]
-    block, slopes_J, losses_J = block_of(scratch, member), scratch.slopes_TJ[member], scratch.losses_TJ[member]
-    steps_J, gradients_BC = moves.steps_TJ[member], moves.gradients_TC[member]
+    member, center_VC, context_VC = scratch.first + thread, state.center_TVC[thread], state.context_TVC[thread]
+    block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
+    steps_J, gradients_BC = moves.steps_TJ[thread], moves.gradients_TC[thread]
     width = center_VC.shape[1]
     columns = Columns(center_VC, context_VC, num_chunks(member, width, state.dim))
     rule = Rule(lr, state.adagrad, state.frozen_V, state.dim)
-    turn: int = np.int64(0)  # type: ignore[assignment]  # for a plain 0 numba would compile add_up twice
+    turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
     for first in range(0, rows.center_B.size, ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, rows.center_B.size)
 
         # Scores, and for Adagrad |v|^2 behind them: this thread's share, then the sum over the threads.
-        share_J = scratch.shares_T2J[member, turn & 1]
+        share_J = scratch.shares_M2J[member, turn & 1]
         center_B = rows.center_B[first:last]
         count = lay_out(rows, first, last, columns, block)
         behind = whole_loops(count)
@@ -246,15 +249,15 @@ def _update(
             mean_losses(rows, first, last, losses_J, losses_B)
 
         # The contexts move, then the centers.
-        _context_steps(rows, first, last, behind, rule, state.context_sums_TV[member], slopes_J, steps_J)
+        _context_steps(rows, first, last, behind, rule, state.context_sums_TV[thread], slopes_J, steps_J)
         gradients_BC[: (last - first) * width] = 0
         spread(block, count, center_B, columns, slopes_J, steps_J, gradients_BC)
         if state.adagrad:
-            share_J = scratch.shares_T2J[member, turn & 1]
+            share_J = scratch.shares_M2J[member, turn & 1]
             for row in range(first, last):
                 share_J[row - first] = norm_square(gradients_BC, (row - first) * width, columns.chunks)
             turn = add_up(member, scratch, turn, last - first, steps_J)
-        _move_centers(center_B, center_VC, rule, state.center_sums_TV[member], steps_J, gradients_BC)
+        _move_centers(center_B, center_VC, rule, state.center_sums_TV[thread], steps_J, gradients_BC)
 
 
 @inner_fast

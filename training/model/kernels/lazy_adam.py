@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
 from training.model.batch import BatchTensors
+from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
     Floats,
@@ -46,6 +47,9 @@ from training.model.kernels.columns import (
     team_for,
     whole_loops,
 )
+from training.model.kernels.cores import num_cores
+from training.model.kernels.group import Group
+from training.model.kernels.threads import Team
 from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import page_aligned
 from training.model.skip_gram import TableTensors
@@ -54,6 +58,8 @@ from training.model.state import Slot, check_state
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 32
 """Rows that stay in the cache, with their moments, until their gradients are computed."""
+ROWS_OF_MANY = 512
+"""The same for members that share cores: at each of their meetings, cores pass from one to another."""
 
 _MEMORY = 512
 """Steps after which the amount owed to a row changes by less than rounding: (beta1 / sqrt(beta2))^512 = 5e-24."""
@@ -88,10 +94,10 @@ class AdamState(NamedTuple):
     dim: int
 
     @classmethod
-    def of(cls, tables: TableTensors, lr: float, num_steps: int, num_threads: int) -> "AdamState":
-        weights = [by_columns(table_VD, num_threads) for table_VD in tables]
+    def of(cls, tables: TableTensors, lr: float, num_steps: int, team: Team) -> "AdamState":
+        weights = [by_columns(table_VD, team) for table_VD in tables]
         _, num_words, width = weights[0].shape
-        rows = page_aligned(2, num_threads, num_words, 4, width).numpy()
+        rows = page_aligned(2, team.here, num_words, 4, width).numpy()
         for index, weights_TVC in enumerate(weights):
             rows[index, :, :, _WEIGHT] = weights_TVC
         steps, ages = np.arange(num_steps + 2, dtype=np.float64), np.arange(_AGES, dtype=np.float64)
@@ -100,9 +106,9 @@ class AdamState(NamedTuple):
             rate_S = (lr * root / -np.expm1(steps * np.log(BETA1))).astype(np.float32)
         return cls(
             rows=rows,
-            last=np.zeros((num_threads, 2, 2, num_words), dtype=np.int32),
-            touched=np.zeros((num_threads, 2, num_words + 1), dtype=np.int32),
-            owed=np.zeros((num_threads, num_steps + 2), dtype=np.float32),
+            last=np.zeros((team.here, 2, 2, num_words), dtype=np.int32),
+            touched=np.zeros((team.here, 2, num_words + 1), dtype=np.int32),
+            owed=np.zeros((team.here, num_steps + 2), dtype=np.float32),
             epsilon_S=((EPSILON * root) ** 2).astype(np.float32),
             rate_S=rate_S,
             decay=np.stack([BETA1**ages, BETA2**ages, (BETA1 / BETA2**0.5) ** ages]).astype(np.float32),
@@ -116,12 +122,12 @@ class LazyAdam:
     It trains copies of the tables; ``write_back`` copies the results into the tables.
     """
 
-    def __init__(self, tables: TableTensors, negatives: int, lr: float, num_steps: int):
+    def __init__(self, tables: TableTensors, negatives: int, lr: float, num_steps: int, group: Group | None = None):
         """For at most ``num_steps`` steps."""
         self.tables = tables
-        self.team = team_for(tables[0].shape[1])
+        self.team = team_for(tables[0].shape[1], group)
         self._negatives, self._step = negatives, 0
-        self.state = AdamState.of(tables, lr, num_steps, self.team.size)
+        self.state = AdamState.of(tables, lr, num_steps, self.team)
         self._scratch: Scratch | None = None
         self._copies: Tensor | None = None  # for ``state_dict``, made when it is first called
 
@@ -150,7 +156,7 @@ class LazyAdam:
         stay equal, bit for bit.
         """
         arrays, adam, step, scratch = gathered.numpy(), self.state, self._step, self.buffers(max_len)
-        self.team.run(lambda member: _apply(member, arrays, ranges, max_len, self._negatives, adam, scratch, step))
+        self.team.run(lambda thread: _apply(thread, arrays, ranges, max_len, self._negatives, adam, scratch, step))
 
     def freeze(self, words_K: npt.NDArray[np.int64]) -> None:
         """Freezes the rows of words that no step has touched, until ``unfreeze``. Steps are not faster meanwhile."""
@@ -169,7 +175,8 @@ class LazyAdam:
         weights, row_4C = page_aligned(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
         for index, table_VD in enumerate(self.tables):
             _up_to_date(index, adam, row_4C, weights.numpy())
-            by_rows(weights, table_VD)
+            by_rows(weights, table_VD, self.team)
+        self.team.group.barrier()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, copied to memory that the next call overwrites.
@@ -178,9 +185,11 @@ class LazyAdam:
         """
         adam = self.state
         if self._copies is None:
-            self._copies = page_aligned(2, 4, adam.rows.shape[2], adam.dim)
-        copies = self._copies.numpy()
-        self.team.run(lambda member: _copy(member, adam.rows, copies))
+            self._copies = torch.from_numpy(self.team.group.array(2, 4, adam.rows.shape[2], adam.dim))
+        copies, team = self._copies.numpy(), self.team
+        team.group.barrier()  # the first process comes when it has written the copies to the disk
+        team.run(lambda thread: _copy(team.first + thread, adam.rows[:, thread], copies))
+        team.group.barrier()
         last, owed = adam.last[0], adam.owed[0, : self._step + 1]
         return {"rows": self._copies, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
 
@@ -203,25 +212,27 @@ class LazyAdam:
         self.state.last[:] = state["last"].numpy()
         for table in range(2):
             for part in range(4):
-                self.state.rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team.size)
+                self.state.rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team)
 
     def _run(self, batch: BatchTensors, num_steps: int, kept_slopes_J: Floats) -> Tensor:
         rows, adam, step = Rows.of(batch, self._negatives), self.state, self._step
         losses_B = np.zeros(len(rows.center_B), dtype=np.float32)
         scratch = self.buffers(rows.targets_BL.shape[1])
-        self.team.run(lambda member: _steps(member, rows, adam, scratch, step, num_steps, kept_slopes_J, losses_B))
+        self.team.run(lambda thread: _steps(thread, rows, adam, scratch, step, num_steps, kept_slopes_J, losses_B))
         self._step += num_steps
         return torch.from_numpy(losses_B)
 
     def buffers(self, max_len: int) -> Scratch:
         """The threads' buffers, made once: all batches have rows of ``max_len`` targets."""
-        self._scratch = self._scratch or Scratch.of(self.team, ROWS_AT_ONCE, max_len)
+        if self._scratch is None:
+            rows = ROWS_AT_ONCE if self.team.size <= num_cores() else ROWS_OF_MANY
+            self._scratch = Scratch.of(self.team, self.team.group.agreed(rows), max_len)
         return self._scratch
 
 
 @compiled_fast
 def _steps(
-    member: int,
+    thread: int,
     rows: Rows,
     adam: AdamState,
     scratch: Scratch,
@@ -231,20 +242,21 @@ def _steps(
     losses_B: Floats,
 ) -> None:
     """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
-    block, slopes_J, losses_J = block_of(scratch, member), scratch.slopes_TJ[member], scratch.losses_TJ[member]
-    columns, width = columns_of(member, adam), adam.rows.shape[4]
+    block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
+    member, width = scratch.first + thread, adam.rows.shape[4]
+    columns = columns_of(thread, member, adam)
     per_step = rows.center_B.size // num_steps
     keeps = kept_slopes_J.size > 0
-    turn: int = np.int64(0)  # type: ignore[assignment]  # for a plain 0 numba would compile add_up twice
+    turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
     kept = 0
     for begin in range(0, per_step * num_steps, per_step):
         step += 1
-        for first in range(begin, begin + per_step, ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, begin + per_step)
-            bring_up_to_date(member, rows, first, last, adam, step)
+        for first in range(begin, begin + per_step, scratch.num_rows):
+            last = min(first + scratch.num_rows, begin + per_step)
+            bring_up_to_date(thread, rows, first, last, adam, step)
             center_B, num_contexts_B = rows.center_B[first:last], rows.num_contexts_B[first:last]
             count = lay_out(rows, first, last, columns, block)
-            scores_of(block, count, center_B, columns, scratch.shares_T2J[member, turn & 1])
+            scores_of(block, count, center_B, columns, scratch.shares_M2J[member, turn & 1])
             turn = add_up(member, scratch, turn, count, slopes_J)
             slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             if is_last(member, scratch):
@@ -265,12 +277,12 @@ def _steps(
                     at += padded(num_targets)
                     kept += num_targets
         if not keeps:
-            _owe(step, adam.owed[member], adam.rate_S, adam.decay)
+            _owe(step, adam.owed[thread], adam.rate_S, adam.decay)
 
 
 @compiled_fast
 def _apply(
-    member: int,
+    thread: int,
     gathered: Ids,
     ranges: npt.NDArray[np.int64],
     max_len: int,
@@ -280,8 +292,8 @@ def _apply(
     step: int,
 ) -> None:
     """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
-    columns, width = columns_of(member, adam), adam.rows.shape[4]
-    block, block_slopes_J = block_of(scratch, member), scratch.slopes_TJ[member]
+    columns, width = columns_of(thread, scratch.first + thread, adam), adam.rows.shape[4]
+    block, block_slopes_J = block_of(scratch, thread), scratch.slopes_TJ[thread]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
         rank, first, last = ranges[index]
@@ -293,9 +305,9 @@ def _apply(
         for row in range(first):
             at += num_contexts_B[row] * (1 + negatives)
         rows = Rows(center_B, targets_BL, num_contexts_B, negatives)
-        for begin in range(first, last, ROWS_AT_ONCE):
-            end = min(begin + ROWS_AT_ONCE, last)
-            bring_up_to_date(member, rows, begin, end, adam, step)
+        for begin in range(first, last, scratch.num_rows):
+            end = min(begin + scratch.num_rows, last)
+            bring_up_to_date(thread, rows, begin, end, adam, step)
             count = lay_out(rows, begin, end, columns, block)
             to = 0
             for row in range(begin, end):
@@ -307,15 +319,15 @@ def _apply(
                 at += num_targets
                 to += padded(num_targets)
             add_gradients(block, count, center_B[begin:end], columns, block_slopes_J, _GRADIENT * width)
-    _owe(step, adam.owed[member], adam.rate_S, adam.decay)
+    _owe(step, adam.owed[thread], adam.rate_S, adam.decay)
 
 
 @inner_fast
-def columns_of(member: int, adam: AdamState) -> Columns:
+def columns_of(thread: int, member: int, adam: AdamState) -> Columns:
     """A thread's columns of both tables: rows of 4·C, of which the first C are the weights."""
     num_words, width = adam.rows.shape[2], adam.rows.shape[4]
-    center_VC = adam.rows[0, member].reshape(num_words, 4 * width)
-    context_VC = adam.rows[1, member].reshape(num_words, 4 * width)
+    center_VC = adam.rows[0, thread].reshape(num_words, 4 * width)
+    context_VC = adam.rows[1, thread].reshape(num_words, 4 * width)
     return Columns(center_VC, context_VC, num_chunks(member, width, adam.dim))
 
 
@@ -327,10 +339,10 @@ def _owe(step: int, owed_S: Floats, rate_S: Floats, decay: Floats) -> None:
 
 
 @inner_fast
-def bring_up_to_date(member: int, rows: Rows, first: int, last: int, adam: AdamState, step: int) -> None:
+def bring_up_to_date(thread: int, rows: Rows, first: int, last: int, adam: AdamState, step: int) -> None:
     """One thread's columns: brings up to date the table rows that ``rows`` touch for the first time in this step."""
     for table in range(2):
-        last_V, touched_R = adam.last[member, table, 0], adam.touched[member, table]
+        last_V, touched_R = adam.last[thread, table, 0], adam.touched[thread, table]
         count: int = np.int64(0)  # type: ignore[assignment]  # likewise _note and _catch_up
         for row in range(first, last):
             num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
@@ -338,7 +350,7 @@ def bring_up_to_date(member: int, rows: Rows, first: int, last: int, adam: AdamS
                 count = _note(rows.center_B[row : row + min(1, num_targets)], step, last_V, touched_R, count)
             else:
                 count = _note(rows.targets_BL[row, :num_targets], step, last_V, touched_R, count)
-        _catch_up(member, table, count, adam, step)
+        _catch_up(thread, table, count, adam, step)
 
 
 @inner_fast
@@ -355,10 +367,10 @@ def _note(words: Ids, step: int, last_V: Ids, touched_R: Ids, count: int) -> int
 
 
 @inner_fast
-def _catch_up(member: int, table: int, count: int, adam: AdamState, step: int) -> None:
+def _catch_up(thread: int, table: int, count: int, adam: AdamState, step: int) -> None:
     """Brings the first ``count`` touched rows up to date, and records this step as their last."""
-    rows_V4C, owed_S, touched_R = adam.rows[table, member], adam.owed[member], adam.touched[member, table]
-    last_V, age_V = adam.last[member, table, 0], adam.last[member, table, 1]
+    rows_V4C, owed_S, touched_R = adam.rows[table, thread], adam.owed[thread], adam.touched[thread, table]
+    last_V, age_V = adam.last[thread, table, 0], adam.last[thread, table, 1]
     row_bytes = rows_V4C[0].nbytes
     for index in range(count):
         if index + _AHEAD < count:
@@ -399,13 +411,14 @@ def inverse_root(number: Any) -> Any:
     return root
 
 
-def _copy(member: int, rows: Floats, copies_24VD: Floats) -> None:
-    """Copies one thread's columns of all rows."""
-    begin = member * rows.shape[4]
+def _copy(member: int, rows_2V4C: Floats, copies_24VD: Floats) -> None:
+    """Copies one member's columns of all rows."""
+    _, num_words, _, width = rows_2V4C.shape
+    begin = member * width
     for table in range(2):
-        for first in range(0, rows.shape[2], _COPIED_AT_ONCE):
-            columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, begin : begin + rows.shape[4]]
-            ours_V4C = rows[table, member, first : first + _COPIED_AT_ONCE, :, : columns_4VC.shape[2]]
+        for first in range(0, num_words, _COPIED_AT_ONCE):
+            columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, begin : begin + width]
+            ours_V4C = rows_2V4C[table, first : first + _COPIED_AT_ONCE, :, : columns_4VC.shape[2]]
             np.copyto(columns_4VC, ours_V4C.transpose(1, 0, 2))
 
 

@@ -1,52 +1,59 @@
-"""Threads that run compiled code side by side."""
+"""Threads that run compiled code side by side, in one process or in several."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-from training.model.kernels.barrier import Counters, fail, make_counters
+from training.model.kernels.barrier import Counters
+from training.model.kernels.group import Group
 
 
 class Team:
-    """``size`` threads, including the caller's. ``run(work)`` calls ``work(member)`` in each and waits for all.
+    """``size`` members: ``here`` threads, including the caller's, of each process of a group.
 
-    ``afterwards`` is extra work that the members do at the end of the next ``run`` only. It serves to prefetch when the
+    ``run(work)`` calls ``work(thread)`` in each thread of this process and waits for them. Thread ``t`` is the team's
+    member ``first + t``.
+
+    ``afterwards`` is extra work that the threads do at the end of the next ``run`` only. It serves to prefetch when the
     team uses all cores: a separate thread would take a core away in the middle of a step, and all members would wait.
     """
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, here: int, group: Group | None = None):
+        self.here, self.group = here, group or Group()
+        self.size, self.first = here * self.group.size, here * self.group.member
         self.failed = False
         self.afterwards: Callable[[int], None] | None = None
         self._given: list[Counters] = []
-        self._pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix="kernel")
+        self._pool = ThreadPoolExecutor(max(1, here - 1), thread_name_prefix="kernel")
 
     def run(self, work: Callable[[int], None]) -> None:
+        """Raises LostPeer if another process of the group has ended."""
         afterwards, self.afterwards = self.afterwards, None
 
-        def both(member: int) -> None:
-            work(member)
+        def both(thread: int) -> None:
+            work(thread)
             if afterwards:
-                afterwards(member)
+                afterwards(thread)
 
-        others = [self._pool.submit(both, member) for member in range(1, self.size)]
+        others = [self._pool.submit(both, thread) for thread in range(1, self.here)]
         try:
             both(0)
             for other in others:
                 other.result()
         except BaseException:  # such as Ctrl-C: the others would wait for this thread, and the process for the others
             self.failed = True
-            for counters in self._given:
-                fail(counters)
+            self.group.fail()
             raise
+        for counters in self._given:
+            self.group.check(counters, self.first)
 
     def counters(self) -> Counters:
         """The state of a barrier. Only one ``run`` at a time may use it, and none after a run that failed."""
-        self._given.append(make_counters(self.size))
+        self._given.append(self.group.counters(self.size))
         return self._given[-1]
 
 
 @cache
-def team_of(size: int) -> Team:
-    """The team of this size, one per process."""
-    return Team(size)
+def team_of(here: int, group: Group | None = None) -> Team:
+    """The team of so many threads in each process of the group: the same one every time."""
+    return Team(here, group)

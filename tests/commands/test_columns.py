@@ -1,0 +1,180 @@
+"""Laws of --sharding columns: ranks that share the tables train what as many threads of one process train."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Threads
+from ranks import at_batch, train_here
+from safetensors.numpy import load_file
+from tiny import damage_page, write_tiny_dataset
+
+from pipeline.shared.errors import InputError
+from training.distributed import launched
+from training.model.kernels.cores import num_cores
+from training.runs.checkpoint import steps
+from training.train_config import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("no_pages")
+
+MODES = {
+    "adam": (),
+    "sgd in place": ("--sync-every", "4"),
+    "adagrad in place": ("--sync-every", "4", "--optimizer", "rowwise_adagrad"),
+}
+SETTINGS = "--epochs=2", "--global-batch=256", "--dim=72", "--log-every=5", "--threads=1", "--device=cpu"
+COLUMNS = "--sharding", "columns"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_dataset(folder, num_sequences=400)
+    return folder
+
+
+def run(nproc: int, data: Path, output: Path, *flags: str) -> Path:
+    ended = train_here("--nproc", nproc, "--data", data, "--output", output, *SETTINGS, *flags, logs=output.parent)
+    assert ended.code == 0, ended.stderr
+    return output
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """To the bit, but for logged losses: their sums are added up in other parts."""
+    ours, theirs = (load_file(path / "vectors.safetensors") for path in (found, expected))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ("center", "context"))
+    lines = ((path / "metrics.jsonl").read_text().splitlines() for path in (found, expected))
+    for our, their in zip(*(map(json.loads, of_run) for of_run in lines), strict=True):
+        for name in ("kind", "step", "examples"):
+            assert our.get(name) == their.get(name)
+        assert our["loss"] == pytest.approx(their["loss"], rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_have_the_bits_of_two_threads(data: Path, tmp_path: Path, threads: Threads, mode: str) -> None:
+    two_threads = run(1, data, tmp_path / "threads", *MODES[mode], "--threads=2")
+    assert_same_run(run(2, data, tmp_path / "ranks", *MODES[mode], *COLUMNS), two_threads)
+
+
+@pytest.mark.long
+def test_four_ranks_have_the_bits_of_four_threads(data: Path, tmp_path: Path, threads: Threads) -> None:
+    wide = "--dim", "128"
+    four_threads = run(1, data, tmp_path / "threads", *wide, "--threads=4")
+    assert_same_run(run(4, data, tmp_path / "ranks", *wide, *COLUMNS), four_threads)
+
+
+# Faults
+
+
+def interrupted(whole: Path, copy: Path, step: int) -> Path:
+    """A copy of a finished run as if it had been stopped after a step."""
+    shutil.copytree(whole, copy)
+    for name in ("summary.json", "vectors.safetensors"):
+        (copy / name).unlink()
+    for later in steps(copy):
+        if later > step:
+            shutil.rmtree(copy / "checkpoints" / f"step-{later:08d}")
+    (copy / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
+    return copy
+
+
+@pytest.mark.parametrize("mode", ["adam", pytest.param("sgd in place", marks=pytest.mark.long)])
+def test_a_run_goes_on_with_the_same_bits_by_columns_or_by_threads(
+    data: Path, tmp_path: Path, threads: Threads, mode: str
+) -> None:
+    saving = *MODES[mode], "--checkpoint-every", "1", "--keep", "1000"
+    whole = run(2, data, tmp_path / "whole", *saving, *COLUMNS)
+    ranks = interrupted(whole, tmp_path / "ranks", 5)
+    assert_same_run(run(2, data, ranks, *saving, *COLUMNS, "--resume", "--deterministic"), whole)
+    one = interrupted(whole, tmp_path / "one", 5)
+    assert_same_run(run(1, data, one, *saving, "--threads=2", "--resume", "--deterministic"), whole)
+
+
+def killed(rank: int, patch: pytest.MonkeyPatch) -> None:
+    at_batch(5, rank, lambda: os.kill(os.getpid(), signal.SIGKILL), patch)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_the_others_end_soon_when_one_is_killed_and_the_run_goes_on(data: Path, tmp_path: Path, rank: int) -> None:
+    saving = "--checkpoint-every", "1", "--epochs", "1"
+    whole = run(2, data, tmp_path / "whole", *saving, *COLUMNS)
+    output, began = tmp_path / "run", time.monotonic()
+    flags = "--nproc", 2, "--data", data, "--output", output, *SETTINGS, *saving, *COLUMNS
+    ended = train_here(*flags, logs=tmp_path, change=partial(killed, rank))
+    assert ended.code == 1
+    killed_one = f"error: process {rank} was killed (SIGKILL); with --resume it goes on from the last checkpoint"
+    assert killed_one in ended.stderr.splitlines()
+    assert time.monotonic() - began < 30
+    assert_same_run(run(2, data, output, *saving, *COLUMNS, "--resume", "auto"), whole)
+
+
+def other_cores(patch: pytest.MonkeyPatch) -> None:
+    for module in ("model.kernels.columns", "model.kernels.lazy_adam", "reading.epochs"):
+        patch.setattr(f"training.{module}.num_cores", lambda: 1 if launched().rank else 64)
+
+
+def test_ranks_that_find_other_numbers_of_cores_do_as_the_first_does(data: Path, tmp_path: Path) -> None:
+    """As in containers of other quotas, or pinned."""
+    flags = "--nproc", 2, "--data", data, *SETTINGS, *COLUMNS, "--epochs=1", "--dim=128", "--threads=2"
+    for name, change in (("same", None), ("other", other_cores)):
+        (tmp_path / name).mkdir()
+        ended = train_here(*flags, "--output", tmp_path / name / "run", logs=tmp_path / name, change=change)
+        assert ended.code == 0, ended.stderr
+    if num_cores() > 1:
+        assert_same_run(tmp_path / "other" / "run", tmp_path / "same" / "run")
+
+
+def stopped(patch: pytest.MonkeyPatch) -> None:
+    def pause() -> None:
+        waking = subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        waking.wait()
+
+    at_batch(2, 1, pause, patch)
+
+
+def test_a_stopped_rank_only_delays(data: Path, tmp_path: Path) -> None:
+    flags = "--nproc", 2, "--data", data, *SETTINGS, *COLUMNS, "--epochs", "1"
+    for name, change in (("undisturbed", None), ("stopped", stopped)):
+        (tmp_path / name).mkdir()
+        ended = train_here(*flags, "--output", tmp_path / name / "run", logs=tmp_path / name, change=change)
+        assert ended.code == 0, ended.stderr
+    assert_same_run(tmp_path / "stopped" / "run", tmp_path / "undisturbed" / "run")
+
+
+def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    damage_page(next(copy.glob("*/train/epoch=0/*.parquet")), "contexts_negatives")
+    ended = train_here("--nproc", 2, "--data", copy, "--output", tmp_path / "run", *SETTINGS, *COLUMNS, logs=tmp_path)
+    ended.assert_refused("damaged or unreadable", "shard-")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "ranks", "found"),
+    [
+        ({}, "cuda", (2, 2), "replicated on a GPU"),
+        ({"kernel": "reference"}, "cpu", (2, 2), "replicated on a GPU and with --kernel reference"),
+        ({"optimizer": "sgd"}, "cpu", (2, 2), "replicated with --optimizer sgd"),
+        ({"reader": "petastorm"}, "cpu", (2, 2), "replicated with --reader petastorm"),
+        ({}, "cpu", (4, 2), "several machines"),
+        ({"dim": 40}, "cpu", (4, 4), "found 4 processes, expected 1 or 2, which can share --dim 40 in parts of 16"),
+        ({"dim": 100, "lanes": 15}, "cpu", (5, 5), "found 5 processes, expected 1 or 3,"),
+    ],
+)
+def test_what_cannot_be_shared_by_columns_is_refused(
+    flags: dict[str, Any], device: str, ranks: tuple[int, int], found: str
+) -> None:
+    config = TrainConfig(sharding="columns", **flags)
+    with pytest.raises(InputError, match=found):
+        config.check_sharding(device, *ranks)
