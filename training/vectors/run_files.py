@@ -68,6 +68,7 @@ class Summary(TypedDict):
     threads: Count
     kernel: str
     device: str
+    sharding: NotRequired[str]
     vocabulary_growth: NotRequired[dict[str, int | float]]
     epochs: list[EpochLine]
     dataset_id: str
