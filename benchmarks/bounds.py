@@ -40,11 +40,12 @@ from training.model.kernels.columns import (
     Rows,
     Scratch,
     add_gradients,
+    add_up,
     block_of,
     by_columns,
     lay_out,
     mean_losses,
-    scores_of,
+    share_scores,
     slopes_and_losses,
     spread,
     whole_loops,
@@ -129,7 +130,7 @@ def nanoseconds(work: Callable[[], object], targets: int, clock: Callable[[], fl
 def _in_place(parts: int, only_memory: bool, rows: Rows, columns: Columns, scratch: Scratch, buffer_BC: Floats) -> None:
     """The first ``parts`` parts of cpu._update, for SGD and one thread, with a learning rate of 0."""
     block, slopes_J, losses_J = block_of(scratch, 0), scratch.slopes_TJ[0], scratch.losses_TJ[0]
-    steps_J, losses_B = scratch.shares_M2J[0, 1], np.empty(rows.center_B.size, dtype=np.float32)
+    steps_J, losses_B = scratch.shares_P2J[0, 1], np.empty(rows.center_B.size, dtype=np.float32)
     steps_J[:] = 0
     for first in range(0, rows.center_B.size, cpu.ROWS_AT_ONCE):
         last = min(first + cpu.ROWS_AT_ONCE, rows.center_B.size)
@@ -142,7 +143,8 @@ def _in_place(parts: int, only_memory: bool, rows: Rows, columns: Columns, scrat
                 _touch(columns.context_VC, columns.chunks, block.ids_J, count, True)
             continue
         if parts > 1:
-            scores_of(block, count, center_B, columns, slopes_J)
+            share_scores(0, scratch, 0, block, count, center_B, columns)
+            add_up(0, scratch, 0, count, slopes_J)
         if parts > 2:
             slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)
@@ -170,7 +172,7 @@ def in_place(batches: list[BatchTensors], vocab: int, negatives: int, dim: int, 
     torch.set_num_threads(1)
     tables = [by_columns(table_VD, team_of(1))[0].numpy() for table_VD in SkipGram(vocab, dim, 0, True).tables]
     columns = Columns(tables[0], tables[1], dim // FLOATS_OF_A_LINE)
-    scratch = Scratch.of(team_of(1), cpu.ROWS_AT_ONCE, batches[0][1].shape[1])
+    scratch = Scratch.of(team_of(1), cpu.ROWS_AT_ONCE, batches[0][1].shape[1], dim, False)
     buffer_BC, targets = np.zeros(cpu.ROWS_AT_ONCE * dim, dtype=np.float32), num_targets(batches, negatives)
 
     def prefix(parts: int) -> None:
@@ -215,7 +217,8 @@ def _adam(
         if parts > 1:
             count = lay_out(rows, first, last, columns, block)
         if parts > 2:
-            scores_of(block, count, center_B, columns, slopes_J)
+            share_scores(0, scratch, 0, block, count, center_B, columns)
+            add_up(0, scratch, 0, count, slopes_J)
         if parts > 3:
             slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             mean_losses(rows, first, last, losses_J, losses_B)

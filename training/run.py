@@ -1,7 +1,7 @@
 """Run: what stays the same while a run goes on, made once and handed to its parts; and Position, where it is."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -18,6 +18,12 @@ class Run:
     manifest: Manifest
     world: World
     device: torch.device
+
+    @property
+    def sharding(self) -> Literal["replicated", "columns"]:
+        """What each rank has of the tables."""
+        world = self.world
+        return self.config.sharding_of(self.device.type, world.world_size, world.local_world_size)
 
 
 class Position(NamedTuple):

@@ -110,7 +110,7 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     config.check_kernel(device)
     world = launched()
     num_nodes = world.world_size // world.local_world_size
-    config.check_sharding(device, num_nodes * ranks_here, ranks_here)
+    config.sharding_of(device, num_nodes * ranks_here, ranks_here)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
@@ -146,7 +146,7 @@ def train(run: Run) -> int:
         model = SkipGram(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
         start = resumed.start(run.manifest.vocab_size) if resumed else warm_start(run, model)
         model.to(run.device)
-        group = Group(world) if config.sharding == "columns" and world.world_size > 1 else None
+        group = Group(world) if run.sharding == "columns" else None
         if group:
             held.callback(group.close)
             model.share(group)
@@ -155,7 +155,7 @@ def train(run: Run) -> int:
         # The threads that are really used: they decide the bits, and a small dim uses fewer than --threads.
         threads = step.team.here if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
-        execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel, "sharding": config.sharding}
+        execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel, "sharding": run.sharding}
         changes = list(differences(resumed.record, execution, config, step.world_size_invariant)) if resumed else []
         if resumed:
             resumed.restore(step, model)
@@ -250,7 +250,7 @@ def warm_up(run: Run) -> float:
 
     def step() -> None:
         model = SkipGram(2, config.dim, in_place=config.in_place).to(run.device)
-        others = SINGLE if config.sharding == "columns" else world
+        others = SINGLE if run.sharding == "columns" else world
         tiny = make_step(config, model, manifest.config.negatives, 1, others)
         tiny(Batch.empty(config.global_batch // others.world_size, manifest.max_len).to(run.device), 0.0)
         tiny.is_finite()

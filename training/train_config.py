@@ -2,12 +2,14 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.shared.cli import Parser, uri
 from pipeline.shared.errors import InputError
 from pipeline.shared.settings import LocalPath, Number, Text, add_flags, setting, settings
+from training.model.chunks import CHUNK, all_have_columns
 
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers of ``--sync-every 1``, each with its usual learning rate; the first is the default."""
@@ -38,10 +40,7 @@ GLOBAL_BATCH = 512, 65_536
 """Usual rows of a step: synchronous, in place."""
 
 Reader = Literal["arrow", "petastorm"]
-Sharding = Literal["replicated", "columns"]
-
-COLUMN_PARTS = 16
-"""Columns that processes share are cut at multiples of this, a cache line's floats."""
+Sharding = Literal["auto", "replicated", "columns"]
 
 NEWEST, AUTO = "newest", "auto"
 
@@ -236,9 +235,9 @@ class TrainConfig:
     """docs/data.md compares them."""
 
     sharding: Sharding = setting(
-        default="replicated",
+        default="auto",
         group=PROCESSES,
-        help="what each process has: whole tables, or some columns of every word, on one machine's CPUs",
+        help="what each process has: whole tables, or some columns of every word; auto: columns where that is possible",
     )
     """docs/training.md compares them."""
 
@@ -262,10 +261,10 @@ class TrainConfig:
     deterministic: bool = setting(
         default=False,
         group=PROCESSES,
-        help="the same bits every time, slower on a GPU; refuses to resume if the bits would differ",
+        help="the same bits every time, on a CPU with any number of threads; refuses to resume if they would differ",
     )
-    """Slower algorithms replace those that add in the hardware's order. A resumed run ends with the bits of one that
-    was not interrupted, or is refused."""
+    """Slower algorithms replace those that add in the hardware's order, or in an order that depends on the threads. A
+    resumed run ends with the bits of one that was not interrupted, or is refused."""
 
     verbosity: int = setting(
         default=0, help="-1: only warnings, errors and the last line; 1: a line for each metric too"
@@ -315,25 +314,33 @@ class TrainConfig:
             return self.kernel
         return "reference" if device == "cuda" and self.deterministic else device
 
-    def check_sharding(self, device: str, world_size: int, ranks_here: int) -> None:
-        """Raises InputError if the ranks cannot share the tables by columns, where that is wanted."""
-        if self.sharding == "replicated":
-            return
+    def sharding_of(self, device: str, world_size: int, ranks_here: int) -> Literal["replicated", "columns"]:
+        """What auto is for these ranks. Raises InputError if they cannot share the columns that are wanted."""
+        obstacle = None if self.sharding == "replicated" else self.columns_obstacle(device, world_size, ranks_here)
+        if obstacle and self.sharding == "columns":
+            raise InputError(f"--sharding columns: {obstacle}; or take --sharding replicated")
+        return "replicated" if self.sharding == "replicated" or obstacle or world_size == 1 else "columns"
+
+    def columns_obstacle(self, device: str, world_size: int, ranks_here: int) -> str | None:
+        """Why the ranks cannot share the tables by columns, as what is found and what is expected; None if they can."""
+        if device != "cpu":
+            return f"found --device {device}, expected cpu"
         if self.kernel_on(device) != "cpu":
-            raise InputError.flag("sharding", self.sharding, "replicated on a GPU and with --kernel reference")
+            return f"found --kernel {self.kernel}, expected cpu"
         if not self.in_place and self.optimizer != "adam":
-            raise InputError.flag("sharding", self.sharding, f"replicated with --optimizer {self.optimizer}")
+            return f"found --optimizer {self.optimizer}, expected adam, or --sync-every N"
         if self.reader != "arrow":
-            raise InputError.flag("sharding", self.sharding, f"replicated with --reader {self.reader}")
+            return f"found --reader {self.reader}, expected arrow"
         if ranks_here != world_size:
-            raise InputError.flag("sharding", self.sharding, "replicated for processes on several machines")
-        possible = [n for n in _divisors(self.lanes) if _all_have_columns(self.dim, n)]
+            return "found processes on several machines, expected one"
+        if sys.platform != "linux":
+            return f"found {sys.platform}, expected linux, whose processes share memory without a name"
+        possible = [n for n in _divisors(self.lanes) if all_have_columns(self.dim, n)]
         if world_size not in possible:
             numbers = " or ".join(map(str, possible))
-            raise InputError(
-                f"--sharding columns: found {world_size} processes, expected {numbers}, which can share --dim "
-                f"{self.dim} in parts of {COLUMN_PARTS}; take as many, or --sharding replicated"
-            )
+            share = f"which can share --dim {self.dim} in parts of {CHUNK}"
+            return f"found {world_size} processes, expected {numbers}, {share}"
+        return None
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""
@@ -355,12 +362,6 @@ class TrainCommand(TrainConfig):
 
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def _all_have_columns(dim: int, world_size: int) -> bool:
-    """Whether no process is without columns, if all but the last have as many, whole parts."""
-    parts = -(-dim // COLUMN_PARTS)
-    return (world_size - 1) * -(-parts // world_size) < parts
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainConfig, int | None]:

@@ -93,9 +93,39 @@ def test_a_run_goes_on_with_the_same_bits_by_columns_or_by_threads(
     saving = *MODES[mode], "--checkpoint-every", "1", "--keep", "1000"
     whole = run(2, data, tmp_path / "whole", *saving, *COLUMNS)
     ranks = interrupted(whole, tmp_path / "ranks", 5)
-    assert_same_run(run(2, data, ranks, *saving, *COLUMNS, "--resume", "--deterministic"), whole)
+    assert_same_run(run(2, data, ranks, *saving, *COLUMNS, "--resume"), whole)
     one = interrupted(whole, tmp_path / "one", 5)
-    assert_same_run(run(1, data, one, *saving, "--threads=2", "--resume", "--deterministic"), whole)
+    assert_same_run(run(1, data, one, *saving, "--threads=2", "--resume"), whole)
+
+
+@pytest.mark.parametrize("mode", ["adam", "adagrad in place", pytest.param("sgd in place", marks=pytest.mark.long)])
+def test_deterministic_runs_have_the_same_bits_on_any_number_of_ranks_and_threads(
+    data: Path, tmp_path: Path, threads: Threads, mode: str
+) -> None:
+    """Also when they go on with others, and though rows have a rest of columns that is no whole chunk."""
+    flags = *MODES[mode], "--deterministic", "--dim=152", "--checkpoint-every=1", "--keep=1000", "--epochs=1"
+    whole = run(1, data, tmp_path / "whole", *flags)
+    for ranks, number in ((1, 3), (2, 1), (2, 2), (4, 1)):
+        ours = run(ranks, data, tmp_path / f"{ranks} {number}", *flags, *COLUMNS, f"--threads={number}")
+        assert_same_run(ours, whole)
+        assert json.loads((ours / "summary.json").read_text())["threads"] == number
+    begun = interrupted(whole, tmp_path / "begun", 3)
+    assert_same_run(run(4, data, begun, *flags, "--resume"), whole)
+
+
+def test_auto_shares_columns_where_that_is_possible_and_else_says_why(data: Path, tmp_path: Path) -> None:
+    for flags, sharding, said in (
+        ((), "columns", "each rank trains all rows in its columns of the tables, 48 or fewer"),
+        (("--sharding=replicated",), "replicated", "gradients averaged every step"),
+        (("--optimizer=sgd",), "replicated", "whole tables on each rank: found --optimizer sgd, expected adam"),
+    ):
+        (tmp_path / str(flags)).mkdir()
+        given = "--nproc", 2, "--data", data, "--output", tmp_path / str(flags) / "run", *SETTINGS, *flags
+        ended = train_here(*given, "--epochs=1", logs=tmp_path / str(flags))
+        assert (ended.code, ended.stderr) == (0, "")
+        assert said in ended.stdout
+        assert ("whole tables on each rank" in ended.stdout) == (flags == ("--optimizer=sgd",))
+        assert json.loads((tmp_path / str(flags) / "run" / "summary.json").read_text())["sharding"] == sharding
 
 
 def killed(rank: int, patch: pytest.MonkeyPatch) -> None:
@@ -163,10 +193,10 @@ def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, 
 @pytest.mark.parametrize(
     ("flags", "device", "ranks", "found"),
     [
-        ({}, "cuda", (2, 2), "replicated on a GPU"),
-        ({"kernel": "reference"}, "cpu", (2, 2), "replicated on a GPU and with --kernel reference"),
-        ({"optimizer": "sgd"}, "cpu", (2, 2), "replicated with --optimizer sgd"),
-        ({"reader": "petastorm"}, "cpu", (2, 2), "replicated with --reader petastorm"),
+        ({}, "cuda", (2, 2), "found --device cuda, expected cpu"),
+        ({"kernel": "reference"}, "cpu", (2, 2), "found --kernel reference, expected cpu"),
+        ({"optimizer": "sgd"}, "cpu", (2, 2), "found --optimizer sgd, expected adam, or --sync-every N"),
+        ({"reader": "petastorm"}, "cpu", (2, 2), "found --reader petastorm, expected arrow"),
         ({}, "cpu", (4, 2), "several machines"),
         ({"dim": 40}, "cpu", (4, 4), "found 4 processes, expected 1 or 2, which can share --dim 40 in parts of 16"),
         ({"dim": 100, "lanes": 15}, "cpu", (5, 5), "found 5 processes, expected 1 or 3,"),
@@ -175,6 +205,6 @@ def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, 
 def test_what_cannot_be_shared_by_columns_is_refused(
     flags: dict[str, Any], device: str, ranks: tuple[int, int], found: str
 ) -> None:
-    config = TrainConfig(sharding="columns", **flags)
-    with pytest.raises(InputError, match=found):
-        config.check_sharding(device, *ranks)
+    with pytest.raises(InputError, match=f"--sharding columns: .*{found}.*; or take --sharding replicated"):
+        TrainConfig(sharding="columns", **flags).sharding_of(device, *ranks)
+    assert TrainConfig(**flags).sharding_of(device, *ranks) == "replicated"

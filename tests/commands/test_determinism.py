@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_ends_with_the_bits_of_one_that_was_not_interrupted(
 ) -> None:
     """In mid-epoch, next to its border, and when only the vectors are still to be written."""
     run = interrupted(whole, tmp_path / "run")
-    assert_same_run(trained(data, run, **way, resume=step, deterministic=True), whole)
+    assert_same_run(trained(data, run, **way, resume=step), whole)
 
 
 @pytest.mark.parametrize("step", [6, *map(long, (1, IN_EPOCH, 2 * IN_EPOCH - 1))])
@@ -154,18 +154,19 @@ def test_adam_goes_on_with_the_same_bits_on_other_ranks(data: Path, tmp_path: Pa
     alone = trained(data, tmp_path / "alone", checkpoint_every=1, keep=1000)
     two = interrupted(alone, tmp_path / "two")
     shutil.rmtree(two / "checkpoints" / f"step-{2 * IN_EPOCH:08d}")
-    on_ranks(2, data, two, "--resume", "5", "--keep", "1000", "--checkpoint-every", "1", "--deterministic")
+    on_ranks(2, data, two, "--resume", "5", "--keep", "1000", "--checkpoint-every", "1", "--sharding", "replicated")
     assert np.array_equal(tables(two), tables(alone))
     back = interrupted(two, tmp_path / "back")
-    assert_same_run(trained(data, back, resume=IN_EPOCH + 2, deterministic=True), alone)
+    assert_same_run(trained(data, back, resume=IN_EPOCH + 2), alone)
 
 
 @pytest.mark.parametrize("flags", ["--optimizer sgd --dim 8192 --global-batch 1024 --epochs 1", long("--sync-every 4")])
 def test_ranks_that_go_on_end_with_the_same_bits(data: Path, tmp_path: Path, flags: str) -> None:
     """Four of them, so that the order matters in which numbers are added up; tables that take more than one message."""
-    whole = on_ranks(4, data, tmp_path / "whole", *flags.split(), "--checkpoint-every", "1", "--keep", "1000")
+    given = *flags.split(), "--sharding", "replicated", "--deterministic"
+    whole = on_ranks(4, data, tmp_path / "whole", *given, "--checkpoint-every", "1", "--keep", "1000")
     run = interrupted(whole, tmp_path / "run")
-    on_ranks(4, data, run, *flags.split(), "--resume", str(steps(whole)[0]), "--deterministic")
+    on_ranks(4, data, run, *given, "--resume", str(steps(whole)[0]))
     assert_same_run(run, whole)
 
 
@@ -195,8 +196,8 @@ def test_going_on_with_other_threads_is_refused_where_bits_must_stay(
 ) -> None:
     whole = trained(data, tmp_path / "whole", dim=64, checkpoint_every=1, keep=1000)
     run = interrupted(whole, tmp_path / "run")
-    with pytest.raises(InputError, match="threads a rank: 2 instead of 1, which changes the bits"):
-        trained(data, run, dim=64, threads=2, resume=5, deterministic=True)
+    with pytest.raises(InputError, match="16 columns each instead of 1, which changes the bits"):
+        trained(data, run, dim=64, resume=5, deterministic=True)
     trained(data, run, dim=64, threads=2, resume=5)
     assert "threads a rank: 2 instead of 1: the vectors will be the same but for rounding" in capsys.readouterr().out
     np.testing.assert_allclose(tables(run), tables(whole), atol=1e-4)
@@ -206,7 +207,7 @@ def test_threads_that_a_dim_does_not_employ_are_none(data: Path, tmp_path: Path,
     """40 columns are one thread's, however many there are."""
     whole = trained(data, tmp_path / "whole", checkpoint_every=1, keep=1000)
     run = interrupted(whole, tmp_path / "run")
-    assert_same_run(trained(data, run, threads=4, resume=5, deterministic=True), whole)
+    assert_same_run(trained(data, run, threads=4, resume=5), whole)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,8 @@ def test_threads_that_a_dim_does_not_employ_are_none(data: Path, tmp_path: Path,
         ({}, True, {"world_size": 2}, None),
         ({}, True, {"threads": 2}, "but for rounding"),
         ({}, True, {"world_size": 2, "threads": 2}, "but for rounding"),
+        ({}, False, {"world_size": 4, "sharding": "columns"}, "parts of their columns: 4 instead of 1"),
+        ({"sync_every": 4}, False, {"world_size": 4, "sharding": "columns"}, "but for rounding"),
         ({"optimizer": "sgd"}, False, {"world_size": 2}, "but for rounding"),
         ({"sync_every": 4}, False, {"threads": 2}, "but for rounding"),
         ({"sync_every": 4}, False, {"world_size": 2}, "will be others"),

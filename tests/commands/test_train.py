@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(data: Path, output: Path) -> list[str]:
     settings = {"epochs": 3, "global-batch": 256, "dim": 40, "log-every": 5, "threads": 1, "device": "cpu"}
     arguments = {"data": data, "output": output, **settings}
-    return [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    return ["--deterministic", *(text for name, value in arguments.items() for text in (f"--{name}", str(value)))]
 
 
 def start(command: list[str], data: Path, output: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_run_on_the_same_text_begins_at_the_loss_the_old_one_ended_with(
 def test_any_number_of_ranks_begins_with_them_and_ends_with_the_same_bits(
     data: Path, old_run: Path, tmp_path: Path, training: Command, ranks: int
 ) -> None:
-    warm = f"--epochs 2 --init-from {old_run} --freeze-epochs 1"
+    warm = f"--epochs 2 --init-from {old_run} --freeze-epochs 1 --deterministic"
     train_ranks(data, tmp_path / "ranks", f"{warm} --nproc {ranks}")
     assert training(warm).code == 0
     assert np.array_equal(both(Tables.load(tmp_path / "ranks")), both(Tables.load(tmp_path / "run")))
@@ -225,7 +225,8 @@ def words_of_run(training: Command, tmp_path: Path) -> list[str]:
     ("ranks", "flags"),
     [
         (2, "--optimizer sgd"),
-        (2, f"{IN_PLACE} --optimizer rowwise_adagrad"),
+        (2, f"{IN_PLACE} --optimizer rowwise_adagrad --sharding replicated"),
+        (2, f"{IN_PLACE} --sharding columns"),
         (3, f"{IN_PLACE} --lanes 3 --global-batch 63"),
     ],
 )

@@ -95,15 +95,17 @@ def make_step(
     name = config.kernel_on(model.center.weight.device.type)
     kernel = kernel_of(name)
     if config.in_place:
-        if group:
-            trainer: InPlaceTrainer = cpu.CpuTrainer(model.tables, negatives, config.optimizer, group)
+        if name == "cpu":
+            trainer: InPlaceTrainer = cpu.CpuTrainer(
+                model.tables, negatives, config.optimizer, group, config.deterministic
+            )
         else:
             trainer = kernel.trainer(model.tables, negatives, config.optimizer)
         num_copies = 1 if group else world.world_size
         lr_factor = num_copies if IN_PLACE[config.optimizer].lr_times_ranks else 1
         return PeriodicAveraging(model, trainer, lr_factor, config.sync_every, num_copies)
     if name == "cpu" and config.optimizer == "adam":
-        adam = LazyAdam(model.tables, negatives, config.lr, num_steps, group)
+        adam = LazyAdam(model.tables, negatives, config.lr, num_steps, group, config.deterministic)
         return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, SINGLE if group else world)
     optimizer = make_optimizer(config.optimizer, config.lr, model)
     return Gradients(model, RowLosses(model, kernel.row_losses, negatives), optimizer, world.world_size, name == "cuda")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError, tell
 from pipeline.shared.records import Count, RecordError, checked, record
+from training.model.chunks import CHUNK
 from training.model.skip_gram import SkipGram
 from training.model.state import Slot, check_state, check_unknown
 from training.model.steps import Step, tables_of
@@ -31,7 +32,7 @@ from training.runs.checkpoint import (
 from training.runs.metrics import Moment
 from training.runs.run_folder import active_folder
 from training.runs.warm_start import KEPT, Start, StartRecord
-from training.train_config import AUTO, NEWEST, Sharding, TrainConfig
+from training.train_config import AUTO, NEWEST, TrainConfig
 
 
 @dataclass
@@ -103,7 +104,8 @@ class RunRecord:
     start: StartRecord | None
     progress: Progress
     metrics_bytes: Count
-    sharding: Sharding = "replicated"
+    sharding: Literal["replicated", "columns"] = "replicated"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def record_of(
         "dataset_id": run.manifest.dataset_id,
         "settings": {name: getattr(run.config, name) for name in (*FIXED, "epochs")},
         **execution,
+        "deterministic": run.config.deterministic,
         "start": asdict(start.record) if start else None,
         "progress": asdict(progress),
         "metrics_bytes": metrics_bytes,
@@ -261,11 +264,16 @@ def _check(
 
 def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfig, any_world: bool) -> Iterator[str]:
     """Messages on a number of ranks or threads that has changed. Raises InputError if the bits must not change."""
-    before, now = _bits_of(asdict(record)), _bits_of(execution)
+    before, now = _bits_of(asdict(record)), _bits_of({**execution, "deterministic": config.deterministic})
     names = [name for name in now if now[name] != before[name]]
     if not names or (any_world and config.reader == "arrow" and names == ["copies"]):
         return
-    words = _WORDS[{record.sharding, execution["sharding"]} == {"replicated"}]
+    replicated = record.sharding == execution["sharding"] == "replicated"
+    by_thread = replicated and record.deterministic == config.deterministic
+    words = {
+        "copies": "ranks:" if replicated else "copies of the tables:",
+        "parts": "threads a rank:" if by_thread else "parts of their columns:",
+    }
     changes = " and ".join(f"{words[name]} {now[name]} instead of {before[name]}" for name in names)
     if config.reader == "petastorm" and "copies" in names and record.progress.step:
         raise InputError(
@@ -276,23 +284,19 @@ def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfi
             f"--resume: found {changes}, which changes the bits; take as many, or leave --deterministic out"
         )
     if config.in_place and "copies" in names:
-        yield f"{changes}: tables are averaged over other ranks, so the vectors will be others, about as good"
+        yield f"{changes}: the average is another, so the vectors will be others, about as good"
     else:
         yield f"{changes}: the vectors will be the same but for rounding"
 
 
-_WORDS = (
-    {"copies": "copies of the tables:", "parts": "parts of their columns:"},
-    {"copies": "ranks:", "parts": "threads a rank:"},
-)
-
-
-def _bits_of(execution: dict[str, Any]) -> dict[str, int]:
+def _bits_of(execution: dict[str, Any]) -> dict[str, int | str]:
     """What the bits depend on: how many copies of the tables are trained, and in how many parts of columns each."""
     world_size, threads = execution["world_size"], execution["threads"]
-    if execution["sharding"] == "columns":
-        return {"copies": 1, "parts": world_size * threads}
-    return {"copies": world_size, "parts": threads}
+    by_columns = execution["sharding"] == "columns"
+    parts: int | str = world_size * threads if by_columns else threads
+    if execution["deterministic"] and execution["kernel"] == "cpu":
+        parts = f"{CHUNK} columns each"
+    return {"copies": 1 if by_columns else world_size, "parts": parts}
 
 
 def _flags(values: dict[str, Any], names: list[str]) -> str:

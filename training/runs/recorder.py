@@ -8,8 +8,8 @@ import torch
 
 from pipeline.shared.cli import QUIET
 from pipeline.shared.errors import tell
+from training.model.chunks import width_for
 from training.model.kernels.threads import Team
-from training.model.kernels.vector import CHUNK
 from training.model.skip_gram import SkipGram
 from training.model.steps import Step
 from training.run import Run
@@ -142,9 +142,12 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
         if config.in_place
         else "gradients averaged every step"
     )
-    if team and team.group.size > 1:
-        most = -(-config.dim // (CHUNK * team.size)) * CHUNK * team.here
+    if run.sharding == "columns" and team:
+        most = width_for(config.dim, team.size) * team.here
         in_step = f"each rank trains all rows in its columns of the tables, {most} or fewer"
+    elif config.sharding == "auto" and world_size > 1:
+        obstacle = config.columns_obstacle(run.device.type, world_size, run.world.local_world_size)
+        in_step += f"; whole tables on each rank: {obstacle}, to share them by columns"
     threads = f"{torch.get_num_threads()} thread(s) a rank"
     if team and team.here < torch.get_num_threads():
         threads += f", of which dim {config.dim} employs {team.here}"

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
 from training.model.batch import BatchTensors
+from training.model.chunks import CHUNK, width_for
 from training.model.kernels.barrier import Counters, barrier
 from training.model.kernels.cores import num_cores
 from training.model.kernels.group import Group
 from training.model.kernels.threads import Team, team_of
-from training.model.kernels.vector import AHEAD, CHUNK, TOGETHER, copy, dot_4, fill, power_of_two, scatter_4
+from training.model.kernels.vector import AHEAD, TOGETHER, copy, dot_4, fill, norm_square, power_of_two, scatter_4
 from training.model.memory import page_aligned
 
 Ids = npt.NDArray[np.int32]
@@ -69,10 +70,19 @@ class Block(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Buffers of a step, for J targets in each of the T threads of this process, of M members of the team in all."""
+    """Buffers of a step, for J targets in each of the T threads of this process, of M members of the team in all.
+
+    The columns consist of P parts: a member's, or, if the bits may not depend on the members, a chunk each.
+    """
 
     first: int
     """The member that is this process's first thread."""
+    size: int
+    """M."""
+    parts_each: int
+    """Parts of a member's columns. A sum over the columns has one share for each part."""
+    chunks_at_once: int
+    """Chunks of a part."""
     num_rows: int
     """The most rows of a block."""
     counters: Counters
@@ -80,15 +90,18 @@ class Scratch(NamedTuple):
     ids_TJ: Ids
     signs_TJ: Floats
     rows_TG: Ids
-    shares_M2J: Floats
-    """Each member's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
+    shares_P2J: Floats
+    """Each part's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
     slopes_TJ: Floats
     """Scores, then their slopes."""
     losses_TJ: Floats
 
     @classmethod
-    def of(cls, team: Team, num_rows: int, max_len: int) -> "Scratch":
-        """For blocks of at most ``num_rows`` rows."""
+    def of(cls, team: Team, num_rows: int, max_len: int, dim: int, by_chunk: bool) -> "Scratch":
+        """For blocks of at most ``num_rows`` rows. ``by_chunk``: a chunk of the columns is a part."""
+        chunks_each = width_for(dim, team.size) // CHUNK
+        chunks_at_once = 1 if by_chunk else chunks_each
+        num_parts = -(-dim // (CHUNK * chunks_at_once))
         # Behind the padded targets there is room for a number per row, for one more row, and for what `fill` writes.
         most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 4 * CHUNK)
 
@@ -98,8 +111,21 @@ class Scratch(NamedTuple):
         ints, floats = torch.int32, torch.float32
         ids_TJ, signs_TJ, rows_TG = make(ints, most), make(floats, most), make(ints, most)
         slopes_TJ, losses_TJ = make(floats, most), make(floats, most)
-        counters, shares_M2J = team.counters(), team.group.array(team.size, 2, most)
-        return cls(team.first, num_rows, counters, ids_TJ, signs_TJ, rows_TG, shares_M2J, slopes_TJ, losses_TJ)
+        shares_P2J = team.group.array(num_parts, 2, most)
+        return cls(
+            first=team.first,
+            size=team.size,
+            parts_each=chunks_each // chunks_at_once,
+            chunks_at_once=chunks_at_once,
+            num_rows=num_rows,
+            counters=team.counters(),
+            ids_TJ=ids_TJ,
+            signs_TJ=signs_TJ,
+            rows_TG=rows_TG,
+            shares_P2J=shares_P2J,
+            slopes_TJ=slopes_TJ,
+            losses_TJ=losses_TJ,
+        )
 
 
 # ---- Tables by columns
@@ -115,7 +141,7 @@ def team_for(dim: int, group: Group | None = None) -> Team:
 def by_columns(table_VD: Tensor, team: Team) -> Tensor:
     """A copy of this process's columns of the table, (T, V, C), padded with columns of zeros, which stay zero."""
     num_words, dim = table_VD.shape
-    width = -(-dim // (team.size * CHUNK)) * CHUNK
+    width = width_for(dim, team.size)
     table_TVC = page_aligned(team.here, num_words, width)
     for thread in range(team.here):
         columns_VC = _columns(table_VD, team.first + thread, width)
@@ -143,7 +169,7 @@ def block_of(scratch: Scratch, thread: int) -> Block:
 @inner_fast
 def is_last(member: int, scratch: Scratch) -> bool:
     """Whether this member also sums up the losses: the last one has the fewest columns."""
-    return bool(member == scratch.shares_M2J.shape[0] - 1)
+    return bool(member == scratch.size - 1)
 
 
 @inner_fast
@@ -192,13 +218,33 @@ def whole_loops(count: int) -> int:
 
 
 @inner_fast
-def scores_of(block: Block, count: int, center_B: Ids, columns: Columns, scores_J: Floats) -> None:
-    """Writes the columns' share of the scores v·u. ``center_B`` are the block's."""
+def share_scores(
+    member: int, scratch: Scratch, turn: int, block: Block, count: int, center_B: Ids, columns: Columns
+) -> None:
+    """Writes a member's shares of the scores v·u, for ``add_up``. ``center_B`` are the block's."""
     center_VC, context_VC, chunks = columns
-    width = context_VC.shape[1]
-    for group in range(count // TOGETHER):
-        v = center_B[block.rows_G[group]] * width
-        dot_4(context_VC, block.ids_J, group * TOGETHER, center_VC, v, chunks, scores_J)
+    width, part = context_VC.shape[1], member * scratch.parts_each
+    for first in range(0, chunks, scratch.chunks_at_once):
+        shift, num_chunks = first * CHUNK, min(scratch.chunks_at_once, chunks - first)
+        scores_J = scratch.shares_P2J[part, turn & 1]
+        for group in range(count // TOGETHER):
+            v = center_B[block.rows_G[group]] * width + shift
+            dot_4(context_VC, block.ids_J, group * TOGETHER, shift, center_VC, v, num_chunks, scores_J)
+        part += 1
+
+
+@inner_fast
+def share_norms(
+    member: int, scratch: Scratch, turn: int, at: int, vectors: Floats, ids_B: Ids, width: int, chunks: int
+) -> None:
+    """Writes a member's shares of |v|^2 for the vectors ``ids_B``, each ``width`` long, from place ``at`` on."""
+    part = member * scratch.parts_each
+    for first in range(0, chunks, scratch.chunks_at_once):
+        num_chunks = min(scratch.chunks_at_once, chunks - first)
+        squares_J = scratch.shares_P2J[part, turn & 1]
+        for row in range(ids_B.size):
+            squares_J[at + row] = norm_square(vectors, ids_B[row] * width + first * CHUNK, num_chunks)
+        part += 1
 
 
 @inner_fast
@@ -277,16 +323,16 @@ def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: F
 
 @inner_fast
 def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats) -> int:
-    """Writes the sum of the members' ``shares_M2J[member, turn & 1]`` to ``total_J``. Returns the next turn.
+    """Writes the sum of the parts' ``shares_P2J[part, turn & 1]`` to ``total_J``. Returns the next turn.
 
     Even and odd turns have separate shares, because a member may be one turn ahead of another that is still reading.
     """
-    shares, size = scratch.shares_M2J, scratch.shares_M2J.shape[0]
-    if size > 1:
-        barrier(scratch.counters, member, size)
+    shares = scratch.shares_P2J
+    if scratch.size > 1:
+        barrier(scratch.counters, member, scratch.size)
     for j in range(count):
         total_J[j] = shares[0, turn & 1, j]
-    for other in range(1, size):
+    for part in range(1, shares.shape[0]):
         for j in range(count):
-            total_J[j] += shares[other, turn & 1, j]
+            total_J[j] += shares[part, turn & 1, j]
     return turn + 1

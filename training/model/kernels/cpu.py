@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
+from training.model.chunks import CHUNK
 from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
@@ -31,7 +32,8 @@ from training.model.kernels.columns import (
     mean_losses,
     num_chunks,
     padded,
-    scores_of,
+    share_norms,
+    share_scores,
     slopes_and_losses,
     spread,
     team_for,
@@ -40,7 +42,6 @@ from training.model.kernels.columns import (
 from training.model.kernels.group import Group
 from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.kernels.threads import Team, team_of
-from training.model.kernels.vector import CHUNK, norm_square
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TableTensors
 
@@ -159,6 +160,8 @@ class Moves(NamedTuple):
 
     steps_TJ: Floats
     gradients_TC: Floats
+    places_B: Ids
+    """0, 1, 2, ...: which of the gradients is a row's."""
 
 
 class CpuTrainer(InPlaceTrainer):
@@ -166,8 +169,17 @@ class CpuTrainer(InPlaceTrainer):
 
     team: Team
 
-    def __init__(self, tables: TableTensors, negatives: int, optimizer: str, group: Group | None = None):
+    def __init__(
+        self,
+        tables: TableTensors,
+        negatives: int,
+        optimizer: str,
+        group: Group | None = None,
+        deterministic: bool = False,
+    ):
+        """``deterministic``: the same bits for any number of threads and processes."""
         super().__init__(tables, negatives, optimizer)
+        self._deterministic = deterministic
         self.team = team_for(tables[0].shape[1], group)
         self._buffers: tuple[Scratch, Moves] | None = None
         self.reload()
@@ -205,9 +217,10 @@ class CpuTrainer(InPlaceTrainer):
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
-        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len)
+        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len, self.tables[0].shape[1], self._deterministic)
         gradients_TC = page_aligned(self.team.here, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
-        return scratch, Moves(page_aligned(*scratch.slopes_TJ.shape).numpy(), gradients_TC.numpy())
+        steps_TJ, places_B = page_aligned(*scratch.slopes_TJ.shape), np.arange(ROWS_AT_ONCE, dtype=np.int32)
+        return scratch, Moves(steps_TJ.numpy(), gradients_TC.numpy(), places_B)
 
 
 class Rule(NamedTuple):
@@ -235,14 +248,12 @@ def _update(
         last = min(first + ROWS_AT_ONCE, rows.center_B.size)
 
         # Scores, and for Adagrad |v|^2 behind them: this thread's share, then the sum over the threads.
-        share_J = scratch.shares_M2J[member, turn & 1]
         center_B = rows.center_B[first:last]
         count = lay_out(rows, first, last, columns, block)
         behind = whole_loops(count)
-        scores_of(block, count, center_B, columns, share_J)
+        share_scores(member, scratch, turn, block, count, center_B, columns)
         if state.adagrad:
-            for row in range(first, last):
-                share_J[behind + row - first] = norm_square(center_VC, rows.center_B[row] * width, columns.chunks)
+            share_norms(member, scratch, turn, behind, center_VC, center_B, width, columns.chunks)
         turn = add_up(member, scratch, turn, behind + last - first, slopes_J)
         slopes_and_losses(slopes_J, block.signs_J, behind, losses_J)
         if is_last(member, scratch):
@@ -253,9 +264,7 @@ def _update(
         gradients_BC[: (last - first) * width] = 0
         spread(block, count, center_B, columns, slopes_J, steps_J, gradients_BC)
         if state.adagrad:
-            share_J = scratch.shares_M2J[member, turn & 1]
-            for row in range(first, last):
-                share_J[row - first] = norm_square(gradients_BC, (row - first) * width, columns.chunks)
+            share_norms(member, scratch, turn, 0, gradients_BC, moves.places_B[: last - first], width, columns.chunks)
             turn = add_up(member, scratch, turn, last - first, steps_J)
         _move_centers(center_B, center_VC, rule, state.center_sums_TV[thread], steps_J, gradients_BC)
 

@@ -42,7 +42,7 @@ from training.model.kernels.columns import (
     mean_losses,
     num_chunks,
     padded,
-    scores_of,
+    share_scores,
     slopes_and_losses,
     team_for,
     whole_loops,
@@ -122,11 +122,19 @@ class LazyAdam:
     It trains copies of the tables; ``write_back`` copies the results into the tables.
     """
 
-    def __init__(self, tables: TableTensors, negatives: int, lr: float, num_steps: int, group: Group | None = None):
-        """For at most ``num_steps`` steps."""
+    def __init__(
+        self,
+        tables: TableTensors,
+        negatives: int,
+        lr: float,
+        num_steps: int,
+        group: Group | None = None,
+        deterministic: bool = False,
+    ):
+        """For at most ``num_steps`` steps. ``deterministic``: the same bits for any number of threads and processes."""
         self.tables = tables
         self.team = team_for(tables[0].shape[1], group)
-        self._negatives, self._step = negatives, 0
+        self._negatives, self._step, self._deterministic = negatives, 0, deterministic
         self.state = AdamState.of(tables, lr, num_steps, self.team)
         self._scratch: Scratch | None = None
         self._copies: Tensor | None = None  # for ``state_dict``, made when it is first called
@@ -226,7 +234,8 @@ class LazyAdam:
         """The threads' buffers, made once: all batches have rows of ``max_len`` targets."""
         if self._scratch is None:
             rows = ROWS_AT_ONCE if self.team.size <= num_cores() else ROWS_OF_MANY
-            self._scratch = Scratch.of(self.team, self.team.group.agreed(rows), max_len)
+            rows = self.team.group.agreed(rows)
+            self._scratch = Scratch.of(self.team, rows, max_len, self.state.dim, self._deterministic)
         return self._scratch
 
 
@@ -256,7 +265,7 @@ def _steps(
             bring_up_to_date(thread, rows, first, last, adam, step)
             center_B, num_contexts_B = rows.center_B[first:last], rows.num_contexts_B[first:last]
             count = lay_out(rows, first, last, columns, block)
-            scores_of(block, count, center_B, columns, scratch.shares_M2J[member, turn & 1])
+            share_scores(member, scratch, turn, block, count, center_B, columns)
             turn = add_up(member, scratch, turn, count, slopes_J)
             slopes_and_losses(slopes_J, block.signs_J, whole_loops(count), losses_J)
             if is_last(member, scratch):

@@ -15,14 +15,12 @@ import numpy as np
 from llvmlite import ir
 
 from pipeline.shared.compiled import inner_fast
+from training.model.chunks import CHUNK
 
 # numba has no types for mypy.
 types: Any = numba.types
 cgutils: Any = numba.core.cgutils
 intrinsic: Any = numba.extending.intrinsic
-
-CHUNK = 16
-"""Columns of a chunk: one cache line of float32, and one AVX-512 register."""
 
 TOGETHER = 4
 """Rows that ``dot_4`` and ``scatter_4`` process at once: enough sums to hide the latency of an addition."""
@@ -38,23 +36,25 @@ Codegen = Callable[[Any, ir.IRBuilder, Any, Sequence[Any]], Any]
 
 @intrinsic  # type: ignore[untyped-decorator]
 def dot_4(
-    typing: Any, rows: Any, ids: Any, at: Any, other: Any, offset: Any, num_chunks: Any, dots: Any
+    typing: Any, rows: Any, ids: Any, at: Any, shift: Any, other: Any, offset: Any, num_chunks: Any, dots: Any
 ) -> tuple[Any, Codegen]:
-    """Writes to ``dots[at : at + 4]`` the dot products of ``rows[ids[at : at + 4]]`` with ``other[offset]``.
+    """Writes to ``dots[at : at + 4]`` the dot products of ``rows[ids[at : at + 4], shift:]`` with ``other[offset]``.
 
     Prefetches the rows of the ids that are ``AHEAD`` behind.
     """
-    signature = types.void(rows, ids, types.int64, other, types.int64, types.int64, dots)
+    signature = types.void(rows, ids, types.int64, types.int64, other, types.int64, types.int64, dots)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        kinds = signature.args
-        ours = _rows(context, builder, kinds[:2], values[:2], values[2])
-        later = _rows(context, builder, kinds[:2], values[:2], builder.add(values[2], ir.Constant(_INT64, AHEAD)))
-        (theirs,) = _pointers(context, builder, kinds[3], values[3], [values[4]])
-        (results,) = _pointers(context, builder, kinds[6], values[6], [values[2]])
+        kinds, at_id, shift = signature.args, values[2], values[3]
+        ours, later = (
+            [builder.gep(row, [shift]) for row in _rows(context, builder, kinds[:2], values[:2], ids)]
+            for ids in (at_id, builder.add(at_id, ir.Constant(_INT64, AHEAD)))
+        )
+        (theirs,) = _pointers(context, builder, kinds[4], values[4], [values[5]])
+        (results,) = _pointers(context, builder, kinds[7], values[7], [at_id])
         zero = ir.Constant(_VECTOR, [0.0] * CHUNK)
         sums = [cgutils.alloca_once_value(builder, zero) for _ in ours]
-        with cgutils.for_range(builder, values[5]) as loop:
+        with cgutils.for_range(builder, values[6]) as loop:
             at = builder.mul(loop.index, ir.Constant(_INT64, CHUNK))
             factor = _load(builder, theirs, at)
             for row in later:
