@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from pipeline.dataset.manifest_file import VOCAB, CorpusCounts, Counts, Manifest, ManifestError, ShardInfo
 from pipeline.dataset.vocab import Vocab
@@ -28,17 +26,19 @@ from pipeline.pipeline_config import PipelineConfig
 from pipeline.sampling.sample import Tables
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
+from pipeline.spark.counting import count_words
 from pipeline.spark.forecast import expected_examples, forecast
 from pipeline.spark.generation import current_generation, new_generation, publish, writing
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS, versions
+from pipeline.spark.shared_arrays import get_arrays, put_arrays
 from pipeline.spark.sink import RESULTS, ShardSink
 from pipeline.spark.spark_errors import input_errors
 from pipeline.spark.task import TABLES, from_the_driver, to_binary
 from pipeline.text.corpus import Corpus, State, Values, exact_names
 from pipeline.text.tokens import tokenized
-from pipeline.text.word_counts import MAX_PARTIAL_COUNTS, Totals
 from pipeline.text.word_index import WordIndex, encode
 
+INDEX = "index"
 EXAMPLES_PER_SHARD = 1 << 20
 MIN_SHARDS = 16
 
@@ -61,12 +61,13 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
         sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
         log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
         with log_duration("counting"):
-            vocab, seen = count_words(rows, values, config)
+            vocab, seen = count_words(rows, values, config, generation)
         check_vocab(vocab, config)
         tables = Tables.build(vocab.counts_V, config)
-        with writing(output):
+        with writing(output), log_duration("writing the vocabulary and its tables"):
             vocab.write(generation / VOCAB)
-            (generation / TABLES).put(tables.to_bytes())
+            put_arrays(generation, INDEX, WordIndex(vocab.words).arrays())
+            put_arrays(generation, TABLES, tables.arrays())
 
         num_shards = config.num_shards or default_num_shards(vocab, tables)
         log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
@@ -89,37 +90,6 @@ def log_duration(stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     log.debug("%s took %.1f s", stage, time.perf_counter() - started)
-
-
-def count_words(rows: DataFrame, values: Values, config: PipelineConfig) -> tuple[Vocab, CorpusCounts]:
-    """The vocabulary and the counts of the corpus. Python counts within a partition; the JVM adds up the partitions."""
-
-    def partial_counts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        totals = Totals()
-        for batch in batches:
-            for found in tokenized(values(batch.column(0)), config):
-                totals.add(found)
-            if totals.num_pending > MAX_PARTIAL_COUNTS:
-                yield totals.batch()
-                totals = Totals()
-        yield totals.batch()
-
-    counted = (
-        rows.mapInArrow(partial_counts, "is_word boolean, name string, count bigint")
-        .groupBy("is_word", "name")
-        .agg(F.sum("count").alias("count"))
-        .where(~F.col("is_word") | (F.col("count") >= config.min_count))
-    )
-    seen = Totals().seen
-    if config.max_vocab is not None:  # then Spark drops the rarest words, and the driver receives fewer
-        most_frequent = counted.orderBy("is_word", F.desc("count"), "name")
-        counted = most_frequent.limit(config.max_vocab + 1 + len(seen))  # +1: a literal <unk> may be among them
-    totals = counted.toArrow()
-    words = totals.filter(totals["is_word"]).combine_chunks()
-    others = totals.filter(pc.invert(totals["is_word"])).to_pydict()
-    seen.update(dict(zip(others["name"], others["count"], strict=True)))
-    vocab = Vocab.from_counts(words["name"], words["count"], seen["tokens"], config.max_vocab)
-    return vocab, CorpusCounts(**seen)
 
 
 def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
@@ -160,9 +130,9 @@ def encode_words(rows: DataFrame, values: Values, config: PipelineConfig, genera
 
 @lru_cache(maxsize=1)
 def _word_index(generation: str) -> WordIndex:
-    """Made once in each Python worker. The name of a generation is unique."""
+    """Opened once in each Python worker. The name of a generation is unique."""
     with from_the_driver(Location.of(generation)) as folder:
-        return WordIndex(Vocab.read(folder / VOCAB).words)
+        return WordIndex.of_arrays(get_arrays(folder, INDEX, WordIndex.ARRAYS))
 
 
 def shuffle(sequences: DataFrame, num_shards: int) -> DataFrame:
@@ -245,7 +215,7 @@ def check_shared(manifest: Manifest, output: Location) -> None:
 
 
 def remove_unlisted(output: Location, manifest: Manifest) -> None:
-    """Removes what nobody reads: the tasks' TABLES and RESULTS, and files of attempts that failed or were overtaken."""
+    """Removes what nobody reads any more: what driver and tasks left for each other, and files of other attempts."""
     generation = output / manifest.generation
     listed = {(output / name).path for name in (manifest.vocab_path, *(shard.path for shard in manifest.shards))}
     with suppress(OSError):  # the dataset is complete by now

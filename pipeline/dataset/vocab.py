@@ -25,6 +25,9 @@ MAX_WORDS = 2**31 - 1
 MAX_TEXT_BYTES = 2**31 - 1
 """Of all words together: Arrow's strings have int32 offsets."""
 
+DIGEST_WORDS = 1 << 16
+"""Words whose lines are in memory at once."""
+
 SCHEMA = pa.schema(
     [
         pa.field("word_id", pa.int32(), nullable=False),
@@ -74,16 +77,20 @@ class Vocab:
     def digest(self) -> str:
         """SHA-256 of words and counts; it does not depend on the file format."""
         sha = hashlib.sha256()
-        for word, count in zip(self.words.to_pylist(), self.counts_V.tolist(), strict=True):
-            sha.update(f"{count} {word}\n".encode())
+        for start in range(0, len(self), DIGEST_WORDS):
+            part = slice(start, start + DIGEST_WORDS)
+            counts = pc.cast(pa.array(self.counts_V[part]), pa.string())
+            lines = pc.binary_join_element_wise(counts, self.words[part], " ")
+            text = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")
+            sha.update(text[0].as_buffer())
+            sha.update(b"\n")
         return sha.hexdigest()
 
     def write(self, path: Path | Location) -> None:
         """Writes a Parquet file of SCHEMA, atomically. Raises OSError."""
         ids = pa.array(np.arange(len(self), dtype=np.int32))
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), buffer)
-        Location.of(path).put(buffer.getvalue().to_pybytes())
+        with Location.of(path).atomic_write() as file:
+            pq.write_table(pa.table([ids, self.words, pa.array(self.counts_V)], schema=SCHEMA), file)
 
     @classmethod
     def read(cls, path: Path | Location) -> "Vocab":

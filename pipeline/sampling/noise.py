@@ -67,7 +67,9 @@ def _alias_table(weights_V: npt.NDArray[np.int64], num_slots: int) -> U64:
     alias_S = np.arange(num_slots)
     stacks_2S = np.empty((2, num_slots), dtype=np.int32)
     _fill_slots(remaining_S, threshold_S, alias_S, *stacks_2S)
-    return ((threshold_S << COIN_BITS) | alias_S).astype(np.uint64)
+    threshold_S <<= COIN_BITS
+    threshold_S |= alias_S
+    return threshold_S.view(np.uint64)
 
 
 @compiled

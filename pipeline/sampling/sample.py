@@ -4,9 +4,9 @@ T tokens of a slice, T' of which subsampling keeps; Q sequences; N examples, whi
 context; L = max_len; V words.
 """
 
-import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,8 @@ class Examples(NamedTuple):
 class Tables:
     """The integer tables of one vocabulary. The driver makes them once; every Python worker reads them."""
 
+    ARRAYS: ClassVar = ("keep", "ends", "slots")
+
     keep_V: U64
     noise: Noise
 
@@ -75,15 +77,14 @@ class Tables:
             noise=build_noise(noise_weights(counts_V, config.ns_exponent)),
         )
 
-    def to_bytes(self) -> bytes:
-        buffer = io.BytesIO()
-        np.savez(buffer, keep=self.keep_V, ends=self.noise.ends_V, slots=self.noise.slots_S)
-        return buffer.getvalue()
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """By the names in ARRAYS, from which ``of_arrays`` makes the same tables."""
+        return dict(zip(self.ARRAYS, (self.keep_V, self.noise.ends_V, self.noise.slots_S), strict=True))
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Tables":
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return cls(keep_V=file["keep"], noise=Noise.of(file["ends"], file["slots"]))
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Tables":
+        keep_V, ends_V, slots_S = (arrays[name] for name in cls.ARRAYS)
+        return cls(keep_V, Noise.of(ends_V, slots_S))
 
 
 class EpochParameters(NamedTuple):

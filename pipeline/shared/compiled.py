@@ -85,9 +85,11 @@ def compiled_fast(function: F) -> F:
 def inner(function: F, fast_math: bool = False) -> F:
     """``compiled``, for compiled callers, which compile an eighth faster without the wrapper that Python calls.
 
+    It always becomes a part of its callers. Otherwise the process that compiles a caller would call a version that was
+    optimised alone, and processes that load the caller from the cache another one, with other last bits.
     Tests may still call it from Python: that compiles it a second time.
     """
-    options = {**_options(fast_math), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options = {**_options(fast_math), "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
     dispatcher: Any = numba.njit(function, **options)
     dispatcher._insert = lambda *_: None  # or numba would call the missing wrapper, and the process would crash
     for_python: Any = compiled(function, fast_math)

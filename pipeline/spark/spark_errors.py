@@ -26,8 +26,8 @@ _REMEDIES = (
     (
         r"bigger than spark\.driver\.maxResultSize",
         "Spark: ",
-        "the driver receives the vocabulary: make it smaller with --max-vocab or a higher --min-count, or give "
-        "spark-submit --conf spark.driver.maxResultSize=0",
+        "every task sends the driver a few lines, not the vocabulary: give spark-submit "
+        "--conf spark.driver.maxResultSize=0, or fewer shards with --num-shards",
     ),
     (r"OutOfMemoryError", "Spark: ", _MEMORY),
     (

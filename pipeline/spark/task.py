@@ -18,9 +18,10 @@ from pipeline.shared.randomness import U64, Purpose, fold, stream
 from pipeline.shared.storage import Location
 from pipeline.spark.generation import writing
 from pipeline.spark.shard_writer import ShardFile, versions
+from pipeline.spark.shared_arrays import get_arrays
 from pipeline.text.tokens import stretches
 
-TABLES = "tables.npz"
+TABLES = "tables"
 SLICE_VALUES = MAX_SEQUENCE_TOKENS * 60
 """The most values of contexts_negatives, 4 bytes each, in memory at once, unless a single sequence needs more."""
 
@@ -62,9 +63,9 @@ def is_held_out(keys: U64, holdout: float) -> npt.NDArray[np.bool_]:
 
 @lru_cache(maxsize=1)
 def _tables(generation: str) -> Tables:
-    """Read once in each Python worker; the name of a generation is unique."""
+    """Opened once in each Python worker; the name of a generation is unique."""
     with from_the_driver(Location.of(generation)) as folder:
-        return Tables.from_bytes((folder / TABLES).read_bytes())
+        return Tables.of_arrays(get_arrays(folder, TABLES, Tables.ARRAYS))
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 V words, S = 2^k > V slots of the index.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,15 +44,28 @@ class Words(NamedTuple):
 
 
 class WordIndex:
-    """Finds the ids of a vocabulary's words, by hash and then byte by byte. Each Python worker builds it once.
+    """Finds the ids of a vocabulary's words, by hash and then byte by byte.
 
-    Needs memory for the words' bytes, and 16 to 32 bytes more per word.
+    Needs memory for the words' bytes, and 20 to 28 bytes more per word.
     """
+
+    ARRAYS = (*Words._fields, "slots")
 
     def __init__(self, vocab: pa.StringArray):
         self._vocab = Words.of(vocab)
         self._slots = np.full(2 << max(1, len(vocab).bit_length()), -1, np.int32)
         _build(self._vocab.hashes, self._slots)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """By the names in ARRAYS, from which ``of_arrays`` makes the same index."""
+        return {**self._vocab._asdict(), "slots": self._slots}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "WordIndex":
+        index = cls.__new__(cls)  # nothing is left to be built
+        index._vocab = Words(*(arrays[name] for name in Words._fields))
+        index._slots = arrays["slots"]
+        return index
 
     def ids(self, words: Words) -> npt.NDArray[np.int32]:
         """The id of each word; 0 for a word that is not in the vocabulary."""

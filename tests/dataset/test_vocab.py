@@ -1,5 +1,6 @@
 """Vocab.read takes what ``write`` writes and nothing else."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     made.write(tmp_path / "vocab.parquet")
     again = Vocab.read(tmp_path / "vocab.parquet")
     assert (again.words.to_pylist(), again.counts_V.tolist()) == (GOOD["word"], GOOD["count"])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_a_digest_is_of_a_line_for_every_word(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(vocab, "DIGEST_WORDS", at_once)
+    words, counts = ["<unk>", "caf\u00e9", "\n", "", "a b"], [10**15, 0, 7, 7, 1]
+    lines = "".join(f"{count} {word}\n" for count, word in zip(counts, words, strict=True))
+    made = Vocab(pa.array(["before", *words])[1:], np.array(counts))
+    assert made.digest() == hashlib.sha256(lines.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"], ids=["empty", "cut", "zeros"])

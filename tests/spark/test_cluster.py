@@ -180,7 +180,7 @@ def test_executors_lost_in_mid_shuffle_and_in_mid_write_change_no_byte(
                     return executor
         return None
 
-    job.until(lambda: list(job.output.glob("gen-*/tables.npz")), "vocabulary")
+    job.until(lambda: list(job.output.glob("gen-*/tables-*.npy")), "vocabulary")
     held, held_pid = spark_cluster.executors().popitem()
     kill(held_pid, signal.SIGSTOP)  # the stage cannot end before we have looked at it
     try:

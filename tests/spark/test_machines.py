@@ -205,12 +205,12 @@ def test_memory_bounds_the_vocabulary_unless_the_user_does(
 
 
 @pytest.mark.long
-def test_a_vocabulary_that_the_driver_may_not_receive_is_one_line(folder: Path) -> None:
+def test_a_vocabulary_of_more_than_the_driver_may_receive_is_prepared(folder: Path) -> None:
+    """300,000 words of 4 MB; as a whole command, with a user's limit. test_counting.py holds the same in a session."""
     text = folder / "text.txt"
     text.write_text("".join(f"word{number} word{number + 1}\n" for number in range(0, 300_000, 2)))
     command = [str(cluster.BIN / "spark-submit"), "--conf", "spark.driver.maxResultSize=1m", PREPARE, "-q"]
     flags = ["--input", str(text), "--output", str(folder / "out"), "--min-count", "1"]
     said = subprocess.run([*command, *flags], env=cluster.environment(), capture_output=True, text=True)
-    assert (said.returncode, len((said.stdout + said.stderr).splitlines())) == (2, 1)
-    assert "--max-vocab or a higher --min-count" in said.stdout + said.stderr
-    assert not (folder / "out").exists()
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert Manifest.load(folder / "out").vocab_size == 300_001

@@ -73,7 +73,7 @@ def test_a_library_that_workers_lack_is_told(spark: SparkSession) -> None:
         ("org.xerial.snappy.SnappyError: [FAILED_TO_LOAD_NATIVE_LIBRARY] /tmp/snappy-1.1.so", NATIVE),
         (
             "results (1230 KiB) is bigger than spark.driver.maxResultSize (1 KiB)",
-            "Spark: .*; .*--max-vocab.*--min-count",
+            "Spark: .*; .*maxResultSize=0.*--num-shards",
         ),
         ("java.lang.OutOfMemoryError: Java heap space", "Spark: .*; if memory is too small.*--driver-memory"),
         ("SparkException: Python worker exited unexpectedly (crashed)", "Spark: .*; its memory may be too small"),
