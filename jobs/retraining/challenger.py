@@ -1,15 +1,14 @@
 """The challenger: a folder of new vectors, aligned with the published ones and ready to be published."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
-
 from jobs.retraining.workspace import Cycle, remove
-from pipeline.shared.files import write, write_json
-from training.vectors.alignment import align
+from pipeline.shared.files import atomic_write, write, write_json
+from training.vectors.alignment import align, rotated
 from training.vectors.heldout import Heldout
-from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, read_summary
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, Float32, read_summary, write_tables
 from training.vectors.word_vectors import Tables
 
 OF_THE_RUN = (
@@ -25,17 +24,22 @@ def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None
     remove(temporary)
     remove(cycle.challenger)
     temporary.mkdir()
-    tables = Tables.load(cycle.run)
+    new = Tables.load(cycle.run)
+    tables: dict[str, Iterable[Float32]] = {"center": [new.center_VD], "context": [new.context_VD]}
     if current is not None:
-        alignment = align(tables, Tables.load(current))
+        alignment = align(new, Tables.load(current))
         alignment.write(temporary)
-        tables = alignment.tables
+        tables = {
+            "center": rotated(new.center_VD, alignment.rotation_DD),
+            "context": rotated(new.context_VD, alignment.rotation_DD),
+        }
     if holds_out:
         Heldout.of_dataset(cycle.dataset).write(temporary)
-    write(temporary / VECTORS, save({"center": tables.center_VD, "context": tables.context_VD}))
+    with atomic_write(temporary / VECTORS) as file:
+        write_tables(file, new.center_VD.shape, tables)
     write(temporary / VOCAB, (cycle.run / VOCAB).read_bytes())
     summary = read_summary(cycle.run)
     card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
-    card |= {"run_id": cycle.run_id, "dim": tables.center_VD.shape[1], "supersedes": current.name if current else None}
+    card |= {"run_id": cycle.run_id, "dim": new.center_VD.shape[1], "supersedes": current.name if current else None}
     write_json(temporary / SUMMARY, card)
     temporary.replace(cycle.challenger)

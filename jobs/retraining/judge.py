@@ -15,7 +15,7 @@ import numpy as np
 from jobs.retraining.gates import Gates
 from pipeline.shared.errors import InputError
 from training.vectors.compare import Norms, growth, neighbour_overlap, shared_rows
-from training.vectors.evaluation import analogies, word_pairs
+from training.vectors.evaluation import RESTRICT_VOCAB, analogies, word_pairs
 from training.vectors.heldout import Heldout, losses
 from training.vectors.word_vectors import Tables, Vectors
 
@@ -87,8 +87,8 @@ def judge(gates: Gates, challenger: Path, champion: Path | None, dataset: Path) 
     ``challenger`` and ``champion`` are folders of finished runs or published versions; the challenger was trained on
     ``dataset``. Without a champion, for a first version, gates that compare are not evaluated. Raises InputError, for a
     mistake in the config, if a file of pairs or questions is missing, or has too few words of the champion (or of the
-    first version). If a file only has too few shared words, the challenger fails. Takes half a minute of one core and
-    1 GB for 70,000 words and all of questions-words.txt.
+    first version). If a file only has too few shared words, the challenger fails. Takes half a minute of one core for
+    70,000 words and all of questions-words.txt. Memory: the words, and the vectors of RESTRICT_VOCAB of them.
     """
     new = Tables.load(challenger)
     old = None if champion is None else Tables.load(champion)
@@ -153,7 +153,7 @@ def _compared(name: str, score: Score, drop: float, new: Tables, old: Tables | N
     if old is None:
         score(Vectors(new.words, new.center_VD))  # raises now, not at the next version, if the file is useless
         return _not_evaluated(name, "at least")
-    new_S, old_S = shared_rows(new.words, old.words)
+    new_S, old_S = (rows_S[:RESTRICT_VOCAB] for rows_S in shared_rows(new.words, old.words))  # no score uses more
     words = ["<unk>", *(new.words[row] for row in new_S)]
     (ours, detail), (theirs, _) = (
         _score_or_none(score, Vectors(words, table_VD[np.concatenate([[0], rows_S])]))

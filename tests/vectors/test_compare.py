@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ortho_group
 from tiny import random_model
 
-from training.vectors import Tables, compare
+from training.vectors import Tables, compare, cosine
 from training.vectors.compare import Norms, growth, neighbour_overlap, rows_in, shared_rows
 
 
@@ -37,7 +37,8 @@ def test_words_are_matched_by_spelling_and_unk_by_nothing() -> None:
 @pytest.mark.parametrize(("frequent_words", "topk"), [(30, 10), (7, 3), (1000, 1)])
 def test_overlap_is_that_of_the_oracle(frequent_words: int, topk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over words in another order, with words that only one has, in blocks of a few."""
-    monkeypatch.setattr(compare, "BLOCK_SCORES", 200)
+    monkeypatch.setattr(compare, "BLOCK_WORDS", 4)
+    monkeypatch.setattr(cosine, "CHUNK_VALUES", 50)
     old = random_model(60, 8, 0)
     rng = np.random.default_rng(1)
     new = of_words(nearby(old, 2), rng.permutation(old.words[1:45]).tolist())

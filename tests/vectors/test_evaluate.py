@@ -12,7 +12,7 @@ from gensim.models import KeyedVectors
 from tiny import write_run
 
 from training import evaluate
-from training.vectors import evaluation
+from training.vectors import cosine, evaluation
 from training.vectors.cosine import cosines
 from training.vectors.evaluation import analogies, word_pairs
 from training.vectors.questions import read_analogies, read_pairs
@@ -76,7 +76,8 @@ def assert_pairs_agree(vectors: Vectors, file: Path, restrict_vocab: int) -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_analogies_are_gensims(tmp_path: Path, seed: int, restrict_vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With words in two spellings, unknown ones, questions that repeat a word, and a section of unknown words."""
-    monkeypatch.setattr(evaluation, "BLOCK_SCORES", 1000)
+    monkeypatch.setattr(evaluation, "BLOCK_QUESTIONS", 100)
+    monkeypatch.setattr(cosine, "CHUNK_VALUES", 1000)
     vectors, rng = mixed_case(seed), np.random.default_rng(seed)
     lines = [" ".join(rng.choice([*vectors.words[1:], "unknown"], 4)) for _ in range(4000)]
     content = [": one", *lines[:1000], ": two words", *lines[1000:], ": none", "a b c d"]

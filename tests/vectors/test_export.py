@@ -14,7 +14,7 @@ from gensim.models import KeyedVectors
 from tiny import ODD_WORDS, odd_table, write_run
 
 from training import export
-from training.vectors import export_formats
+from training.vectors import cosine, export_formats
 from training.vectors.word_vectors import Vectors
 
 WORDS = ["<unk>", *ODD_WORDS]
@@ -47,7 +47,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 def test_gensim_reads_the_same_words_and_bits(
     call: Command, run: Path, tmp_path: Path, form: str, chunk_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_formats, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(cosine, "CHUNK_VALUES", chunk_values)
     ended = call(export.main, run, "--format", form, "--output", tmp_path / "vectors")
     assert (ended.code, ended.stderr) == (0, "")
     assert ended.stdout == f"12 words, 50 dimensions: {tmp_path / 'vectors'}\n"
@@ -77,7 +77,7 @@ def test_text_has_no_more_digits_than_it_takes(call: Command, tmp_path: Path) ->
 def test_the_projectors_files_have_a_line_a_word_each(
     call: Command, run: Path, tmp_path: Path, chunk_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_formats, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(cosine, "CHUNK_VALUES", chunk_values)
     output, metadata = tmp_path / "new" / "folder" / "ptb.tsv", tmp_path / "new" / "folder" / "ptb.metadata.tsv"
     ended = call(export.main, run, "--format", "projector", "--output", output)
     assert ended.stdout == f"12 words, 50 dimensions: {output} and {metadata}\n"
@@ -143,12 +143,11 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
     flags = [run, "--format", form, "--output", tmp_path / "out" / "vectors.tsv"]
     assert call(export.main, *flags).code == 0
     before = listing(tmp_path / "out")
-    monkeypatch.setattr(export_formats, "CHUNK_VALUES", 120)
+    monkeypatch.setattr(cosine, "CHUNK_VALUES", 120)
     write_run(tmp_path / "other", WORDS, -table(len(WORDS), 50))
-    chunks = export_formats.chunks
 
-    def full(rows_VD: npt.NDArray[np.float32]) -> Iterator[slice]:
-        yield next(iter(chunks(rows_VD)))
+    def full(num_rows: int, width: int) -> Iterator[slice]:
+        yield next(cosine.chunks(num_rows, width))
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_formats, "chunks", full)

@@ -3,9 +3,10 @@
 Training does not prefer one rotation of the space: loss, cosines and v·u are invariant. Orthogonal Procrustes
 (Schönemann 1966) finds the rotation that is nearest to the published vectors.
 
-V words, S shared words, D dimensions.
+V words, S shared words, B words of a chunk, D dimensions.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,32 +15,31 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
-from scipy.linalg import orthogonal_procrustes
+from scipy.linalg import polar
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import atomic_write, write
 from training.vectors.compare import shared_rows
-from training.vectors.cosine import cosines
+from training.vectors.cosine import chunks, cosines
 from training.vectors.word_vectors import Tables
 
 ROTATION, DRIFT = "alignment.safetensors", "drift.parquet"
 
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The challenger after the rotation, and the drift of each shared word from its published vector."""
+    """The challenger's rotation, and the drift of each shared word from its published vector."""
 
     rotation_DD: Float64
     """Orthogonal, possibly with a reflection: aligned vectors = new vectors @ rotation_DD."""
-    tables: Tables
-    """The challenger's; both tables are rotated."""
     words: list[str]
     """The S shared words, most frequent first."""
     counts_S: npt.NDArray[np.int64]
     """Their counts in the new corpus."""
-    drift_S: npt.NDArray[np.float32]
+    drift_S: Float32
     """1 - cosine of a word's aligned and published center vectors: 0 same direction, 1 orthogonal, 2 opposite.
 
     A zero vector has drift 1.
@@ -56,15 +56,21 @@ class Alignment:
             pq.write_table(drift, file, compression="zstd")
 
 
-def align(challenger: Tables, champion: Tables) -> Alignment:
-    """Rotates the challenger by the orthogonal R that minimises sum_S count·|v_new R - v_published|².
+def rotated(table_VD: Float32, rotation_DD: Float64) -> Iterator[Float32]:
+    """The table's aligned vectors, in chunks of rows."""
+    return ((table_VD[chunk] @ rotation_DD).astype(np.float32) for chunk in chunks(*table_VD.shape))
 
-    The counts are the challenger's: they say how often words are looked up after it is published. R is fitted to the
-    center vectors, which readers use, and applied to the context vectors too, so that v·u does not change.
+
+def align(challenger: Tables, champion: Tables) -> Alignment:
+    """Finds the orthogonal R that minimises sum_S count·|v_new R - v_published|².
+
+    It is the orthogonal factor of sum_S count·v_newᵀ v_published. The counts are the challenger's: they say how often
+    words are looked up after it is published. R is fitted to the center vectors, which readers use, and meant for the
+    context vectors too, so that v·u does not change.
 
     With fewer shared words than D, R is not unique: it is arbitrary, but the same every time, in the directions that
-    the shared words do not determine. Deterministic on one machine with a fixed number of threads. Memory: two copies
-    of the shared rows in float64. Raises InputError without a shared word, or when D differs.
+    the shared words do not determine. Deterministic on one machine with a fixed number of threads. No table is copied.
+    Raises InputError without a shared word, or when D differs.
     """
     dim, published_dim = challenger.center_VD.shape[1], champion.center_VD.shape[1]
     if dim != published_dim:
@@ -78,22 +84,30 @@ def align(challenger: Tables, champion: Tables) -> Alignment:
             f"found no word of the {len(champion.words) - 1:,} published ones among the {len(challenger.words) - 1:,} "
             "new ones, expected some to align the two by; check that the corpus and its tokenizer are the same"
         )
-    weight_S1 = np.sqrt(challenger.counts_V[rows_S], dtype=np.float64)[:, None]
-    rotation_DD, _ = orthogonal_procrustes(
-        weight_S1 * challenger.center_VD[rows_S], weight_S1 * champion.center_VD[published_S]
-    )
-    center_VD, context_VD = (
-        (table_VD @ rotation_DD).astype(np.float32) for table_VD in (challenger.center_VD, challenger.context_VD)
-    )
+    products_DD = np.zeros((dim, dim))
+    for ours_B, theirs_B in _in_chunks(rows_S, published_S, dim):
+        weight_B1 = np.sqrt(challenger.counts_V[ours_B], dtype=np.float64)[:, None]
+        new_BD, published_BD = weight_B1 * challenger.center_VD[ours_B], weight_B1 * champion.center_VD[theirs_B]
+        products_DD += new_BD.T @ published_BD
+    rotation_DD, _ = polar(products_DD)
+    drifts = [
+        drift((challenger.center_VD[ours_B] @ rotation_DD).astype(np.float32), champion.center_VD[theirs_B])
+        for ours_B, theirs_B in _in_chunks(rows_S, published_S, dim)
+    ]
     return Alignment(
         rotation_DD=rotation_DD,
-        tables=Tables(challenger.words, challenger.counts_V, center_VD, context_VD),
         words=[challenger.words[row] for row in rows_S],
         counts_S=challenger.counts_V[rows_S],
-        drift_S=drift(center_VD[rows_S], champion.center_VD[published_S]),
+        drift_S=np.concatenate(drifts),
     )
 
 
-def drift(aligned_SD: npt.NDArray[np.float32], published_SD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _in_chunks(
+    rows_S: npt.NDArray[np.int64], published_S: npt.NDArray[np.int64], dim: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    return ((rows_S[chunk], published_S[chunk]) for chunk in chunks(len(rows_S), dim))
+
+
+def drift(aligned_SD: Float32, published_SD: Float32) -> Float32:
     """1 - cosine of each pair of rows, 0 to 2; exactly 0 for equal vectors, 1 if one is zero."""
     return np.asarray(np.clip(1 - cosines(aligned_SD, published_SD), 0, 2), dtype=np.float32)

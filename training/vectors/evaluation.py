@@ -3,7 +3,8 @@
 Results equal those of gensim's evaluate_word_pairs and evaluate_word_analogies: case does not count, among words that
 differ only in case the most frequent one is used, and words beyond ``restrict_vocab`` are unknown.
 
-Q questions or pairs, B questions of a block, W words that are searched (row 0, <unk>, is never found), D dimensions.
+Q questions or pairs, B questions of a block, W words that are searched (row 0, <unk>, is never found), C of them in a
+chunk, D dimensions.
 """
 
 from collections import defaultdict
@@ -15,15 +16,15 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from pipeline.shared.errors import InputError
-from training.vectors.cosine import cosines, unit
+from training.vectors.cosine import chunks, cosines, norms
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
 
 RESTRICT_VOCAB = 300_000
 """As in gensim."""
 
-BLOCK_SCORES = 1 << 24
-"""Cosines that are in memory at once: 64 MB."""
+BLOCK_QUESTIONS = 1024
+"""How many questions are answered at once: their cosines with a chunk of words are in memory."""
 
 
 @dataclass(frozen=True)
@@ -142,21 +143,37 @@ def is_fourth_found(
 
     This is 3CosAdd (Mikolov et al. 2013; Levy & Goldberg 2014, Eq. 3): a, b and c, in any case, are not answers.
     ``questions_Q4`` are rows; ``spelling_W`` maps each row to the row of its spelling. Costs W·D multiplications per
-    question.
+    question, and no copy of the vectors.
     """
-    unit_WD = unit(center_WD)
-    other_cases = defaultdict(list)
-    for row in np.flatnonzero(spelling_W != np.arange(len(spelling_W))):
-        other_cases[spelling_W[row]].append(row)
-    block_size = max(1, BLOCK_SCORES // len(unit_WD))
-    answers_Q = np.empty(len(questions_Q4), np.int64)
-    for begin in range(0, len(questions_Q4), block_size):
-        block_B4 = questions_Q4[begin : begin + block_size]
-        a, b, c, _ = block_B4.T
-        scores_BW = (unit_WD[b] - unit_WD[a] + unit_WD[c]) @ unit_WD.T
-        scores_BW[:, 0] = -np.inf
-        np.put_along_axis(scores_BW, block_B4[:, :3], -np.inf, axis=1)
-        for scores_W, rows in zip(scores_BW, block_B4[:, :3], strict=True) if other_cases else ():
-            scores_W[[case for row in rows for case in other_cases.get(row, ())]] = -np.inf
-        answers_Q[begin : begin + block_size] = scores_BW.argmax(axis=1)
+    norms_W = norms(center_WD)
+    a_QD, b_QD, c_QD = (center_WD[rows_Q] / norms_W[rows_Q, None] for rows_Q in questions_Q4.T[:3])
+    wanted_QD = b_QD - a_QD + c_QD
+    no_answers = _no_answers(spelling_W, questions_Q4)
+    highest_Q, answers_Q = np.full(len(questions_Q4), -np.inf, np.float32), np.zeros(len(questions_Q4), np.int64)
+    for chunk in chunks(len(center_WD), max(BLOCK_QUESTIONS, center_WD.shape[1])):
+        unit_CD = center_WD[chunk] / norms_W[chunk, None]
+        here_N2 = no_answers[slice(*np.searchsorted(no_answers[:, 0], (chunk.start, chunk.stop)))]
+        for begin in range(0, len(questions_Q4), BLOCK_QUESTIONS):
+            block = slice(begin, begin + BLOCK_QUESTIONS)
+            scores_BC = wanted_QD[block] @ unit_CD.T
+            row_N, question_N = here_N2[(here_N2[:, 1] >= block.start) & (here_N2[:, 1] < block.stop)].T
+            scores_BC[question_N - block.start, row_N - chunk.start] = -np.inf
+            nearest_B = scores_BC.argmax(axis=1)
+            scores_B = scores_BC[np.arange(len(nearest_B)), nearest_B]
+            is_nearer_B = scores_B > highest_Q[block]
+            highest_Q[block][is_nearer_B] = scores_B[is_nearer_B]
+            answers_Q[block][is_nearer_B] = nearest_B[is_nearer_B] + chunk.start
     return np.asarray(spelling_W[answers_Q] == questions_Q4[:, 3])
+
+
+def _no_answers(spelling_W: npt.NDArray[np.int64], questions_Q4: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The pairs (row, question) of rows that are no answer to a question, in the order of rows; shape (N, 2)."""
+    rows_of = defaultdict(list)
+    for row in np.flatnonzero(spelling_W != np.arange(len(spelling_W))).tolist():
+        rows_of[int(spelling_W[row])].append(row)
+    pairs = [
+        (row, question)
+        for question, asked in enumerate(questions_Q4[:, :3].tolist())
+        for row in (0, *asked, *(other for first in asked for other in rows_of.get(first, ())))
+    ]
+    return np.array(sorted(pairs), dtype=np.int64)

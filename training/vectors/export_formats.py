@@ -4,7 +4,6 @@ Files hold the center vectors without <unk>, the most frequent word first. D dim
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,13 +14,11 @@ import pyarrow.compute as pc
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import atomic_write, os_errors
+from training.vectors.cosine import chunks
 from training.vectors.run_files import VECTORS, VOCAB
 from training.vectors.word_vectors import Vectors
 
 FORMATS = ("word2vec", "word2vec-binary", "projector")
-CHUNK_VALUES = 1 << 20
-"""How many numbers are converted to text at once: about 10 MB."""
-
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 """Readers such as gensim decompress files with these suffixes."""
 
@@ -79,22 +76,22 @@ def check_output_file(file: Path, run: Path, overwrite: bool) -> None:
 def write_word2vec(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
     """word2vec.c's text format: a line with V and D, then a line for each word with its numbers."""
     file.write(b"%d %d\n" % center_VD.shape)
-    for chunk in chunks(center_VD):
+    for chunk in chunks(*center_VD.shape):
         write_lines(file, pc.binary_join_element_wise(words[chunk], number_lines(center_VD[chunk], " "), " "))
 
 
 def write_word2vec_binary(file: BinaryIO, words: pa.StringArray, center_VD: npt.NDArray[np.float32]) -> None:
     """word2vec.c's binary format, without line ends, as gensim writes it; readers skip line ends."""
     file.write(b"%d %d\n" % center_VD.shape)
-    for chunk in chunks(center_VD):
-        rows_BD = center_VD[chunk].astype("<f4")
+    for chunk in chunks(*center_VD.shape):
+        rows_BD = center_VD[chunk].astype("<f4", copy=False)
         named = zip(words[chunk].to_pylist(), rows_BD, strict=True)
         file.write(b"".join(b"%b %b" % (word.encode(), row_D.tobytes()) for word, row_D in named))
 
 
 def write_numbers(file: BinaryIO, center_VD: npt.NDArray[np.float32]) -> None:
     """A line for each word, with tabs between its numbers."""
-    for chunk in chunks(center_VD):
+    for chunk in chunks(*center_VD.shape):
         write_lines(file, number_lines(center_VD[chunk], "\t"))
 
 
@@ -122,21 +119,16 @@ def write_lines(file: BinaryIO, lines: pa.StringArray) -> None:
     file.write(b"\n")
 
 
-def chunks(rows_VD: npt.NDArray[np.float32]) -> Iterator[slice]:
-    """Slices of the rows, of about CHUNK_VALUES numbers each."""
-    num_rows = max(1, CHUNK_VALUES // rows_VD.shape[1])
-    return (slice(begin, begin + num_rows) for begin in range(0, len(rows_VD), num_rows))
-
-
 def without_space(words: list[str]) -> tuple[pa.StringArray, int]:
     """The words with _ for white space, which separates words in these formats, and how many words that changed.
 
     Only sequences that came as arrays can have white space in words. Raises InputError when two words become equal.
     """
     plain = [re.sub(r"\s", "_", word) for word in words]
-    word_of = dict(zip(plain, words, strict=True))
+    changed = {written for word, written in zip(words, plain, strict=True) if written != word}
+    word_of = {written: word for word, written in zip(words, plain, strict=True) if written in changed}
     for word, written in zip(words, plain, strict=True):
-        if word_of[written] != word:
+        if word_of.get(written, word) != word:
             raise InputError(
                 f"found the words {word!r:.80} and {word_of[written]!r:.80}, expected words that differ without "
                 f"white space, since both would be written {written:.80}; rename one in the corpus, or read the run's "

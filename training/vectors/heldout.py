@@ -5,6 +5,7 @@ Every published version keeps its corpus' held-out examples, so that later versi
 B examples, L places of each (contexts, then negatives, then 0), V words, D dimensions.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
     loss of training/model/kernels/reference.py. Deterministic on one machine.
     """
     models = [
-        (torch.from_numpy(tables.center_VD), torch.from_numpy(tables.context_VD), rows_in(heldout.words, tables.words))
+        (_tensor(tables.center_VD), _tensor(tables.context_VD), rows_in(heldout.words, tables.words))
         for tables in (first, second)
     ]
     known_V = np.logical_and(*(rows_V > 0 for _, _, rows_V in models))
@@ -202,3 +203,9 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
     if not rows:
         return None
     return Losses(float(sums[0] / rows), float(sums[1] / rows), rows, places, int(known_V.sum()))
+
+
+def _tensor(table_VD: npt.NDArray[np.float32]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no read-only tensors, and warns of a mapped table; we only read it
+        return torch.from_numpy(table_VD)

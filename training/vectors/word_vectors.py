@@ -14,23 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
-from pipeline.dataset.vocab import VocabError, check_columns
+from pipeline.dataset.vocab import check_columns
 from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.files import os_errors
 from pipeline.shared.storage import Location
 from training.vectors import word2vec_files
-from training.vectors.cosine import cosines, norms, unit
+from training.vectors.cosine import chunks, cosines, norms, unit
 from training.vectors.mlflow_uri import opened
-from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, is_finished
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, is_finished, is_safetensors, map_tables
 
 SOURCES = "a finished run's folder, such as runs/ptb; models:/NAME@ALIAS; a word2vec file, text or binary; .safetensors"
 """What Vectors.load takes, for the help of commands."""
 STRICT = "refuse a word2vec file with words that are not UTF-8, instead of reading them with U+FFFD"
-
-MAX_HEADER_BYTES = 1 << 32
-"""More than safetensors writes, and less than eight letters of text read as a number."""
 
 Float32 = npt.NDArray[np.float32]
 
@@ -70,11 +66,15 @@ class Vectors:
         A row for <unk> is added before the words of a word2vec file; if the file has <unk> itself, that is an ordinary
         word. A word that is not UTF-8, such as one that word2vec.c has cut inside a letter, is read with U+FFFD, or, if
         ``strict``, refused. Raises InputError for a run that is not finished, and for a damaged file.
+
+        Safetensors are mapped into memory, so ``center_VD`` is read-only and costs no memory but the page cache's: a
+        table may be larger than the memory. It stays valid if the file is replaced or removed, which is how this
+        project changes files. Who overwrites the file in place changes the vectors; who cuts it ends this process.
         """
         with opened(source) as place, os_errors(f"{place}: cannot be read", "name another file"):
             if place.is_file() and not is_safetensors(place):
                 return cls(*word2vec_files.read(place, strict))
-            vocabulary, (center_VD,) = _read(place, source, "center")  # the context table stays on the disk
+            vocabulary, (center_VD,) = _read(place, source, "center")
         return cls(vocabulary["word"].to_pylist(), center_VD, vocabulary["count"].to_numpy())
 
     def __len__(self) -> int:
@@ -185,20 +185,16 @@ class Tables:
 
     @classmethod
     def load(cls, run: Path | str) -> "Tables":
-        """The tables of a run (its folder) or of a registered version. Raises InputError, as Vectors.load."""
+        """The tables of a run (its folder) or of a registered version, mapped and read-only as those of Vectors.load.
+
+        Raises InputError, as Vectors.load.
+        """
         with opened(run) as place, os_errors(f"{place}: cannot be read", "name another file"):
             if place.is_file() and not is_safetensors(place):
                 raise InputError(f"{run}: found a file, expected a finished run's folder, which has both tables")
             vocabulary, (center_VD, context_VD) = _read(place, run, "center", "context")
         counts_V = vocabulary["count"].to_numpy()
         return cls(vocabulary["word"].to_pylist(), counts_V, center_VD, context_VD)
-
-
-def is_safetensors(file: Path) -> bool:
-    """Whether the file begins with a length in 8 bytes and a JSON header. Raises OSError."""
-    with file.open("rb") as opened_file:
-        head = opened_file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER_BYTES
 
 
 def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[Float32]]:
@@ -215,25 +211,13 @@ def _read(place: Path, source: Path | str, *names: str) -> tuple[pa.Table, list[
         with Location.of(file.with_name(VOCAB)).open() as vocab, pq.ParquetFile(vocab) as parquet:
             vocabulary = parquet.read(columns=["word", "count"])
         check_columns(vocabulary, "word", "count")
-        with safe_open(file, framework="numpy") as tensors:
-            tables = [tensors.get_tensor(name) for name in names]
-    except (
-        OSError,
-        TypeError,
-        VocabError,
-        pa.ArrowException,
-        SafetensorError,
-    ) as error:  # TypeError: numpy has no bfloat16
+        tables = map_tables(file, *names)
+    except (OSError, ValueError, pa.ArrowException) as error:  # VocabError and RecordError are ValueErrors
         raise InputError(f"{source}: {file.name} or {VOCAB} cannot be read ({one_line(error)}); {remedy}") from None
     for name, table_VD in zip(names, tables, strict=True):
-        if table_VD.ndim != 2 or table_VD.dtype != np.float32 or not table_VD.size:
-            raise InputError(
-                f"{source}: found {name} of shape {table_VD.shape} and {table_VD.dtype}, expected float32 of words and "
-                f"dimensions; {remedy}"
-            )
         if len(vocabulary) != len(table_VD):
             raise InputError(f"{source}: {len(table_VD)} vectors for {len(vocabulary)} words; {remedy}")
-        if not np.isfinite((table_VD.min(), table_VD.max())).all():
+        if not all(np.isfinite(table_VD[chunk]).all() for chunk in chunks(*table_VD.shape)):
             raise InputError(f"{source}: {file.name} holds values that are no numbers; {remedy}")
         if table_VD[0].any():
             raise InputError(f"{source}: found a vector in row 0 of {name}, expected the zeros of <unk>; {remedy}")
