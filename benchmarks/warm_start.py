@@ -26,7 +26,7 @@ from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.cli import Parser, command, count, path
 from training.distributed import World
-from training.model.skip_gram import SkipGram
+from training.model.blocks import initial_tables
 from training.model.steps import make_step
 from training.runs.checkpoint import read, steps
 from training.train_config import TrainConfig
@@ -137,11 +137,10 @@ def tables_after_epochs(output: Path, data: Path, epochs: int, mode: str) -> lis
     config = TrainConfig(epochs=epochs, sync_every=sync_every, device="cpu")
     found = []
     for number in steps(output):
-        model = SkipGram(manifest.vocab_size, config.dim)
-        step = make_step(config, model, manifest.config.negatives, number + 1, World(0, 1, 0, 1))
+        tables = initial_tables(manifest.vocab_size, config.dim)
+        step = make_step(config, tables, manifest.config.negatives, number + 1, World(0, 1, 0, 1))
         step.load_state_dict(read(output, number).state, number)
-        step.write_back()
-        center_VD, context_VD = (table.detach().numpy() for table in model.parameters())
+        center_VD, context_VD = (table.whole().numpy() for table in step.tables())
         found.append(Tables(last.words, last.counts_V, center_VD, context_VD))
     assert len(found) == epochs
     return found

@@ -93,7 +93,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
     """Sets how many threads kernels take, on a machine of as many cores as it seems."""
     before = torch.get_num_threads()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    monkeypatch.setattr("training.model.kernels.cores.quota", lambda: 64.0)
+    monkeypatch.setattr("training.model.kernels.limits.quota", lambda: 64.0)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 

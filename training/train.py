@@ -41,12 +41,12 @@ from training.distributed import (
     leave,
 )
 from training.model.batch import Batch
-from training.model.kernels.cores import num_cores
+from training.model.blocks import initial_tables
 from training.model.kernels.group import Group
-from training.model.memory import is_finite
+from training.model.kernels.limits import num_cores
+from training.model.memory import check_memory
 from training.model.schedule import linear_decay
-from training.model.skip_gram import SkipGram
-from training.model.steps import Step, finite, make_step
+from training.model.steps import Step, make_step
 from training.reading.epochs import cache_of, check_position, epochs_of, shards_of, stream_of, total_steps
 from training.reading.petastorm_stream import check_petastorm
 from training.run import Run
@@ -110,7 +110,7 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     config.check_kernel(device)
     world = launched()
     num_nodes = world.world_size // world.local_world_size
-    config.sharding_of(device, num_nodes * ranks_here, ranks_here)
+    sharding = config.sharding_of(device, num_nodes * ranks_here, ranks_here)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
@@ -119,6 +119,8 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
         check_board()
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
+    if device == "cpu":
+        check_memory(config, manifest.vocab_size, ranks_here, sharding == "columns")
     if launched().is_first:
         check_free(config)
         start = read_start(config, manifest)[0] if config.init_from else None
@@ -142,23 +144,26 @@ def train(run: Run) -> int:
                 check_position(config, run.manifest, world.world_size, resumed.record.progress.position)
         progress = resumed.record.progress if resumed else Progress()
 
-        # The model: equal tables on every rank, and a step that keeps them equal or averages them now and then.
-        model = SkipGram(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
-        start = resumed.start(run.manifest.vocab_size) if resumed else warm_start(run, model)
-        model.to(run.device)
+        # A step that trains the tables. Each rank has some of their columns, or all of them, which are kept equal or
+        # averaged now and then.
+        tables = initial_tables(run.manifest.vocab_size, config.dim, config.seed, config.in_place)
+        if resumed:
+            start = resumed.start(run.manifest.vocab_size)
+        else:
+            start, tables = warm_start(run, tables)
         group = Group(world) if run.sharding == "columns" else None
         if group:
             held.callback(group.close)
-            model.share(group)
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
-        step = make_step(config, model, run.manifest.config.negatives, num_steps, world, group)
+        step = make_step(config, tables, run.manifest.config.negatives, num_steps, world, str(run.device), group)
+        del tables  # of a warm start they hold what was read
         # The threads that are really used: they decide the bits, and a small dim uses fewer than --threads.
         threads = step.team.here if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
         execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel, "sharding": run.sharding}
         changes = list(differences(resumed.record, execution, config, step.world_size_invariant)) if resumed else []
         if resumed:
-            resumed.restore(step, model)
+            resumed.restore(step)
         if start and progress.epoch < config.freeze_epochs:
             step.freeze(start.kept_K)
 
@@ -171,25 +176,23 @@ def train(run: Run) -> int:
         recorder.warn_of_useless_settings(has_cache=cache_of(config) is not None)
         if resumed:
             recorder.say("; ".join([f"goes on after step {progress.done:,}", *changes]))
-        del resumed  # it holds a copy of the tables
+        del resumed  # it holds the tables
         compile_s = warm_up(run)
         if compile_s > SLOW_S:
             recorder.say(f"compiled for this machine in {compile_s:.0f} s, once")
 
-        run_epochs(run, model, step, progress, recorder, stop)
+        run_epochs(run, step, progress, recorder, stop)
         recorder.wait()
         if progress.epoch < config.epochs:
             world.barrier()  # all wait for rank 0's checkpoint: a launcher that sees one rank end stops the others
             if world.is_first:
                 tell(f"stopped after step {progress.done:,}; --resume goes on from there")
             return stop.exit_code
-        recorder.finish(progress, model)
+        recorder.finish(progress, step)
         return 0
 
 
-def run_epochs(
-    run: Run, model: SkipGram, step: Step, progress: Progress, recorder: NullRecorder, stop: StopSignal
-) -> None:
+def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder, stop: StopSignal) -> None:
     """Trains from ``progress`` on, and advances it, to the run's end or to a step where the ranks agree to stop."""
     config = run.config
 
@@ -226,8 +229,7 @@ def run_epochs(
             step.sync()
             if progress.epoch + 1 == config.freeze_epochs:
                 step.unfreeze()
-            step.write_back()
-            measure(finite(model))
+            measure(step.is_finite(thorough=True))
             recorder.epoch(progress)
             progress.end_epoch()
             save()
@@ -249,13 +251,12 @@ def warm_up(run: Run) -> float:
     config, manifest, world = run.config, run.manifest, run.world
 
     def step() -> None:
-        model = SkipGram(2, config.dim, in_place=config.in_place).to(run.device)
+        tables = initial_tables(2, config.dim, in_place=config.in_place)
         others = SINGLE if run.sharding == "columns" else world
-        tiny = make_step(config, model, manifest.config.negatives, 1, others)
+        tiny = make_step(config, tables, manifest.config.negatives, 1, others, str(run.device))
         tiny(Batch.empty(config.global_batch // others.world_size, manifest.max_len).to(run.device), 0.0)
-        tiny.is_finite()
-        tiny.write_back()
-        all(is_finite(tensor) for tensor in tiny.state_dict().values())
+        tiny.is_finite(thorough=True)
+        tiny.state_dict()
 
     def read() -> None:
         if config.reader == "arrow":

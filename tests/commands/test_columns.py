@@ -19,7 +19,8 @@ from tiny import damage_page, write_tiny_dataset
 
 from pipeline.shared.errors import InputError
 from training.distributed import launched
-from training.model.kernels.cores import num_cores
+from training.model.kernels.limits import num_cores
+from training.model.memory import check_memory
 from training.runs.checkpoint import steps
 from training.train_config import TrainConfig
 
@@ -208,3 +209,56 @@ def test_what_cannot_be_shared_by_columns_is_refused(
     with pytest.raises(InputError, match=f"--sharding columns: .*{found}.*; or take --sharding replicated"):
         TrainConfig(sharding="columns", **flags).sharding_of(device, *ranks)
     assert TrainConfig(**flags).sharding_of(device, *ranks) == "replicated"
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks", "by_columns", "found"),
+    [
+        (
+            {"sync_every": 4},
+            4,
+            True,
+            "8.0 GB free, expected 9.0 GB for 2 tables x 10,000,000 words x 112 columns x 4 bytes; ",
+        ),
+        ({"sync_every": 4}, 4, False, "expected 35.8 GB .* x 4 processes; share them by columns"),
+        ({}, 1, True, "expected 35.8 GB .* x 4 for adam; train in place .* 9.0 GB"),
+        ({"optimizer": "sgd"}, 2, False, "expected 35.8 GB .* x 2 for sgd x 2 processes"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], ranks: int, by_columns: bool, found: str
+) -> None:
+    monkeypatch.setattr("training.model.memory.available_bytes", lambda: 8e9)
+    with pytest.raises(InputError, match=f"memory: .*{found}"):
+        check_memory(TrainConfig(**flags), 10_000_000, ranks, by_columns)
+    check_memory(TrainConfig(**flags), 1_000_000, ranks, by_columns)
+
+
+def in_blocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("training.model.blocks.ROWS", 16)
+    for module in ("steps", "kernels.lazy_adam"):
+        patch.setattr(f"training.model.{module}.COPIED_BYTES", 0)
+
+
+@pytest.mark.parametrize("mode", ["adam", "adagrad in place"])
+def test_what_is_too_large_to_be_copied_is_saved_block_by_block_and_read_again(
+    data: Path, tmp_path: Path, threads: Threads, mode: str
+) -> None:
+    """The same vectors, and the same bytes of each checkpoint's tensors, as of one process that copies."""
+    saving = *MODES[mode], "--deterministic", "--checkpoint-every", "2", "--keep", "1000", "--epochs", "1"
+    whole = run(1, data, tmp_path / "whole", *saving)
+    flags = "--nproc", 2, "--data", data, *SETTINGS, *saving
+    for more, output in (((), tmp_path / "run"), (("--resume",), tmp_path / "begun")):
+        if more:
+            interrupted(tmp_path / "run", output, 4)
+        ended = train_here(*flags, "--output", output, *more, logs=tmp_path, change=in_blocks)
+        assert ended.code == 0, ended.stderr
+        assert_same_run(output, whole)
+        for step in steps(whole):
+            ours, theirs = (
+                load_file(path / "checkpoints" / f"step-{step:08d}" / "state.safetensors") for path in (output, whole)
+            )
+            assert all(np.array_equal(ours[name], theirs[name]) for name in {*ours, *theirs})

@@ -55,14 +55,10 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
         ranks.append(trainer(tables, manifest.config.negatives, config.optimizer))
 
     def average() -> None:
-        for rank in ranks:
-            rank.write_back()
-        for same in zip(*([*rank.tables, *rank.state.values()] for rank in ranks), strict=True):
+        for same in zip(*(rank.parts() for rank in ranks), strict=True):
             mean = torch.stack(same).mean(0)
-            for table in same:
-                table.copy_(mean)
-        for rank in ranks:
-            rank.reload()
+            for part in same:
+                part.copy_(mean)
 
     rows = [sum(shard.rows for shard in manifest.select(epoch % 2)) for epoch in range(config.epochs)]
     rates = []
@@ -78,7 +74,7 @@ def by_hand(config: TrainConfig, world_size: int) -> tuple[list[float], list[Ten
                 ranks[rank].update(batches[rank][step].tensors(), rates[-1] * factor)
             if (step + 1) % config.sync_every == 0 or step == len(batches[0]) - 1:
                 average()
-    return rates, list(ranks[0].tables), list(ranks[0].state.values())
+    return rates, [table.whole() for table in ranks[0].blocks()], list(ranks[0].state.values())
 
 
 def assert_is(output: Path, rates: list[float], tables: list[Tensor]) -> None:

@@ -1,7 +1,11 @@
 """Laws of training.model.kernels.cpu and of what it is built from: it computes what the reference does."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -119,14 +123,14 @@ def trained_in_place(
     rows: Rows, tables: tuple[Tensor, Tensor], lr: float, optimizer: str, state: float = 1.0
 ) -> tuple[Tensor, ...]:
     """Losses, tables and the optimizer's state after CpuTrainer has seen the rows."""
-    tables = (tables[0].clone(), tables[1].clone())
     trainer = cpu.CpuTrainer(tables, 2, optimizer)
-    for values_V in trainer.state.values():
-        values_V.fill_(state)
-    trainer.reload()
+    trainer.load(tables, {name: torch.full((len(tables[0]),), state) for name in trainer.state_names})
     losses_B = trainer.update(rows, lr)
-    trainer.write_back()
-    return (losses_B, *tables, *trainer.state.values())
+    return (losses_B, *tables_of(trainer), *trainer.state.values())
+
+
+def tables_of(trainer: cpu.CpuTrainer) -> list[Tensor]:
+    return [table.whole() for table in trainer.blocks()]
 
 
 def by_reference(
@@ -190,11 +194,11 @@ def test_rows_of_every_length_are_trained(window: int, negatives: int) -> None:
         table_VD[200] = torch.nan
     trainer = cpu.CpuTrainer(many, negatives, "sgd")
     losses_B = trainer.update(rows, lr)
-    trainer.write_back()
+    found = tables_of(trainer)
     torch.testing.assert_close(losses_B, expected_losses_B, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip((many[0][:200], many[1][:200]), (expected[0][:200], expected[1][:200]), strict=True):
+    for ours, theirs in zip((found[0][:200], found[1][:200]), (expected[0][:200], expected[1][:200]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert not many[1][0].any()
+    assert not found[1][0].any()
 
 
 @OPTIMIZERS
@@ -236,21 +240,16 @@ def test_in_place_any_number_of_threads_gives_the_same_and_repeats_its_bits(
 
 
 @OPTIMIZERS
-def test_in_place_continues_with_what_was_changed_in_the_tables(threads: Threads, optimizer: str) -> None:
+def test_in_place_continues_with_what_was_loaded(threads: Threads, optimizer: str) -> None:
     threads(2)
     rows, tables = random_rows(100, WORDS), random_tables(WORDS, 70)
     other = random_tables(WORDS, 70, seed=1)
     trainer = cpu.CpuTrainer(tables, 2, optimizer)
     trainer.update(rows, 0.05)
-    for table, its in zip(tables, other, strict=True):
-        table.copy_(its)
-    for values_V in trainer.state.values():
-        values_V.fill_(3.0)
-    trainer.reload()
+    trainer.load(other, {name: torch.full((WORDS,), 3.0) for name in trainer.state_names})
     losses_B = trainer.update(rows, 0.05)
-    trainer.write_back()
     expected = trained_in_place(rows, other, 0.05, optimizer, state=3.0)
-    for ours, theirs in zip((losses_B, *tables, *trainer.state.values()), expected, strict=True):
+    for ours, theirs in zip((losses_B, *tables_of(trainer), *trainer.state.values()), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -282,24 +281,19 @@ def test_in_place_frozen_rows_and_state_stay_and_the_others_go_where_the_referen
     frozen_V = torch.arange(WORDS) % 3 == 1
     expected_losses, *expected = by_reference(rows, tables, 0.05, optimizer, cpu.ROWS_AT_ONCE, frozen_V)
     threads(num_threads)
-    found = (tables[0].clone(), tables[1].clone())
-    trainer = cpu.CpuTrainer(found, 2, optimizer)
-    for values_V in trainer.state.values():
-        values_V.fill_(1.0)
-    trainer.reload()
+    trainer = cpu.CpuTrainer(tables, 2, optimizer)
+    trainer.load(tables, {name: torch.ones(WORDS) for name in trainer.state_names})
     trainer.frozen_V = frozen_V
     torch.testing.assert_close(trainer.update(rows, 0.05), expected_losses, rtol=1e-5, atol=1e-5)
-    trainer.write_back()
     before = (*tables, *(torch.ones(WORDS) for _ in trainer.state))
-    for ours, theirs, start in zip((*found, *trainer.state.values()), expected, before, strict=True):
+    for ours, theirs, start in zip((*tables_of(trainer), *trainer.state.values()), expected, before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         assert torch.equal(ours[frozen_V], start[frozen_V])
         assert torch.equal(theirs[frozen_V], start[frozen_V])
         assert not torch.equal(ours[~frozen_V], start[~frozen_V])
     trainer.frozen_V = None
     trainer.update(rows, 0.05)
-    trainer.write_back()
-    assert not torch.equal(found[1][frozen_V], tables[1][frozen_V])
+    assert not torch.equal(tables_of(trainer)[1][frozen_V], tables[1][frozen_V])
 
 
 # What they are built from
@@ -317,11 +311,39 @@ def test_one_number_that_is_none_is_found_anywhere(place: tuple[int, int, int], 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 130])
-def test_a_table_by_columns_comes_back_by_rows(num_threads: int, dim: int) -> None:
-    table_VD, back_VD = torch.randn(WORDS, dim), torch.empty(WORDS, dim)
-    team = team_of(num_threads)
-    by_rows(by_columns(table_VD, team), back_VD, team)
-    assert torch.equal(back_VD, table_VD)
+def test_a_table_by_columns_comes_back_by_rows(num_threads: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.model.blocks.ROWS", 7)
+    table_VD, team = torch.randn(WORDS, dim), team_of(num_threads)
+    columns_TVC = by_columns(table_VD, team)
+    assert torch.equal(by_rows(lambda rows: columns_TVC[:, rows], WORDS, dim, team).whole(), table_VD)
+
+
+OF_A_BATCH = """
+import hashlib, sys, torch
+from training.model.kernels import cpu
+from training.model.kernels.lazy_adam import LazyAdam
+made = torch.Generator().manual_seed(1)
+tables = tuple(torch.randn(300, 72, generator=made) * 0.3 for _ in range(2))
+words = torch.randint(1, 300, (512, 61), generator=made, dtype=torch.int32)
+rows = words[:, 0].clone(), words[:, 1:].clone(), torch.randint(0, 11, (512,), generator=made, dtype=torch.uint8)
+for trainer in (cpu.CpuTrainer(tables, 5, "sgd"), LazyAdam(tables, 5, 0.01, 2)):
+    losses = trainer.update(rows, 0.05) if trainer.__class__ is cpu.CpuTrainer else trainer.steps(rows, 2)
+    for tensor in (losses, *(table.whole() for table in trainer.blocks())):
+        print(hashlib.md5(tensor.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.long
+def test_the_process_that_compiles_has_the_bits_of_those_that_load_its_code(tmp_path: Path) -> None:
+    """Rows of up to 60 targets, whose losses LLVM adds up in more than one way."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    compiling, loading = (
+        subprocess.run(
+            [sys.executable, "-c", OF_A_BATCH], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert loading == compiling
 
 
 def test_slopes_and_losses_are_right_to_5e_7() -> None:

@@ -1,4 +1,4 @@
-"""How many cores there are: those of the affinity, within every quota of a made-up tree of control groups."""
+"""How many cores and how much memory there is: within every limit of a made-up tree of control groups."""
 
 import os
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.model.kernels import cores
-from training.model.kernels.cores import num_cores, quota
+from training.model.kernels import limits
+from training.model.kernels.limits import available_bytes, num_cores, quota
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid master:11 - cgroup cgroup rw,cpu,cpuacct"
@@ -135,5 +135,52 @@ def test_threads_that_spin_are_never_more_than_the_quota(
     monkeypatch: pytest.MonkeyPatch, affinity: int, limit: float, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(affinity))
-    monkeypatch.setattr(cores, "quota", lambda: limit)
+    monkeypatch.setattr(limits, "quota", lambda: limit)
     assert num_cores() == expected
+
+
+MACHINE = {"proc/meminfo": "MemTotal: 24000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n"}
+MEMORY = f"{FOLDER}/memory"
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "expected"),
+    [
+        pytest.param("", [], {}, 8_192_000_000, id="no groups"),
+        pytest.param("0::/\n", [V2], {f"{FOLDER}/memory.max": "max\n"}, 8_192_000_000, id="v2, no limit"),
+        pytest.param(
+            "0::/a\n",
+            [V2],
+            {
+                f"{FOLDER}/a/memory.max": "5000",
+                f"{FOLDER}/a/memory.current": "3000",
+                f"{FOLDER}/a/memory.stat": "anon 1500\ninactive_file 1000\n",
+            },
+            3000,
+            id="v2, a limit, and pages of files that can be dropped",
+        ),
+        pytest.param(
+            "0::/a\n",
+            [V2],
+            {f"{FOLDER}/a/memory.max": "5", f"{FOLDER}/a/memory.current": "9"},
+            0,
+            id="v2, nothing left",
+        ),
+        pytest.param(
+            "11:memory:/\n",
+            [V1_MEMORY],
+            {f"{MEMORY}/memory.limit_in_bytes": "700", f"{MEMORY}/memory.usage_in_bytes": "300"},
+            400,
+            id="v1",
+        ),
+        pytest.param("0::/\n", [V2], {f"{FOLDER}/memory.max": b"\xff"}, 8_192_000_000, id="no text"),
+    ],
+)
+def test_memory_is_what_the_machine_and_every_group_leave(
+    tree: Tree, groups: str, mounts: list[str], files: dict[str, str | bytes], expected: float
+) -> None:
+    assert available_bytes(tree(groups, mounts, {**MACHINE, **files})) == expected
+
+
+def test_memory_is_endless_where_nothing_tells(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path) == NONE

@@ -28,8 +28,8 @@ from pipeline.shared.randomness import stream as stream_of_keys
 from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 from training.distributed import World
 from training.model.batch import Batch
+from training.model.blocks import initial_tables
 from training.model.kernels.threads import Team, team_of
-from training.model.skip_gram import SkipGram
 from training.model.steps import make_step
 from training.reading import stream as stream_module
 from training.reading.device_feed import KeptRows
@@ -198,7 +198,7 @@ def test_a_run_that_goes_on_has_the_batches_of_one_that_was_not_interrupted(data
     """Through two epochs, in batches of many steps, which end where the whole run's do."""
     config = TrainConfig(data=str(dataset.folder), epochs=2, global_batch=GLOBAL_BATCH, log_every=5, dim=4, threads=1)
     world, manifest = World(0, 1, 0, 1), dataset.manifest
-    step = make_step(config, SkipGram(manifest.vocab_size, 4), manifest.config.negatives, 100, world)
+    step = make_step(config, initial_tables(manifest.vocab_size, 4), manifest.config.negatives, 100, world)
     in_epoch = plan_of(config, manifest, 0).num_steps
     assert step.max_steps > config.log_every
     assert in_epoch == 13, "among those that are tried"

@@ -22,6 +22,7 @@ from tiny import copies, write_run, write_tiny_dataset
 from pipeline.dataset.manifest_file import Manifest
 from training import train
 from training.distributed import World
+from training.model.blocks import initial_tables
 from training.model.kernels import reference
 from training.model.skip_gram import SkipGram
 from training.reading.epochs import stream_of
@@ -120,8 +121,10 @@ def test_words_begin_with_their_rows_in_both_tables_and_new_words_as_any(
     settings = {"sync_every": 4} if in_place else {}
     config = TrainConfig(data=str(data), output=tmp_path, dim=40, init_from=old_run, **settings)  # type: ignore[arg-type]
     words, before = words_of(data), Tables.load(old_run)
-    cold, model = (SkipGram(len(words), 40, 0, in_place) for _ in range(2))
-    start = warm_start(Run(config, Manifest.load(data), ALONE, torch.device("cpu")), model)
+    cold = SkipGram(len(words), 40, 0, in_place)
+    run = Run(config, Manifest.load(data), ALONE, torch.device("cpu"))
+    start, tables = warm_start(run, initial_tables(len(words), 40, 0, in_place))
+    model = SkipGram(len(words), 40, tables=tables)
     shared = pairs(words, before.words)
     assert start is not None
     assert start.kept_K.tolist() == [row for row, _ in shared]

@@ -6,6 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.shared.errors import InputError
+from training.model.chunks import width_for
+from training.model.kernels.limits import available_bytes
+from training.train_config import TrainConfig
+
 PAGE = 4096
 """Bytes of a page of memory."""
 
@@ -20,6 +25,32 @@ def page_aligned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     memory = np.zeros(num_bytes + PAGE, dtype=np.uint8)
     skipped = -memory.ctypes.data % PAGE
     return torch.from_numpy(memory[skipped : skipped + num_bytes]).view(dtype).view(shape)
+
+
+DENSE = {"sgd": 2, "adagrad": 3, "adam": 4}
+"""How many tables an optimizer takes for one: the table, its gradient, and its state."""
+
+
+def check_memory(config: TrainConfig, num_words: int, ranks_here: int, by_columns: bool) -> None:
+    """Raises InputError if this machine has no memory for the tables and the optimizer's state of its ranks."""
+    num_copies, num_numbers = 1 if by_columns else ranks_here, 1 if config.in_place else DENSE[config.optimizer]
+    words = f"{num_words:,} words x {width_for(config.dim, 1)} columns"
+    num_bytes = 2 * num_words * width_for(config.dim, 1) * 4 * num_numbers * num_copies
+    if num_bytes <= (free := available_bytes()):
+        return
+    if num_copies > 1:
+        remedy = "share them by columns (--sharding columns), or take fewer processes"
+    elif not config.in_place:
+        remedy = f"train in place (--sync-every 4), which takes {num_bytes / num_numbers / 1e9:.1f} GB"
+    else:
+        remedy = "take a larger machine, a smaller --dim, or a higher --min-count"
+    factors = (f" x {num_numbers} for {config.optimizer}" if num_numbers > 1 else "") + (
+        f" x {num_copies} processes" if num_copies > 1 else ""
+    )
+    raise InputError(
+        f"memory: found {free / 1e9:.1f} GB free, expected {num_bytes / 1e9:.1f} GB for 2 tables x {words} x 4 bytes"
+        f"{factors}; {remedy}"
+    )
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.model.batch import BatchTensors
-from training.model.kernels.group import Group
+from training.model.blocks import BlockTables, initial_tables
 
 TABLES = ("center", "context")
 """Names of the tables, in the order of ``TableTensors`` and of the model's parameters."""
@@ -50,32 +50,15 @@ class SigmoidBCELoss(nn.Module):
 class SkipGram(nn.Module):
     """The two tables of vectors, ``center`` (v) and ``context`` (u), each (V, D) float32; row 0 stays zero."""
 
-    def __init__(self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False):
-        """The same ``seed`` gives the same tables on every device: Xavier-uniform, as in the book.
-
-        With ``in_place`` they are initialized as in word2vec.c: centers uniform in ±0.5/D, contexts 0.
-        """
+    def __init__(
+        self, vocab_size: int, dim: int, seed: int = 0, in_place: bool = False, tables: BlockTables | None = None
+    ):
+        """With copies of ``tables``, or with those of ``initial_tables``."""
         super().__init__()
-        self.center = nn.Embedding(vocab_size, dim, padding_idx=0)
-        self.context = nn.Embedding(vocab_size, dim, padding_idx=0)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        with torch.no_grad():
-            if in_place:
-                nn.init.uniform_(self.center.weight, -0.5 / dim, 0.5 / dim, generator=generator)
-                nn.init.zeros_(self.context.weight)
-            for table in (self.center, self.context):
-                if not in_place:
-                    nn.init.xavier_uniform_(table.weight, generator=generator)
-                table.weight[0] = 0
-
-    def share(self, group: Group) -> None:
-        """Moves the tables to memory that the processes of a group share. They must be equal in all."""
-        for table in (self.center, self.context):
-            shared_VD = torch.from_numpy(group.array(*table.weight.shape))
-            if group.member == 0:
-                shared_VD.copy_(table.weight.detach())
-            table.weight.data = shared_VD
-        group.barrier()
+        center_VD, context_VD = (table.whole() for table in tables or initial_tables(vocab_size, dim, seed, in_place))
+        num_words, dim = center_VD.shape
+        self.center = nn.Embedding(num_words, dim, padding_idx=0, _weight=center_VD)
+        self.context = nn.Embedding(num_words, dim, padding_idx=0, _weight=context_VD)
 
     @property
     def tables(self) -> TableTensors:

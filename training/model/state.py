@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+COPIED_BYTES = 1 << 30
+"""A state of at most so many bytes is copied, so that training goes on while the copy is written to the disk."""
+
 
 class Slot(NamedTuple):
     """A tensor that a step saves: its shape, its type, and the range of its numbers, which are finite."""

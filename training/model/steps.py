@@ -4,20 +4,21 @@ B rows of a rank's batch, W ranks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.model_averaging.utils import average_parameters
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from training.distributed import SINGLE, World
 from training.model.batch import Batch
+from training.model.blocks import Blocks, BlockTables, blocks_of, read, spans
 from training.model.cuda_graph import Graphed
 from training.model.kernels import cpu, reference
 from training.model.kernels.group import Group
@@ -26,7 +27,7 @@ from training.model.kernels.reference import InPlaceTrainer
 from training.model.kernels.threads import Team
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TABLES, LossFunction, RowLosses, SkipGram
-from training.model.state import Slot, check_state
+from training.model.state import COPIED_BYTES, Slot, check_state, check_unknown
 from training.train_config import IN_PLACE, TrainConfig
 
 
@@ -43,7 +44,7 @@ class Step(ABC):
     """Whether the bits are the same for every number of ranks, if each rank has the same number of threads."""
 
     group: Group | None = None
-    """The ranks that share the tables by columns. All of them call ``state_dict``, and its result is rank 0's."""
+    """The ranks that share the tables by columns. All call ``state_dict`` and ``tables``; rank 0 writes the results."""
 
     @property
     def in_sync(self) -> bool:
@@ -68,47 +69,63 @@ class Step(ABC):
     def sync(self) -> None:  # noqa: B027
         """Averages the ranks' tables if they differ. Call it at the end of every epoch."""
 
-    def write_back(self) -> None:  # noqa: B027
-        """Copies the tables into the model if the step trains copies of them."""
+    @abstractmethod
+    def tables(self) -> BlockTables:
+        """The tables as they are now, on the CPU. All ranks of a group read all blocks."""
 
     @abstractmethod
-    def is_finite(self) -> bool:
-        """Whether the tables contain neither NaN nor infinity."""
+    def is_finite(self, thorough: bool = False) -> bool:
+        """Whether this rank's part of the tables contains neither NaN nor infinity.
+
+        Unless ``thorough``, it may leave out what shows in the losses of the next steps.
+        """
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, except the batch, in CPU tensors that the next call overwrites."""
+    def state_dict(self) -> dict[str, Tensor | Blocks]:
+        """Everything that the next step depends on, except the batch, on the CPU.
+
+        Tensors are overwritten by the next call. Blocks are read before the next step, by all ranks of a group.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         """Restores what ``state_dict`` returned after ``step`` steps of the run. Call it before the first step.
 
-        The numbers of threads and ranks may differ from those of the run that saved the state. Raises ValueError, and
-        restores nothing, unless names, shapes, types and ranges are those of such a state.
+        Keeps none of its tensors. The numbers of threads and ranks may differ from those of the run that saved it.
+        Raises ValueError, and restores nothing, unless names, shapes, types and ranges are those of such a state.
         """
 
 
 def make_step(
-    config: TrainConfig, model: SkipGram, negatives: int, num_steps: int, world: World, group: Group | None = None
+    config: TrainConfig,
+    tables: BlockTables,
+    negatives: int,
+    num_steps: int,
+    world: World,
+    device: str = "cpu",
+    group: Group | None = None,
 ) -> Step:
-    """The step of ``config`` over ``model``, for a run of ``num_steps``. The ranks of a group share the columns."""
-    name = config.kernel_on(model.center.weight.device.type)
-    kernel = kernel_of(name)
+    """The step of ``config``, for a run of ``num_steps`` that begins with ``tables``.
+
+    The ranks of a group share the columns.
+    """
+    name = config.kernel_on(device)
     if config.in_place:
         if name == "cpu":
-            trainer: InPlaceTrainer = cpu.CpuTrainer(
-                model.tables, negatives, config.optimizer, group, config.deterministic
-            )
+            trainer: InPlaceTrainer = cpu.CpuTrainer(tables, negatives, config.optimizer, group, config.deterministic)
         else:
-            trainer = kernel.trainer(model.tables, negatives, config.optimizer)
+            trainer = kernel_of(name).trainer(tables, negatives, config.optimizer, device)
         num_copies = 1 if group else world.world_size
         lr_factor = num_copies if IN_PLACE[config.optimizer].lr_times_ranks else 1
-        return PeriodicAveraging(model, trainer, lr_factor, config.sync_every, num_copies)
+        return PeriodicAveraging(trainer, lr_factor, config.sync_every, num_copies)
     if name == "cpu" and config.optimizer == "adam":
-        adam = LazyAdam(model.tables, negatives, config.lr, num_steps, group, config.deterministic)
+        adam = LazyAdam(tables, negatives, config.lr, num_steps, group, config.deterministic)
         return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, SINGLE if group else world)
+    num_words, dim = tables[0].shape
+    model = SkipGram(num_words, dim, tables=tables).to(device)
     optimizer = make_optimizer(config.optimizer, config.lr, model)
-    return Gradients(model, RowLosses(model, kernel.row_losses, negatives), optimizer, world.world_size, name == "cuda")
+    row_losses = RowLosses(model, kernel_of(name).row_losses, negatives)
+    return Gradients(model, row_losses, optimizer, world.world_size, name == "cuda")
 
 
 class Kernel(NamedTuple):
@@ -180,10 +197,17 @@ class Gradients(Step):
             hook.remove()
         self._graphed = None  # the hooks were captured
 
-    def is_finite(self) -> bool:
-        return finite(self._model)
+    def tables(self) -> BlockTables:
+        center, context = (
+            Blocks(tuple(table_VD.shape), partial(_on_cpu, blocks_of(table_VD)))
+            for table_VD in tables_of(self._model).values()
+        )
+        return center, context
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def is_finite(self, thorough: bool = False) -> bool:
+        return all(map(is_finite, tables_of(self._model).values()))
+
+    def state_dict(self) -> dict[str, Tensor | Blocks]:
         found: dict[str, Tensor] = tables_of(self._model)
         for index, values in self._optimizer.state_dict()["state"].items():
             found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
@@ -191,13 +215,14 @@ class Gradients(Step):
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         check_state(state, self._slots(step))
+        check_unknown({name: state[name] for name in TABLES})
         for name, table_VD in tables_of(self._model).items():
             table_VD.copy_(state[name])
         found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
         for name, value in state.items():
             table, _, key = name.partition(".")
             if key:
-                found[TABLES.index(table)][key] = value
+                found[TABLES.index(table)][key] = value.clone()
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": found if any(found.values()) else {}, "param_groups": groups})
 
@@ -248,14 +273,14 @@ class TouchedRows(Step):
     def unfreeze(self) -> None:
         self._adam.unfreeze()
 
-    def write_back(self) -> None:
-        self._adam.write_back()
+    def tables(self) -> BlockTables:
+        return self._adam.blocks()
 
-    def is_finite(self) -> bool:
-        """Always True: a row that diverged shows in the losses of the next step that computes its scores."""
-        return True
+    def is_finite(self, thorough: bool = False) -> bool:
+        """A row that diverged shows in the losses of the next step that computes its scores."""
+        return not thorough or self._adam.is_finite()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Blocks]:
         return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
@@ -263,13 +288,16 @@ class TouchedRows(Step):
 
 
 class PeriodicAveraging(Step):
-    """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD)."""
+    """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD).
 
-    def __init__(self, model: SkipGram, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, world_size: int):
-        """``trainer`` trains the tables of ``model``, at ``lr_factor`` times the learning rate."""
-        self._model, self._trainer, self._factor = model, trainer, lr_factor
-        self._every, self._world_size = sync_every, world_size
-        self.team, self.group = trainer.team, shared_group(trainer.team)
+    A group's ranks train the same tables, each its columns, so that there is a single copy and nothing to average.
+    """
+
+    def __init__(self, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, num_copies: int):
+        """``trainer`` trains at ``lr_factor`` times the learning rate."""
+        self._trainer, self._factor = trainer, lr_factor
+        self._every, self._num_copies = sync_every, num_copies
+        self.team, self.group = trainer.team, trainer.group
         self._since = 0
         self._copies = Copies()
 
@@ -281,9 +309,9 @@ class PeriodicAveraging(Step):
         return losses_B
 
     def freeze(self, words_K: Tensor) -> None:
-        table = self._model.center.weight
-        self._trainer.frozen_V = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        self._trainer.frozen_V[words_K.to(table.device)] = True
+        frozen_V = torch.zeros(self._trainer.num_words, dtype=torch.bool)
+        frozen_V[words_K] = True
+        self._trainer.frozen_V = frozen_V.to(self._trainer.parts()[0].device)
 
     def unfreeze(self) -> None:
         self._trainer.frozen_V = None
@@ -292,50 +320,57 @@ class PeriodicAveraging(Step):
         if self._since:
             self._average()
 
-    def write_back(self) -> None:
-        self._trainer.write_back()
+    def tables(self) -> BlockTables:
+        center, context = (Blocks(table.shape, partial(_on_cpu, table)) for table in self._trainer.blocks())
+        return center, context
 
-    def is_finite(self) -> bool:
+    def is_finite(self, thorough: bool = False) -> bool:
         return self._trainer.is_finite()
 
     @property
     def in_sync(self) -> bool:
-        return self._world_size == 1 or self._since == 0
+        return self._num_copies == 1 or self._since == 0
 
-    def state_dict(self) -> dict[str, Tensor]:
-        self._trainer.write_back()
+    def state_dict(self) -> dict[str, Tensor | Blocks]:
+        tables = dict(zip(TABLES, self.tables(), strict=True))
+        state: dict[str, Tensor | Blocks] = {**tables, **self._trainer.state, "since": torch.tensor(self._since)}
+        if sum(table.nbytes for table in tables.values()) > COPIED_BYTES:
+            return state
         if self.group and self.group.member:
+            read(state)
             return {}
-        return self._copies.of({**self._tensors(), "since": torch.tensor(self._since)})
+        return self._copies.of(state)
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         check_state(state, self._slots())
-        for name, tensor in self._tensors().items():
-            tensor.copy_(state[name])
+        check_unknown({name: state[name] for name in TABLES})
+        center_VD, context_VD = (state[name] for name in TABLES)
+        self._trainer.load((center_VD, context_VD), state)
         self._since = int(state["since"])
-        self._trainer.reload()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**tables_of(self._model), **self._trainer.state}
 
     def _slots(self) -> dict[str, Slot]:
-        tables = {name: Slot(tuple(table_VD.shape)) for name, table_VD in tables_of(self._model).items()}
-        state = {name: Slot(tuple(values_V.shape), least=0) for name, values_V in self._trainer.state.items()}
+        num_words, dim = self._trainer.num_words, self._trainer.dim
+        tables = {name: Slot((num_words, dim)) for name in TABLES}
+        state = {name: Slot((num_words,), least=0) for name in self._trainer.state_names}
         return {**tables, **state, "since": Slot((), torch.int64, 0, self._every - 1)}
 
     def _average(self) -> None:
         self._since = 0
-        if self._world_size > 1:
-            self._trainer.write_back()
-            own = self._tensors().values()
-            averages = [nn.Parameter(tensor) for tensor in own]
-            average_parameters(iter(averages), dist.GroupMember.WORLD)  # type: ignore[arg-type]
-            for tensor, average in zip(own, averages, strict=True):
-                mean = average.detach()  # in new memory; kernels keep pointers to the old: hence the copy below
-                if self._trainer.frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
-                    mean[self._trainer.frozen_V] = tensor[self._trainer.frozen_V]
-                tensor.copy_(mean)
-            self._trainer.reload()
+        if self._num_copies == 1:
+            return
+        frozen_V = self._trainer.frozen_V
+        for part in self._trainer.parts():
+            for rows in spans(part.shape[1]):
+                own = part[:, rows]
+                mean = own / self._num_copies
+                dist.all_reduce(mean)
+                if frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
+                    mean[:, frozen_V[rows]] = own[:, frozen_V[rows]]
+                own.copy_(mean)
+
+
+def _on_cpu(table: Blocks) -> Iterator[Tensor]:
+    return map(Tensor.cpu, table.blocks())
 
 
 def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
@@ -357,17 +392,17 @@ class Copies:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    def of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def of(self, tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor | Blocks]:
         for name, tensor in tensors.items():
             if name not in self._kept:
                 self._kept[name] = page_aligned(*tensor.shape, dtype=tensor.dtype)
-            self._kept[name].copy_(tensor)
-        return self._kept
+            if isinstance(tensor, Tensor):
+                self._kept[name].copy_(tensor)
+            else:
+                for rows, block_BD in zip(spans(tensor.shape[0]), tensor.blocks(), strict=True):
+                    self._kept[name][rows] = block_BD
+        return dict(self._kept)
 
 
 def tables_of(model: SkipGram) -> dict[str, Tensor]:
     return {name: table.detach() for name, table in zip(TABLES, model.parameters(), strict=True)}
-
-
-def finite(model: SkipGram) -> bool:
-    return all(is_finite(table.detach()) for table in model.parameters())

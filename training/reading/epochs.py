@@ -11,7 +11,7 @@ from pipeline.dataset.manifest_file import Manifest, ShardInfo
 from pipeline.shared.storage import Location
 from training.distributed import World
 from training.model.batch import Batch
-from training.model.kernels.cores import num_cores
+from training.model.kernels.limits import num_cores
 from training.model.steps import Step
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.petastorm_stream import num_steps as petastorm_steps

@@ -11,21 +11,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pipeline.shared.errors import InputError, one_line, shown
 from pipeline.shared.files import fsync
 from pipeline.shared.records import RecordError, loads
+from training.model.blocks import Blocks
 from training.model.memory import is_finite
 from training.runs.state_file import save
 
@@ -37,6 +39,8 @@ SPARE = ".spare"
 FORMAT_VERSION = 1
 OF_THE_FILE = ("format_version", "step", "state_xxh3")
 """The fields of a record that ``Writer`` adds."""
+
+_READ_AT_ONCE = 1 << 24
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -68,14 +72,18 @@ class Writer:
         for left in (*self.folder.glob(".step-*"), self._spare):  # left behind by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, step: int, state: Callable[[], dict[str, Tensor]], record: dict[str, Any]) -> None:
+    def save(self, step: int, state: Callable[[], Mapping[str, Tensor | Blocks]], record: dict[str, Any]) -> None:
         """Starts to write ``state()`` and ``record`` as the checkpoint after ``step`` steps of the run.
 
         First waits for the previous checkpoint, and raises its CheckpointError. The tensors that ``state`` returned
-        must not change until this checkpoint is written.
+        must not change until this checkpoint is written. Blocks are written before this returns: there is no copy of
+        them.
         """
         self.wait()
-        self._writing = self._pool.submit(self._write, step, state(), record)
+        tensors = state()
+        self._writing = self._pool.submit(self._write, step, tensors, record)
+        if any(isinstance(tensor, Blocks) for tensor in tensors.values()):
+            self.wait()
 
     def wait(self) -> None:
         """Returns when everything is on the disk. Raises CheckpointError if it could not be written."""
@@ -88,11 +96,15 @@ class Writer:
         self._pool.shutdown()
         shutil.rmtree(self._spare, ignore_errors=True)
 
-    def _write(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    def _write(self, step: int, state: Mapping[str, Tensor | Blocks], record: dict[str, Any]) -> None:
         name = name_of(step)
         beside, final = self.folder / f".{name}", self.folder / name
-        if not all(is_finite(tensor) for tensor in state.values()):
-            raise CheckpointError(f"{final}: found tables with numbers that are not finite; {self._good()}lower --lr")
+        if not all(is_finite(tensor) for tensor in state.values() if isinstance(tensor, Tensor)):
+            raise self._not_finite(final)
+        state = {
+            name: tensor if isinstance(tensor, Tensor) else tensor._replace(blocks=partial(_finite, tensor))
+            for name, tensor in state.items()
+        }
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
@@ -117,11 +129,17 @@ class Writer:
             (self.folder / f".{LATEST}").replace(self.folder / LATEST)
             fsync(self.folder)
             self._remove_old(step)
+        except _NotFiniteError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise self._not_finite(final) from None
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(
                 f"{final}: cannot be written ({error.strerror}); {self._good()}make room and go on with --resume"
             ) from None
+
+    def _not_finite(self, final: Path) -> CheckpointError:
+        return CheckpointError(f"{final}: found tables with numbers that are not finite; {self._good()}lower --lr")
 
     def _good(self) -> str:
         good = newest(self.folder.parent)
@@ -137,6 +155,17 @@ class Writer:
                         shutil.rmtree(self.folder / name_of(old))
                     else:
                         (self.folder / name_of(old)).rename(self._spare)
+
+
+class _NotFiniteError(Exception):
+    """A block holds NaN or infinity."""
+
+
+def _finite(tensor: Blocks) -> Iterator[Tensor]:
+    for block in tensor.blocks():
+        if not is_finite(block):
+            raise _NotFiniteError
+        yield block
 
 
 def name_of(step: int) -> str:
@@ -190,11 +219,27 @@ def read_record(run: Path, step: int) -> dict[str, Any]:
 def read(run: Path, step: int) -> Checkpoint:
     """The checkpoint after ``step`` steps. Raises CheckpointError unless every byte is as it was written."""
     record = read_record(run, step)
+    state = read_state(run, step)
+    file = run / FOLDER / name_of(step) / STATE
     try:
-        content = (run / FOLDER / name_of(step) / STATE).read_bytes()
-        if xxh3_64_hexdigest(content) != record["state_xxh3"]:
+        digest = xxh3_64()
+        with file.open("rb") as content:
+            while part := content.read(_READ_AT_ONCE):
+                digest.update(part)
+        if digest.hexdigest() != record["state_xxh3"]:
             raise ValueError("its checksum does not fit")
-        return Checkpoint(record, load(content))
+    except (OSError, ValueError) as error:
+        raise damaged(run, step, STATE, error) from None
+    return Checkpoint(record, state)
+
+
+def read_state(run: Path, step: int) -> dict[str, Tensor]:
+    """The tensors, mapped into memory: do not keep them, since a later checkpoint may overwrite the file.
+
+    Raises CheckpointError if they cannot be read, and does not look at the checksum.
+    """
+    try:
+        return load_file(run / FOLDER / name_of(step) / STATE)
     except (OSError, ValueError, KeyError, SafetensorError) as error:  # KeyError: a type that torch does not know
         raise damaged(run, step, STATE, error) from None
 

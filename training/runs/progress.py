@@ -14,9 +14,8 @@ from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError, tell
 from pipeline.shared.records import Count, RecordError, checked, record
 from training.model.chunks import CHUNK
-from training.model.skip_gram import SkipGram
-from training.model.state import Slot, check_state, check_unknown
-from training.model.steps import Step, tables_of
+from training.model.state import Slot, check_state
+from training.model.steps import Step
 from training.run import Position, Run
 from training.runs.checkpoint import (
     OF_THE_FILE,
@@ -27,6 +26,7 @@ from training.runs.checkpoint import (
     newest,
     read,
     read_record,
+    read_state,
     steps,
 )
 from training.runs.metrics import Moment
@@ -121,17 +121,15 @@ class Resumed:
         """The start of the run that wrote the checkpoint; without kept words if no row is frozen any more."""
         if self.record.start is None:
             return None
-        kept_K = self.state.pop(KEPT, torch.zeros(0, dtype=torch.int64))
+        kept_K = self.state.pop(KEPT, torch.zeros(0, dtype=torch.int64)).clone()
         with self.checking(STATE):
             check_state({KEPT: kept_K}, {KEPT: Slot((kept_K.numel(),), torch.int64, 1, num_words - 1)})
         return Start(self.record.start, kept_K)
 
-    def restore(self, step: Step, model: SkipGram) -> None:
-        """Restores the step and the model. Raises CheckpointError unless the tensors are what such a step saves."""
+    def restore(self, step: Step) -> None:
+        """Restores the step. Raises CheckpointError unless the tensors are what such a step saves."""
         with self.checking(STATE):
             step.load_state_dict(self.state, self.step)
-            step.write_back()
-            check_unknown(tables_of(model))
 
     @contextmanager
     def checking(self, file: str = RECORD) -> Iterator[None]:
@@ -158,7 +156,10 @@ def record_of(
 
 
 def read_checkpoint(run: Run) -> Resumed | None:
-    """The checkpoint to resume from, on every rank; None for a new run. Rank 0 reads it and broadcasts it."""
+    """The checkpoint to resume from, on every rank; None for a new run. Rank 0 reads it.
+
+    It broadcasts the tensors, unless the ranks share them by columns.
+    """
     config, world = run.config, run.world
     if config.resume is None:
         return None
@@ -174,7 +175,8 @@ def read_checkpoint(run: Run) -> Resumed | None:
                 raise
             tell(f"warning: {error}")
     elsewhere = world.all_reduce_max(max(steps(folder), default=0))
-    body, state = world.broadcast(found.record if found else None, found.state if found else {})
+    maps = run.sharding == "columns"  # on one machine, where every rank finds the file and reads its columns of it
+    body, state = world.broadcast(found.record if found else None, found.state if found and not maps else {})
     if body is None and elsewhere:
         raise InputError(
             f"--resume {config.resume}: {folder} has no checkpoint on the machine of rank 0, but one of step "
@@ -182,6 +184,8 @@ def read_checkpoint(run: Run) -> Resumed | None:
         )
     if body is None:
         return None
+    if maps:
+        state = read_state(folder, body["step"])
     return Resumed(folder, body["step"], checked_record(folder, body["step"], body), state)
 
 

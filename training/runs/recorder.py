@@ -8,9 +8,10 @@ import torch
 
 from pipeline.shared.cli import QUIET
 from pipeline.shared.errors import tell
+from training.model.blocks import read
 from training.model.chunks import width_for
 from training.model.kernels.threads import Team
-from training.model.skip_gram import SkipGram
+from training.model.skip_gram import TABLES
 from training.model.steps import Step
 from training.run import Run
 from training.runs.checkpoint import Writer
@@ -44,13 +45,15 @@ class NullRecorder:
     def save(self, progress: Progress, step: Step) -> None:
         """Starts to write a checkpoint. Raises CheckpointError when the previous one could not be written."""
         if step.group:
-            step.state_dict()
+            read(step.state_dict())
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on the disk. Raises CheckpointError when it could not be written."""
 
-    def finish(self, progress: Progress, model: SkipGram) -> None:
+    def finish(self, progress: Progress, step: Step) -> None:
         """Writes vectors, report and summary, and prints the last line."""
+        if step.group:
+            read(dict(zip(TABLES, step.tables(), strict=True)))
 
     def close(self) -> None:
         """Closes all files. Idempotent."""
@@ -106,7 +109,7 @@ class Recorder(NullRecorder):
     def wait(self) -> None:
         self._checkpoints.wait()
 
-    def finish(self, progress: Progress, model: SkipGram) -> None:
+    def finish(self, progress: Progress, step: Step) -> None:
         total = progress.now.since(Moment())
         totals = {
             **asdict(total),
@@ -121,7 +124,7 @@ class Recorder(NullRecorder):
             self._metrics.close()
         summary = summary_of(self._run.manifest, self._metrics.epochs, totals)
         with writing(self._config.output):
-            center_VD = write_vectors(self._folder, model)
+            center_VD = write_vectors(self._folder, step.tables())
             write_pages(self._folder, self._run, center_VD, summary)
             finish(self._folder, self._config.output, summary)
         self.say(f"{self._config.output / REPORT} shows the run")

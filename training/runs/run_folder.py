@@ -16,19 +16,28 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from safetensors.torch import save
 
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, fsync, locked, make_folder, os_errors, write, write_json
-from training.model.skip_gram import SkipGram
+from pipeline.shared.files import AlreadyLocked, atomic_write, fsync, locked, make_folder, os_errors, write, write_json
+from training.model.blocks import BlockTables
+from training.model.skip_gram import TABLES
 from training.run import Run
 from training.runs.checkpoint import FOLDER, newest
 from training.runs.tensorboard import write_projector
 from training.train_config import TrainConfig
-from training.vectors.run_files import BOARD, REPORT, SUMMARY, VECTORS, VOCAB, is_finished
+from training.vectors.run_files import (
+    BOARD,
+    REPORT,
+    SUMMARY,
+    VECTORS,
+    VOCAB,
+    is_finished,
+    map_tables,
+    write_tables,
+)
 
 NEW = ".new"
 LOCK = ".train.lock"
@@ -95,12 +104,13 @@ def claim(run: Run, resumed: bool) -> Path:
     return folder
 
 
-def write_vectors(folder: Path, model: SkipGram) -> npt.NDArray[np.float32]:
-    """Writes both tables into ``folder``; returns the center table, of shape (V, D)."""
-    weights = {"center": model.center.weight, "context": model.context.weight}
-    tables = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    write(folder / VECTORS, save(tables))
-    return tables["center"].numpy()
+def write_vectors(folder: Path, tables: BlockTables) -> npt.NDArray[np.float32]:
+    """Writes both tables into ``folder``; returns the center table, of shape (V, D), mapped into memory."""
+    named = zip(TABLES, tables, strict=True)
+    blocks = {name: (block_BD.numpy() for block_BD in table.blocks()) for name, table in named}
+    with atomic_write(folder / VECTORS) as file:
+        write_tables(file, tables[0].shape, blocks)
+    return map_tables(folder / VECTORS, TABLES[0])[0]
 
 
 def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:

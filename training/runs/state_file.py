@@ -10,6 +10,8 @@ import fcntl
 import json
 import os
 import struct
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,18 +20,21 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
+from training.model.blocks import Blocks
 from training.model.memory import PAGE
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 
 
-def save(path: Path, state: dict[str, Tensor]) -> str:
+def save(path: Path, state: Mapping[str, Tensor | Blocks]) -> str:
     """Writes and fsyncs the file, and returns the digest (XXH3, 64 bits) of its content.
 
-    An existing file is overwritten in place, unless it is a link or has other names: then it is replaced. The largest
-    tensor is written past the page cache if it is ``page_aligned`` and the file system allows it. Raises OSError.
+    Blocks are read in the order of ``state``. An existing file is overwritten in place, unless it is a link or has
+    other names: then it is replaced. What is large is written past the page cache if it is ``page_aligned`` and the
+    file system allows it. Raises OSError.
     """
-    names = sorted(state, key=lambda name: -state[name].nbytes)
+    names = sorted(state, key=lambda name: 0 if isinstance(state[name], Blocks) else -state[name].nbytes)
+    names.sort(key=lambda name: isinstance(state[name], Tensor))
     header, end = {}, 0
     for name in names:
         tensor, begin = state[name], end
@@ -41,7 +46,7 @@ def save(path: Path, state: dict[str, Tensor]) -> str:
     if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):  # a backup by hard links keeps its content
         path.unlink()
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0) as file:
-        for part in (memoryview(struct.pack("<Q", len(text)) + text), *(state[name].numpy().data for name in names)):
+        for part in chain([memoryview(struct.pack("<Q", len(text)) + text)], *(_parts(state[name]) for name in names)):
             content = part.cast("B")
             digest.update(content)
             content = content[_write_directly(file, content) :]
@@ -50,6 +55,11 @@ def save(path: Path, state: dict[str, Tensor]) -> str:
         file.truncate()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _parts(tensor: Tensor | Blocks) -> Iterator[memoryview]:
+    blocks = tensor.blocks() if isinstance(tensor, Blocks) else [tensor]
+    return (block.numpy().data for block in blocks)
 
 
 def _write_directly(file: BinaryIO, content: memoryview) -> int:

@@ -3,9 +3,12 @@
 V words, D dimensions, K words that both vocabularies have. Row 0, <unk>, never counts as one.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from xxhash import xxh3_64
@@ -13,11 +16,13 @@ from xxhash import xxh3_64
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
 from pipeline.shared.records import Xxh3, checked, record
-from training.model.skip_gram import SkipGram
+from training.model.blocks import Blocks, BlockTables, spans
+from training.model.skip_gram import TABLES
 from training.run import Run
 from training.train_config import TrainConfig
 from training.vectors.compare import Growth, growth, shared_rows
-from training.vectors.word_vectors import Tables
+from training.vectors.run_files import VECTORS, map_tables
+from training.vectors.word_vectors import Float32, Tables
 
 KEPT = "kept"
 """The name of the kept words' ids among the tensors of a checkpoint."""
@@ -43,26 +48,57 @@ class Start:
         return self.record.growth
 
 
-def warm_start(run: Run, model: SkipGram) -> Start | None:
-    """Copies the rows of --init-from into ``model``, on every rank; rank 0 reads them. None for a cold start."""
-    if run.config.init_from is None:
-        return None
-    body, rows = None, dict[str, Tensor]()
-    if run.world.is_first:
-        start, rows = read_start(run.config, run.manifest)
-        body = asdict(start.record)
-    body, rows = run.world.broadcast(body, rows)
-    with torch.no_grad():
-        model.center.weight[rows[KEPT]] = rows["center"]
-        model.context.weight[rows[KEPT]] = rows["context"]
-    return Start(checked(body, StartRecord), rows[KEPT])
+@dataclass(frozen=True)
+class Source:
+    """Rows that kept words begin with: of words ``kept_K``, in rising order, rows ``from_K`` of ``tables``."""
+
+    kept_K: npt.NDArray[np.int64]
+    from_K: npt.NDArray[np.int64]
+    tables: list[Float32]
+    """Centers and contexts."""
 
 
-def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str, Tensor]]:
-    """The start from --init-from on this dataset, and tensors: ids ``kept`` (K), ``center`` and ``context`` (K, D).
+def warm_start(run: Run, tables: BlockTables) -> tuple[Start | None, BlockTables]:
+    """``tables`` with the rows of --init-from, on every rank. None, and ``tables``, for a cold start.
 
-    Raises InputError if this run cannot begin with these vectors.
+    Rank 0 reads and checks them. Ranks of this machine that share the columns map the file into memory; others get
+    copies of the rows.
     """
+    config, world, maps = run.config, run.world, run.sharding == "columns"
+    if config.init_from is None:
+        return None, tables
+    body, sent, file = None, dict[str, Tensor](), ""
+    if world.is_first:
+        start, source = read_start(config, run.manifest)
+        body, file = asdict(start.record), str(_file_of(config.init_from))
+        sent = {KEPT: torch.from_numpy(source.kept_K), "from": torch.from_numpy(source.from_K)}
+        if world.world_size > 1 and not maps:
+            kept = (torch.from_numpy(table_VD[source.from_K]) for table_VD in source.tables)
+            sent |= dict(zip(TABLES, kept, strict=True))
+    (body, file), sent = world.broadcast([body, file], sent)
+    kept_K, from_K = sent[KEPT].numpy(), sent["from"].numpy()
+    if not world.is_first and maps:
+        source = Source(kept_K, from_K, map_tables(Path(file), *TABLES))
+    elif not world.is_first:
+        source = Source(kept_K, np.arange(len(kept_K)), [sent[name].numpy() for name in TABLES])
+    center, context = (_with_rows(table, source, old_VD) for table, old_VD in zip(tables, source.tables, strict=True))
+    return Start(checked(body, StartRecord), sent[KEPT]), (center, context)
+
+
+def _with_rows(table: Blocks, source: Source, old_VD: Float32) -> Blocks:
+    """``table``, but for the kept words' rows."""
+
+    def blocks() -> Iterator[Tensor]:
+        for rows, block_BD in zip(spans(table.shape[0]), table.blocks(), strict=True):
+            first, last = np.searchsorted(source.kept_K, (rows.start, rows.stop))
+            block_BD[source.kept_K[first:last] - rows.start] = torch.from_numpy(old_VD[source.from_K[first:last]])
+            yield block_BD
+
+    return Blocks(table.shape, blocks)
+
+
+def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, Source]:
+    """The start from --init-from on this dataset. Raises InputError if this run cannot begin with these vectors."""
     source = config.init_from
     assert source is not None
     if source.resolve() == config.output.resolve():
@@ -85,10 +121,15 @@ def read_start(config: TrainConfig, manifest: Manifest) -> tuple[Start, dict[str
             f"--init-from {source}: none of its {len(before.words) - 1:,} words is among the {len(words) - 1:,} of "
             f"{config.data}; name a run on text like this, or leave it out"
         )
-    kept_K, from_K = map(torch.from_numpy, shared_rows(words, before.words))
-    tables = {"center": before.center_VD, "context": before.context_VD}
-    rows = {name: torch.from_numpy(table_VD)[from_K] for name, table_VD in tables.items()}
-    return Start(StartRecord(_digest(before), grown), kept_K), {KEPT: kept_K, **rows}
+    kept_K, from_K = shared_rows(words, before.words)
+    start = Start(StartRecord(_digest(before), grown), torch.from_numpy(kept_K))
+    return start, Source(kept_K, from_K, [before.center_VD, before.context_VD])
+
+
+def _file_of(source: Path) -> Path:
+    """The file that holds the tables of a run, or of a .safetensors file."""
+    found = source.resolve()
+    return found if found.is_file() else found / VECTORS
 
 
 def _digest(tables: Tables) -> str:

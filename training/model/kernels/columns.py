@@ -10,6 +10,7 @@ is always the same for the same number. Processors prefetch the next cache lines
 far apart in memory: a table is stored as T tables of C columns.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
 from training.model.batch import BatchTensors
+from training.model.blocks import Blocks, blocks_of, spans
 from training.model.chunks import CHUNK, width_for
 from training.model.kernels.barrier import Counters, barrier
-from training.model.kernels.cores import num_cores
 from training.model.kernels.group import Group
+from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import AHEAD, TOGETHER, copy, dot_4, fill, norm_square, power_of_two, scatter_4
 from training.model.memory import page_aligned
@@ -79,6 +81,8 @@ class Scratch(NamedTuple):
     """The member that is this process's first thread."""
     size: int
     """M."""
+    width: int
+    """Columns of each member but the last ones."""
     parts_each: int
     """Parts of a member's columns. A sum over the columns has one share for each part."""
     chunks_at_once: int
@@ -99,7 +103,8 @@ class Scratch(NamedTuple):
     @classmethod
     def of(cls, team: Team, num_rows: int, max_len: int, dim: int, by_chunk: bool) -> "Scratch":
         """For blocks of at most ``num_rows`` rows. ``by_chunk``: a chunk of the columns is a part."""
-        chunks_each = width_for(dim, team.size) // CHUNK
+        width = width_for(dim, team.size)
+        chunks_each = width // CHUNK
         chunks_at_once = 1 if by_chunk else chunks_each
         num_parts = -(-dim // (CHUNK * chunks_at_once))
         # Behind the padded targets there is room for a number per row, for one more row, and for what `fill` writes.
@@ -115,6 +120,7 @@ class Scratch(NamedTuple):
         return cls(
             first=team.first,
             size=team.size,
+            width=width,
             parts_each=chunks_each // chunks_at_once,
             chunks_at_once=chunks_at_once,
             num_rows=num_rows,
@@ -138,22 +144,57 @@ def team_for(dim: int, group: Group | None = None) -> Team:
     return team_of(group.agreed(here) if group else here, group)
 
 
-def by_columns(table_VD: Tensor, team: Team) -> Tensor:
-    """A copy of this process's columns of the table, (T, V, C), padded with columns of zeros, which stay zero."""
-    num_words, dim = table_VD.shape
+def by_columns(table: Tensor | Blocks, team: Team, table_TVC: Tensor | None = None) -> Tensor:
+    """This process's columns of a table, (V, D), as (T, V, C), padded with columns of zeros, which stay zero.
+
+    They are written into ``table_TVC`` if it is given. The table itself is only read block by block.
+    """
+    num_words, dim = table.shape
     width = width_for(dim, team.size)
-    table_TVC = page_aligned(team.here, num_words, width)
-    for thread in range(team.here):
-        columns_VC = _columns(table_VD, team.first + thread, width)
-        table_TVC[thread, :, : columns_VC.shape[1]] = columns_VC
+    if table_TVC is None:
+        table_TVC = page_aligned(team.here, num_words, own_width(dim, team))
+    for rows, block_BD in zip(spans(num_words), blocks_of(table).blocks(), strict=True):
+        for thread in range(team.here):
+            columns_BC = _columns(block_BD, team.first + thread, width)
+            table_TVC[thread, rows, : columns_BC.shape[1]] = columns_BC
     return table_TVC
 
 
-def by_rows(table_TVC: Tensor, table_VD: Tensor, team: Team) -> None:
-    """Copies this process's columns back into an ordinary table."""
+def own_width(dim: int, team: Team) -> int:
+    """C: the columns that each thread of this process has at most, whole chunks. The last process may need fewer."""
+    width = width_for(dim, team.size)
+    return max(CHUNK, min(width, width_for(dim - team.first * width, 1)))
+
+
+def to_rows(columns_TBC: Tensor, rows_BD: Tensor, team: Team) -> None:
+    """Copies this process's columns of some rows to where all processes of the group write theirs."""
+    width = width_for(rows_BD.shape[1], team.size)
     for thread in range(team.here):
-        columns_VC = _columns(table_VD, team.first + thread, table_TVC.shape[2])
-        columns_VC.copy_(table_TVC[thread, :, : columns_VC.shape[1]])
+        columns_BC = _columns(rows_BD, team.first + thread, width)
+        columns_BC.copy_(columns_TBC[thread, :, : columns_BC.shape[1]])
+
+
+def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: Team) -> Blocks:
+    """A table, (V, D), of which ``columns`` returns this process's columns of some rows, (T, B, C).
+
+    All processes of the group read the blocks, and each of them has the whole block.
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        block_BD = team.block(dim)
+        for rows in spans(num_words):
+            rows_BD = block_BD[: rows.stop - rows.start]
+            team.group.barrier()  # now all have read the last block
+            to_rows(columns(rows), rows_BD, team)
+            team.group.barrier()
+            yield rows_BD
+
+    return Blocks((num_words, dim), blocks)
+
+
+def rows_of(table_TVC: Tensor, rows: slice) -> Tensor:
+    """Some rows of all of this process's columns, (T, B, C)."""
+    return table_TVC[:, rows]
 
 
 def _columns(table_VD: Tensor, member: int, width: int) -> Tensor:

@@ -5,6 +5,8 @@ C columns of a thread. Both give the same bits every time for the same number of
 rounding.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
+from training.model.blocks import AnyTables, BlockTables
 from training.model.chunks import CHUNK
 from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
@@ -32,6 +35,7 @@ from training.model.kernels.columns import (
     mean_losses,
     num_chunks,
     padded,
+    rows_of,
     share_norms,
     share_scores,
     slopes_and_losses,
@@ -165,39 +169,50 @@ class Moves(NamedTuple):
 
 
 class CpuTrainer(InPlaceTrainer):
-    """Copies of the tables, stored by columns, that threads train in place."""
+    """Columns of the tables that threads train in place."""
 
     team: Team
 
     def __init__(
         self,
-        tables: TableTensors,
+        tables: AnyTables,
         negatives: int,
         optimizer: str,
         group: Group | None = None,
         deterministic: bool = False,
     ):
         """``deterministic``: the same bits for any number of threads and processes."""
-        super().__init__(tables, negatives, optimizer)
-        self._deterministic = deterministic
         self.team = team_for(tables[0].shape[1], group)
+        self.group, self._deterministic = group, deterministic
         self._buffers: tuple[Scratch, Moves] | None = None
-        self.reload()
+        super().__init__(tables, negatives, optimizer)
 
-    def reload(self) -> None:
-        self._columns = [by_columns(table_VD, self.team) for table_VD in self.tables]
+    def _hold(self, tables: AnyTables, device: str) -> None:
+        self._columns = [by_columns(table, self.team) for table in tables]
         # Every thread has its own copy of the state, (T, V), because each needs all of it.
-        self._copies = [values_V.expand(self.team.here, -1).contiguous() for values_V in self.state.values()]
+        self._sums = [page_aligned(self.team.here, self.num_words) for _ in self.state_names]
+
+    def parts(self) -> list[Tensor]:
+        return [*self._columns, *self._sums]
+
+    def blocks(self) -> BlockTables:
+        centers, contexts = (
+            by_rows(partial(rows_of, table_TVC), self.num_words, self.dim, self.team) for table_TVC in self._columns
+        )
+        return centers, contexts
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {name: copies_TV[0] for name, copies_TV in zip(self.state_names, self._sums, strict=True)}
+
+    def load(self, tables: AnyTables, state: Mapping[str, Tensor]) -> None:
+        for table_TVC, table in zip(self._columns, tables, strict=True):
+            by_columns(table, self.team, table_TVC)
+        for name, copies_TV in zip(self.state_names, self._sums, strict=True):
+            copies_TV.copy_(state[name])
 
     def is_finite(self) -> bool:
         return all(map(is_finite, self._columns))
-
-    def write_back(self) -> None:
-        for table_TVC, table_VD in zip(self._columns, self.tables, strict=True):
-            by_rows(table_TVC, table_VD, self.team)
-        for copies_TV, values_V in zip(self._copies, self.state.values(), strict=True):
-            values_V.copy_(copies_TV[0])
-        self.team.group.barrier()
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``. Returns the losses, shape (B,).
@@ -209,15 +224,15 @@ class CpuTrainer(InPlaceTrainer):
         scratch, moves = self._buffers = self._buffers or self._make_buffers(rows.targets_BL.shape[1])
         center_TVC, context_TVC = (table_TVC.numpy() for table_TVC in self._columns)
         no_sums = torch.zeros(self.team.here, 0)
-        center_sums_TV, context_sums_TV = (sums_TV.numpy() for sums_TV in self._copies or (no_sums, no_sums))
+        center_sums_TV, context_sums_TV = (sums_TV.numpy() for sums_TV in self._sums or (no_sums, no_sums))
         frozen_V = np.zeros(0, dtype=np.bool_) if self.frozen_V is None else self.frozen_V.numpy()
-        dim = self.tables[0].shape[1]
-        state = InPlaceState(center_TVC, context_TVC, center_sums_TV, context_sums_TV, frozen_V, dim, self._adagrad)
+        tables = center_TVC, context_TVC, center_sums_TV, context_sums_TV
+        state = InPlaceState(*tables, frozen_V, self.dim, self._adagrad)
         self.team.run(lambda thread: _update(thread, rows, state, scratch, moves, np.float32(lr), losses_B))
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
-        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len, self.tables[0].shape[1], self._deterministic)
+        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len, self.dim, self._deterministic)
         gradients_TC = page_aligned(self.team.here, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
         steps_TJ, places_B = page_aligned(*scratch.slopes_TJ.shape), np.arange(ROWS_AT_ONCE, dtype=np.int32)
         return scratch, Moves(steps_TJ.numpy(), gradients_TC.numpy(), places_B)
@@ -241,7 +256,7 @@ def _update(
     block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
     steps_J, gradients_BC = moves.steps_TJ[thread], moves.gradients_TC[thread]
     width = center_VC.shape[1]
-    columns = Columns(center_VC, context_VC, num_chunks(member, width, state.dim))
+    columns = Columns(center_VC, context_VC, num_chunks(member, scratch.width, state.dim))
     rule = Rule(lr, state.adagrad, state.frozen_V, state.dim)
     turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
     for first in range(0, rows.center_B.size, ROWS_AT_ONCE):

@@ -124,7 +124,7 @@ class CudaTrainer(InPlaceTrainer):
         modes = {"adagrad": self._adagrad, "freezes": self.frozen_V is not None}
         # The kernel does not read pointers that its constants exclude, so any tensor will do.
         frozen_V = batch[2] if self.frozen_V is None else self.frozen_V.view(torch.uint8)
-        center_sums_V, context_sums_V = self.state.values() or self.tables
+        center_sums_V, context_sums_V = self._sums or self.tables
         trained = Trained(*self.tables, center_sums_V, context_sums_V, frozen_V)
         constants = Constants.of(max_len, dim, self._negatives, **modes)
         _update[(triton.cdiv(num_rows, rows_each),)](

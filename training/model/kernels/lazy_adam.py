@@ -16,6 +16,7 @@ left out, unlike in torch's SparseAdam. Two things differ from torch.optim.Adam:
 step s and stands inside the root.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
 from training.model.batch import BatchTensors
+from training.model.blocks import AnyTables, Blocks, BlockTables, spans
+from training.model.chunks import width_for
 from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
@@ -41,19 +44,21 @@ from training.model.kernels.columns import (
     lay_out,
     mean_losses,
     num_chunks,
+    own_width,
     padded,
+    rows_of,
     share_scores,
     slopes_and_losses,
     team_for,
     whole_loops,
 )
-from training.model.kernels.cores import num_cores
 from training.model.kernels.group import Group
+from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import Team
 from training.model.kernels.vector import TOGETHER, first_guess
-from training.model.memory import page_aligned
-from training.model.skip_gram import TableTensors
-from training.model.state import Slot, check_state
+from training.model.memory import is_finite, page_aligned
+from training.model.skip_gram import TABLES
+from training.model.state import COPIED_BYTES, Slot, check_state, check_unknown
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 32
@@ -94,37 +99,36 @@ class AdamState(NamedTuple):
     dim: int
 
     @classmethod
-    def of(cls, tables: TableTensors, lr: float, num_steps: int, team: Team) -> "AdamState":
-        weights = [by_columns(table_VD, team) for table_VD in tables]
-        _, num_words, width = weights[0].shape
-        rows = page_aligned(2, team.here, num_words, 4, width).numpy()
-        for index, weights_TVC in enumerate(weights):
-            rows[index, :, :, _WEIGHT] = weights_TVC
+    def of(cls, tables: AnyTables, lr: float, num_steps: int, team: Team) -> "AdamState":
+        num_words, dim = tables[0].shape
+        rows = page_aligned(2, team.here, num_words, 4, own_width(dim, team))
+        for index, table in enumerate(tables):
+            by_columns(table, team, rows[index, :, :, _WEIGHT])
         steps, ages = np.arange(num_steps + 2, dtype=np.float64), np.arange(_AGES, dtype=np.float64)
         root = np.sqrt(-np.expm1(steps * np.log(BETA2)))
         with np.errstate(divide="ignore", invalid="ignore"):
             rate_S = (lr * root / -np.expm1(steps * np.log(BETA1))).astype(np.float32)
         return cls(
-            rows=rows,
+            rows=rows.numpy(),
             last=np.zeros((team.here, 2, 2, num_words), dtype=np.int32),
             touched=np.zeros((team.here, 2, num_words + 1), dtype=np.int32),
             owed=np.zeros((team.here, num_steps + 2), dtype=np.float32),
             epsilon_S=((EPSILON * root) ** 2).astype(np.float32),
             rate_S=rate_S,
             decay=np.stack([BETA1**ages, BETA2**ages, (BETA1 / BETA2**0.5) ** ages]).astype(np.float32),
-            dim=tables[0].shape[1],
+            dim=dim,
         )
 
 
 class LazyAdam:
     """Trains both tables by Adam: ``steps`` on a single rank; ``slopes``, then ``apply``, on several ranks.
 
-    It trains copies of the tables; ``write_back`` copies the results into the tables.
+    It trains its own columns of the tables; ``blocks`` returns what has become of all of them.
     """
 
     def __init__(
         self,
-        tables: TableTensors,
+        tables: AnyTables,
         negatives: int,
         lr: float,
         num_steps: int,
@@ -132,12 +136,11 @@ class LazyAdam:
         deterministic: bool = False,
     ):
         """For at most ``num_steps`` steps. ``deterministic``: the same bits for any number of threads and processes."""
-        self.tables = tables
         self.team = team_for(tables[0].shape[1], group)
         self._negatives, self._step, self._deterministic = negatives, 0, deterministic
         self.state = AdamState.of(tables, lr, num_steps, self.team)
         self._scratch: Scratch | None = None
-        self._copies: Tensor | None = None  # for ``state_dict``, made when it is first called
+        self._copies: Tensor | None = None  # for ``state``, made when it is first called
 
     def steps(self, batch: BatchTensors, num_steps: int = 1) -> Tensor:
         """Takes ``num_steps`` steps, whose equal shares of the rows lie end to end. Returns the losses, shape (B,).
@@ -176,33 +179,37 @@ class LazyAdam:
         self.state.last[:, :, 0, frozen_V] = 0
         self.state.rows[:, :, frozen_V, _GRADIENT] = 0  # of steps that did not move the rows
 
-    def write_back(self) -> None:
-        """Writes the tables as they are after the last step. Has no effect on later steps."""
-        rows, last = self.state.rows, self.state.last
-        adam = self.state._replace(last=np.where(last == _FROZEN, np.int32(0), last))
-        weights, row_4C = page_aligned(*rows[0, :, :, _WEIGHT].shape), np.empty((4, rows.shape[4]), dtype=np.float32)
-        for index, table_VD in enumerate(self.tables):
-            _up_to_date(index, adam, row_4C, weights.numpy())
-            by_rows(weights, table_VD, self.team)
-        self.team.group.barrier()
+    def blocks(self) -> BlockTables:
+        """The tables as they are after the last step. Has no effect on later steps."""
+        num_words, dim = self.state.rows.shape[2], self.state.dim
+        centers, contexts = (by_rows(partial(self._weights, table), num_words, dim, self.team) for table in range(2))
+        return centers, contexts
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, copied to memory that the next call overwrites.
+    def is_finite(self) -> bool:
+        """Whether this process's columns of the tables contain neither NaN nor infinity."""
+        parts = (self._weights(table, rows) for table in range(2) for rows in spans(self.state.rows.shape[2]))
+        return all(map(is_finite, parts))
+
+    def state_dict(self) -> dict[str, Tensor | Blocks]:
+        """Everything that the next step depends on. What is copied is so to memory that the next call overwrites.
 
         ``rows`` (2, 4, V, D): weights, moments and last gradients of centers and of contexts; ``last``; ``owed``.
         """
-        adam = self.state
-        if self._copies is None:
-            self._copies = torch.from_numpy(self.team.group.array(2, 4, adam.rows.shape[2], adam.dim))
-        copies, team = self._copies.numpy(), self.team
-        team.group.barrier()  # the first process comes when it has written the copies to the disk
-        team.run(lambda thread: _copy(team.first + thread, adam.rows[:, thread], copies))
-        team.group.barrier()
-        last, owed = adam.last[0], adam.owed[0, : self._step + 1]
-        return {"rows": self._copies, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
+        rows: Tensor | Blocks = self._blocks()
+        if rows.nbytes <= COPIED_BYTES:
+            if self._copies is None:
+                self._copies = torch.from_numpy(self.team.group.array(*rows.shape))
+            copies, team = self._copies.numpy(), self.team
+            team.group.barrier()  # the first process comes when it has written the copies to the disk
+            begin, width = team.first, width_for(self.state.dim, team.size)
+            team.run(lambda thread: _copy((begin + thread) * width, self.state.rows[:, thread], copies))
+            team.group.barrier()
+            rows = self._copies
+        last, owed = self.state.last[0], self.state.owed[0, : self._step + 1]
+        return {"rows": rows, "last": torch.from_numpy(last.copy()), "owed": torch.from_numpy(owed.copy())}
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
-        """Restores what ``state_dict`` returned after ``step`` steps, for any number of threads. Raises ValueError."""
+        """Restores the ``state_dict`` of ``step`` steps, for any number of threads. Raises ValueError."""
         num_words = self.state.rows.shape[2]
         slots = {
             "rows": Slot((2, 4, num_words, self.state.dim)),
@@ -215,12 +222,33 @@ class LazyAdam:
             raise ValueError(f"last: found steps to come, expected 0 to {step}")
         if state["rows"][:, _SQUARE].min() < 0:
             raise ValueError("rows: found negative mean squares, expected 0 or more")
+        check_unknown({name: rows_4VD[_WEIGHT] for name, rows_4VD in zip(TABLES, state["rows"], strict=True)})
         self._step = step
         self.state.owed[:, : self._step + 1] = state["owed"].numpy()
         self.state.last[:] = state["last"].numpy()
+        rows = torch.from_numpy(self.state.rows)
         for table in range(2):
             for part in range(4):
-                self.state.rows[table, :, :, part] = by_columns(state["rows"][table, part], self.team)
+                by_columns(state["rows"][table, part], self.team, rows[table, :, :, part])
+
+    def _weights(self, table: int, rows: slice) -> Tensor:
+        """This process's columns, (T, B, C), of some rows of a table, up to date."""
+        width = self.state.rows.shape[4]
+        row_4C = np.empty((4, width), dtype=np.float32)
+        weights_TBC = np.empty((self.team.here, rows.stop - rows.start, width), dtype=np.float32)
+        _up_to_date(table, rows.start, self.state, row_4C, weights_TBC)
+        return torch.from_numpy(weights_TBC)
+
+    def _blocks(self) -> Blocks:
+        """``rows`` of the state."""
+        rows, dim = torch.from_numpy(self.state.rows), self.state.dim
+        tables = [
+            by_rows(partial(rows_of, rows[table, :, :, part]), rows.shape[2], dim, self.team)
+            for table in range(2)
+            for part in range(4)
+        ]
+        shape = (2, 4, rows.shape[2], dim)
+        return Blocks(shape, lambda: (block_BD for table in tables for block_BD in table.blocks()))
 
     def _run(self, batch: BatchTensors, num_steps: int, kept_slopes_J: Floats) -> Tensor:
         rows, adam, step = Rows.of(batch, self._negatives), self.state, self._step
@@ -253,7 +281,7 @@ def _steps(
     """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
     block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
     member, width = scratch.first + thread, adam.rows.shape[4]
-    columns = columns_of(thread, member, adam)
+    columns = columns_of(thread, member, scratch.width, adam)
     per_step = rows.center_B.size // num_steps
     keeps = kept_slopes_J.size > 0
     turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
@@ -301,7 +329,7 @@ def _apply(
     step: int,
 ) -> None:
     """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
-    columns, width = columns_of(thread, scratch.first + thread, adam), adam.rows.shape[4]
+    columns, width = columns_of(thread, scratch.first + thread, scratch.width, adam), adam.rows.shape[4]
     block, block_slopes_J = block_of(scratch, thread), scratch.slopes_TJ[thread]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
@@ -332,11 +360,11 @@ def _apply(
 
 
 @inner_fast
-def columns_of(thread: int, member: int, adam: AdamState) -> Columns:
-    """A thread's columns of both tables: rows of 4·C, of which the first C are the weights."""
-    num_words, width = adam.rows.shape[2], adam.rows.shape[4]
-    center_VC = adam.rows[0, thread].reshape(num_words, 4 * width)
-    context_VC = adam.rows[1, thread].reshape(num_words, 4 * width)
+def columns_of(thread: int, member: int, width: int, adam: AdamState) -> Columns:
+    """A thread's columns of both tables: rows of 4·C, of which the first C are the weights. ``width``: see Scratch."""
+    num_words, row = adam.rows.shape[2], 4 * adam.rows.shape[4]
+    center_VC = adam.rows[0, thread].reshape(num_words, row)
+    context_VC = adam.rows[1, thread].reshape(num_words, row)
     return Columns(center_VC, context_VC, num_chunks(member, width, adam.dim))
 
 
@@ -420,10 +448,9 @@ def inverse_root(number: Any) -> Any:
     return root
 
 
-def _copy(member: int, rows_2V4C: Floats, copies_24VD: Floats) -> None:
-    """Copies one member's columns of all rows."""
+def _copy(begin: int, rows_2V4C: Floats, copies_24VD: Floats) -> None:
+    """Copies one member's columns, which begin at ``begin``, of all rows."""
     _, num_words, _, width = rows_2V4C.shape
-    begin = member * width
     for table in range(2):
         for first in range(0, num_words, _COPIED_AT_ONCE):
             columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, begin : begin + width]
@@ -432,18 +459,19 @@ def _copy(member: int, rows_2V4C: Floats, copies_24VD: Floats) -> None:
 
 
 @compiled_fast
-def _up_to_date(table: int, adam: AdamState, row_4C: Floats, weights_TVC: Floats) -> None:
-    """Writes the weights that ``_bring_up`` would give, without changing the state. ``row_4C`` is a buffer."""
-    for thread in range(weights_TVC.shape[0]):
-        for word in range(weights_TVC.shape[1]):
+def _up_to_date(table: int, first: int, adam: AdamState, row_4C: Floats, weights_TBC: Floats) -> None:
+    """Writes the weights that ``_bring_up`` would give the rows from ``first`` on. ``row_4C`` is a buffer."""
+    for thread in range(weights_TBC.shape[0]):
+        for row in range(weights_TBC.shape[1]):
+            word = first + row
             word_4C, before = adam.rows[table, thread, word], adam.last[thread, table, 0, word]
-            if before:
+            if before and before != _FROZEN:
                 _copy_row(word_4C.reshape(-1), row_4C.reshape(-1))
                 age, owed = adam.last[thread, table, 1, word], adam.owed[thread, before]
                 _bring_up(row_4C, age, owed, adam.epsilon_S[before], adam.decay)
-                _copy_row(row_4C[_WEIGHT], weights_TVC[thread, word])
+                _copy_row(row_4C[_WEIGHT], weights_TBC[thread, row])
             else:
-                _copy_row(word_4C[_WEIGHT], weights_TVC[thread, word])
+                _copy_row(word_4C[_WEIGHT], weights_TBC[thread, row])
 
 
 @inner_fast

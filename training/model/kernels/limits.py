@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of its affinity, within the CPU quota of its container."""
+"""What this process may use: cores, those of its affinity within the CPU quota of its container; and memory."""
 
 import math
 import os
@@ -20,11 +20,21 @@ def quota(root: Path = Path("/")) -> float:
 
     Reads Linux's cgroups of versions 1 and 2 below ``root``. What cannot be read or understood is no quota.
     """
-    return min((found for folder in _groups(root) if (found := _quota_of(folder))), default=math.inf)
+    return min((found for folder in _groups(root, "cpu") if (found := _quota_of(folder))), default=math.inf)
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """The folders of the groups that can limit this process's CPU time."""
+def available_bytes(root: Path = Path("/")) -> float:
+    """How much memory new uses can have without swapping, within the limits of all control groups.
+
+    Infinity if Linux does not tell.
+    """
+    lines = _lines(root / "proc/meminfo")
+    of_machine = (int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
+    return min((*of_machine, *map(_memory_left, _groups(root, "memory"))), default=math.inf)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the groups that can limit this process's use of what ``controller`` controls."""
     paths: dict[str, PurePosixPath] = {}  # of this process's group, by its controllers; version 2 names none
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -33,17 +43,17 @@ def _groups(root: Path) -> Iterator[Path]:
         # 36 35 98:0 ROOT FOLDER rw,noatime ... - cgroup2 cgroup rw; see proc_pid_mountinfo(5)
         place, _, kind = line.partition(" - ")
         kinds, places = kind.split(), place.split()
-        controller = {"cgroup": "cpu", "cgroup2": ""}.get(kinds[0] if kinds else "none")
-        if controller not in paths or len(kinds) < 3 or len(places) < 5:
+        name = {"cgroup": controller, "cgroup2": ""}.get(kinds[0] if kinds else "none")
+        if name not in paths or len(kinds) < 3 or len(places) < 5:
             continue
-        if controller and controller not in kinds[2].split(","):
+        if name and name not in kinds[2].split(","):
             continue
         top, folder = (PurePosixPath(_unescaped(name)) for name in places[3:5])
         group = root / folder.relative_to("/") if folder.is_absolute() else root / folder
         yield group
         # A container often sees its own group as the top, but reads the host's name for it.
-        if paths[controller].is_relative_to(top):
-            for part in paths[controller].relative_to(top).parts:
+        if paths[name].is_relative_to(top):
+            for part in paths[name].relative_to(top).parts:
                 group /= part
                 yield group
 
@@ -58,6 +68,21 @@ def _quota_of(group: Path) -> float | None:
     except ValueError:  # such as "max 100000"
         return None
     return time_us / period_us if time_us > 0 and period_us > 0 else None
+
+
+def _memory_left(group: Path) -> float:
+    """What a group's limit leaves; infinity without one. The page cache is used and can be dropped."""
+    for limit, usage, dropped in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        statistics = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat") if " " in line)
+        try:
+            most, used = (int(" ".join(_lines(group / name))) for name in (limit, usage))
+            return max(0.0, most - used + int(statistics.get(dropped, "0")))
+        except ValueError:  # such as "max"
+            continue
+    return math.inf
 
 
 def _lines(path: Path) -> list[str]:

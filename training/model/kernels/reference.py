@@ -3,13 +3,15 @@
 B rows of a batch, L = max_len targets a row, T of them real, D dimensions, V words, K negatives for each context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.model.batch import BatchTensors
+from training.model.blocks import AnyTables, Blocks, BlockTables, blocks_of, spans
+from training.model.kernels.group import Group
 from training.model.kernels.threads import Team
 from training.model.memory import is_finite
 from training.model.skip_gram import TABLES, SigmoidBCELoss, TableTensors, skip_gram
@@ -107,28 +109,53 @@ class InPlaceTrainer:
     frozen_V: Tensor | None = None
     """Words, (V,) bool, whose rows and state do not change."""
 
-    def __init__(self, tables: TableTensors, negatives: int, optimizer: str):
-        """``optimizer`` is a name in ``IN_PLACE``."""
-        self.tables = (tables[0].detach(), tables[1].detach())
-        self.state = {
-            f"{table}.{name}": table_VD.new_zeros(len(table_VD))
-            for name in IN_PLACE[optimizer].row_state
-            for table, table_VD in zip(TABLES, self.tables, strict=True)
-        }
-        """The optimizer's state, by its names in a checkpoint, (V,) each."""
+    group: Group | None = None
+    """The processes that share the tables by columns."""
+
+    def __init__(self, tables: AnyTables, negatives: int, optimizer: str, device: str = "cpu"):
+        """``optimizer`` is a name in ``IN_PLACE``. Tensors are trained themselves, of blocks a copy."""
+        self.num_words, self.dim = tables[0].shape
+        self._row_state = IN_PLACE[optimizer].row_state
         self._optimizer, self._negatives = optimizer, negatives
         self._adagrad = optimizer == "rowwise_adagrad"  # what compiled code gets instead of a name
+        self._hold(tables, device)
+
+    def _hold(self, tables: AnyTables, device: str) -> None:
+        center_VD, context_VD = (
+            (table.whole() if isinstance(table, Blocks) else table.detach()).to(device) for table in tables
+        )
+        self.tables: TableTensors = center_VD, context_VD
+        self._sums = [center_VD.new_zeros(self.num_words) for _ in self.state_names]
+
+    @property
+    def state_names(self) -> list[str]:
+        """The names that the optimizer's state, (V,) each, has in a checkpoint."""
+        return [f"{table}.{name}" for name in self._row_state for table in TABLES]
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch. Returns the losses, shape (B,)."""
-        state = tuple(self.state.values())
-        return update(batch, self.tables, self._negatives, lr, self._optimizer, state, frozen_V=self.frozen_V)
+        return update(batch, self.tables, self._negatives, lr, self._optimizer, self._sums, frozen_V=self.frozen_V)
 
-    def write_back(self) -> None:
-        """Copies the results into ``tables`` and ``state`` if the kernel trains copies of them."""
+    def parts(self) -> list[Tensor]:
+        """What training changes, for averaging: tables and state, whose second dimension is the words."""
+        return [tensor[None] for tensor in (*self.tables, *self._sums)]
 
-    def reload(self) -> None:
-        """Copies ``tables`` and ``state`` again after they were changed, if the kernel trains copies of them."""
+    def blocks(self) -> BlockTables:
+        """The tables as they are now."""
+        return blocks_of(self.tables[0]), blocks_of(self.tables[1])
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's state by its names."""
+        return dict(zip(self.state_names, self._sums, strict=True))
+
+    def load(self, tables: AnyTables, state: Mapping[str, Tensor]) -> None:
+        """Goes on with these tables and this state instead."""
+        for table_VD, table in zip(self.tables, tables, strict=True):
+            for rows, block_BD in zip(spans(self.num_words), blocks_of(table).blocks(), strict=True):
+                table_VD[rows] = block_BD.to(table_VD.device)
+        for name, sums_V in zip(self.state_names, self._sums, strict=True):
+            sums_V.copy_(state[name])
 
     def is_finite(self) -> bool:
         """Whether the tables contain neither NaN nor infinity."""

@@ -6,18 +6,17 @@ gives it up when the process ends, also by SIGKILL or as a zombie, and not while
 """
 
 import fcntl
-import math
 import mmap
 import os
 import struct
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.errors import InputError
+from training.model.kernels.limits import available_bytes
 
 LOOK_S = 0.2
 """Between two looks at whether all the others are still there."""
@@ -69,16 +68,6 @@ class SharedMemory:
         """Gives up this member's lock. ``bytes`` stays valid."""
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _lock(self._member, fcntl.F_UNLCK))  # the mapping has the file, too
         os.close(self._file)
-
-
-def available_bytes() -> float:
-    """How much memory new uses can have without swapping; infinity if Linux does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    found = (int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
-    return next(found, math.inf)
 
 
 class Watch(threading.Thread):

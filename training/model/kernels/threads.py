@@ -4,6 +4,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import torch
+from torch import Tensor
+
+from training.model.blocks import ROWS
 from training.model.kernels.barrier import Counters
 from training.model.kernels.group import Group
 
@@ -24,6 +28,7 @@ class Team:
         self.failed = False
         self.afterwards: Callable[[int], None] | None = None
         self._given: list[Counters] = []
+        self._block: dict[int, Tensor] = {}
         self._pool = ThreadPoolExecutor(max(1, here - 1), thread_name_prefix="kernel")
 
     def run(self, work: Callable[[int], None]) -> None:
@@ -46,6 +51,12 @@ class Team:
             raise
         for counters in self._given:
             self.group.check(counters, self.first)
+
+    def block(self, dim: int) -> Tensor:
+        """Memory for a block of rows, (ROWS, D), that all processes of the group share: the same every time."""
+        if dim not in self._block:
+            self._block[dim] = torch.from_numpy(self.group.array(ROWS, dim))
+        return self._block[dim]
 
     def counters(self) -> Counters:
         """The state of a barrier. Only one ``run`` at a time may use it, and none after a run that failed."""
