@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 from pipeline.shared.cli import Parser, uri
 from pipeline.shared.errors import InputError
 from pipeline.shared.settings import LocalPath, Number, Text, add_flags, setting, settings
-from training.model.chunks import CHUNK, all_have_columns
 
 SYNCHRONOUS = {"adam": 0.002, "sgd": 0.1, "adagrad": 0.05}
 """Optimizers of ``--sync-every 1``, each with its usual learning rate; the first is the default."""
@@ -42,6 +41,9 @@ GLOBAL_BATCH = 512, 65_536
 Reader = Literal["arrow", "petastorm"]
 Sharding = Literal["auto", "replicated", "columns"]
 
+CHUNK = 16
+"""Columns of a chunk: one cache line of float32, and one AVX-512 register."""
+
 NEWEST, AUTO = "newest", "auto"
 
 SHARD_CACHE_BYTES = 10_000_000_000
@@ -51,6 +53,16 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 FILES, MODEL, PROCESSES = "files", "model and optimisation", "processes"
 """The flags' groups."""
+
+
+def width_for(dim: int, size: int) -> int:
+    """The columns of each of ``size`` members but the last ones, which may have fewer: whole chunks."""
+    return -(-dim // (size * CHUNK)) * CHUNK
+
+
+def all_have_columns(dim: int, size: int) -> bool:
+    """Whether ``width_for`` leaves columns for each member."""
+    return (size - 1) * width_for(dim, size) < dim
 
 
 def _rates(in_place: bool) -> dict[str, float]:

@@ -767,8 +767,9 @@ def test_quiet_prints_the_last_line_and_what_was_not_right_and_verbose_adds_time
     spark_job: Command, sentences: Path, tmp_path: Path
 ) -> None:
     usual, verbose = said(spark_job, sentences, tmp_path), said(spark_job, sentences, tmp_path, "-v")
-    timed = [line for line in verbose if line.startswith(("counting took ", "shuffling, sampling and writing took "))]
-    assert len(timed) == 2
+    stages = "counting", "writing the vocabulary and its tables", "shuffling, sampling and writing"
+    timed = [line for line in verbose if line.startswith(tuple(f"{stage} took " for stage in stages))]
+    assert len(timed) == len(stages)
     assert [line for line in verbose[:-1] if line not in timed] == usual[:-1]
     sentences.write_bytes(sentences.read_bytes() + b"caf\xe9 w1 w2\n")
     remark, last = said(spark_job, sentences, tmp_path, "-q")

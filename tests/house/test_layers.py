@@ -90,7 +90,7 @@ def test_no_folder_has_more_than_twelve_modules() -> None:
     assert {folder: num for folder, num in folders.items() if num > 12} == {}
 
 
-INTRINSICS = {"scatter_4": "training.model.kernels.vector"}
+INTRINSICS = dict.fromkeys(("dot_4", "scatter_4"), "training.model.kernels.vector")
 """numba gives an intrinsic a parameter for each argument. All other compiled code, Triton's too, takes NamedTuples."""
 
 

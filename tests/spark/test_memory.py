@@ -3,14 +3,17 @@
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
-from tiny import write_tiny_dataset
+from tiny import write_dataset, write_tiny_dataset
 
 from pipeline.dataset.manifest_file import Manifest
+from pipeline.pipeline_config import PipelineConfig
 
 MB = 1 << 20
 DIM, LANES = 100, 16
@@ -108,3 +111,39 @@ def test_a_ranks_memory_is_bounded_and_the_same_in_every_epoch(
     assert max(most) < imports() + copies * tables + 2 * LANES // nproc * row_group + FIXED
     for rank in zip(*now, strict=True):
         assert max(rank[epochs // 2 :]) - max(rank[1 : epochs // 2]) < SLACK
+
+
+@pytest.mark.long
+def test_no_rank_holds_a_whole_table(tmp_path: Path) -> None:
+    """Four ranks share tables of 1.3 GB by columns, also when they begin with those of another run, and go on."""
+    num_words, dim, ranks = 250_000, 640, 4
+    words, lengths = [f"w{number}" for number in range(num_words)], np.full(num_words // 8, 8, np.int64)
+    write_dataset(tmp_path / "data", words, lengths, PipelineConfig(min_count=1, sample=0.0, num_shards=4))
+    first, second = ["--output", tmp_path / "first"], ["--output", tmp_path / "second"]
+    for more in (
+        [*first, "--epochs", 1],
+        [*second, "--epochs", 1, "--init-from", tmp_path / "first"],
+        [*second, "--epochs", 2, "--resume"],
+    ):
+        flags = ["--data", tmp_path / "data", "--nproc", ranks, "--dim", dim, "--threads", 1, "--device", "cpu", *more]
+        flags += ["--sync-every", 4, "--optimizer", "rowwise_adagrad", "--sharding", "columns", "--no-tensorboard"]
+        most = most_of_its_own([sys.executable, str(ROOT / "training" / "train.py"), *map(str, flags)], ranks)
+        table = num_words * dim * 4
+        assert max(most) < imports() + 2 * table / ranks + table / 2
+
+
+def most_of_its_own(command: list[str], ranks: int) -> list[int]:
+    """The most memory that each rank shares with no other process and no file, looked at all the time, in bytes."""
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    most = dict[int, int]()
+    try:
+        while run.poll() is None:
+            time.sleep(0.01)
+            with suppress(OSError, StopIteration):  # a rank has ended
+                for pid in ranks_of(run, ranks):
+                    most[pid] = max(most.get(pid, 0), memory(pid, "RssAnon"))
+    finally:
+        run.kill()
+    assert run.returncode == 0, run.communicate()[1]
+    assert len(most) == ranks
+    return list(most.values())

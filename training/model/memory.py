@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.shared.errors import InputError
-from training.model.chunks import width_for
 from training.model.kernels.limits import available_bytes
-from training.train_config import TrainConfig
+from training.train_config import TrainConfig, width_for
 
 PAGE = 4096
 """Bytes of a page of memory."""

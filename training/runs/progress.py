@@ -13,7 +13,6 @@ from torch import Tensor
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError, tell
 from pipeline.shared.records import Count, RecordError, checked, record
-from training.model.chunks import CHUNK
 from training.model.state import Slot, check_state
 from training.model.steps import Step
 from training.run import Position, Run
@@ -32,7 +31,7 @@ from training.runs.checkpoint import (
 from training.runs.metrics import Moment
 from training.runs.run_folder import active_folder
 from training.runs.warm_start import KEPT, Start, StartRecord
-from training.train_config import AUTO, NEWEST, TrainConfig
+from training.train_config import AUTO, CHUNK, NEWEST, TrainConfig
 
 
 @dataclass

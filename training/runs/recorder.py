@@ -9,7 +9,6 @@ import torch
 from pipeline.shared.cli import QUIET
 from pipeline.shared.errors import tell
 from training.model.blocks import read
-from training.model.chunks import width_for
 from training.model.kernels.threads import Team
 from training.model.skip_gram import TABLES
 from training.model.steps import Step
@@ -21,6 +20,7 @@ from training.runs.run_folder import claim, finish, summary_of, write_pages, wri
 from training.runs.tensorboard import Board
 from training.runs.warm_start import KEPT, Start
 from training.stopping import outliving_terminal
+from training.train_config import width_for
 from training.vectors.run_files import REPORT
 
 SLOW_S = 2

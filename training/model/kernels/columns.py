@@ -21,13 +21,13 @@ from torch import Tensor
 from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.blocks import Blocks, blocks_of, spans
-from training.model.chunks import CHUNK, width_for
 from training.model.kernels.barrier import Counters, barrier
 from training.model.kernels.group import Group
 from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import AHEAD, TOGETHER, copy, dot_4, fill, norm_square, power_of_two, scatter_4
 from training.model.memory import page_aligned
+from training.train_config import CHUNK, width_for
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.integer[Any]]

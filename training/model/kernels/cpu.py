@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
 from training.model.blocks import AnyTables, BlockTables
-from training.model.chunks import CHUNK
 from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
@@ -48,6 +47,7 @@ from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
 from training.model.kernels.threads import Team, team_of
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TableTensors
+from training.train_config import CHUNK
 
 ROWS_AT_ONCE = 64
 """Rows whose scores are computed before the first of them moves a vector: few enough to stay in the cache."""

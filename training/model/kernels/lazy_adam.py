@@ -27,7 +27,6 @@ from torch import Tensor
 from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.blocks import AnyTables, Blocks, BlockTables, spans
-from training.model.chunks import width_for
 from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
@@ -59,6 +58,7 @@ from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TABLES
 from training.model.state import COPIED_BYTES, Slot, check_state, check_unknown
+from training.train_config import width_for
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 32

@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from pipeline.shared.compiled import inner_fast
-from training.model.chunks import CHUNK
+from training.train_config import CHUNK
 
 # numba has no types for mypy.
 types: Any = numba.types
