@@ -133,7 +133,7 @@ def test_words_begin_with_their_rows_in_both_tables_and_new_words_as_any(
     for name, table_VD in (("center", before.center_VD), ("context", before.context_VD)):
         expected_VD = getattr(cold, name).weight.detach().clone()
         for row, old in shared:
-            expected_VD[row] = torch.from_numpy(table_VD[old])
+            expected_VD[row] = torch.from_numpy(table_VD[old].copy())
         assert torch.equal(getattr(model, name).weight.detach(), expected_VD)
 
 
