@@ -45,6 +45,7 @@ def small_results(spark: SparkSession) -> Iterator[None]:
     conf.set("spark.driver.maxResultSize", before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_vocab", [None, 35_000])
 def test_the_driver_receives_no_vocabulary_from_spark(
     spark: SparkSession, small_results: None, tmp_path: Path, max_vocab: int | None

@@ -247,10 +247,10 @@ work(Path(sys.argv[1]) / "large")
     "work",
     [
         pytest.param(LOOK_UP, id="look up"),
-        pytest.param(EVALUATE, id="evaluate"),
-        pytest.param(EXPORT, id="export"),
+        pytest.param(EVALUATE, id="evaluate", marks=pytest.mark.long),
+        pytest.param(EXPORT, id="export", marks=pytest.mark.long),
         pytest.param(REPORT, id="report"),
-        pytest.param(RETRAIN, id="retrain"),
+        pytest.param(RETRAIN, id="retrain", marks=pytest.mark.long),
     ],
 )
 def test_what_reads_vectors_has_no_room_for_a_copy_of_a_table(models: Path, work: str) -> None:
