@@ -333,13 +333,13 @@ class PeriodicAveraging(Step):
 
     def state_dict(self) -> dict[str, Tensor | Blocks]:
         tables = dict(zip(TABLES, self.tables(), strict=True))
-        state: dict[str, Tensor | Blocks] = {**tables, **self._trainer.state, "since": torch.tensor(self._since)}
+        small = {**self._trainer.state, "since": torch.tensor(self._since)}
         if sum(table.nbytes for table in tables.values()) > COPIED_BYTES:
-            return state
+            return {**tables, **self._copies.of(small)}
         if self.group and self.group.member:
-            read(state)
+            read(tables)
             return {}
-        return self._copies.of(state)
+        return self._copies.of({**tables, **small})
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         check_state(state, self._slots())
