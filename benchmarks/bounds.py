@@ -192,7 +192,7 @@ def _adam(
 ) -> None:
     """The first ``parts`` parts of lazy_adam._steps, for one thread. Their steps count on from ``first_step``."""
     block, slopes_J, losses_J = block_of(scratch, 0), scratch.slopes_TJ[0], scratch.losses_TJ[0]
-    columns, width = columns_of(0, 0, scratch.width, adam), adam.rows.shape[4]
+    columns, width = columns_of(0, 0, scratch, adam), adam.rows.shape[4]
     losses_B, step = np.empty(rows.center_B.size, dtype=np.float32), first_step
     for first in range(0, rows.center_B.size, lazy_adam.ROWS_AT_ONCE):
         last = min(first + lazy_adam.ROWS_AT_ONCE, rows.center_B.size)

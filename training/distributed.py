@@ -11,10 +11,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,9 @@ from training.rendezvous import TIMEOUT, address, is_here, meet
 
 PEER_GRACE_S = 10
 """How long a rank that lost a peer waits for the launcher to end it before it exits by itself."""
+
+_SENT_AT_ONCE = 1 << 24
+"""Bytes."""
 
 LOOPBACKS = ("lo", "lo0")
 """The name of the loopback interface: Linux's, macOS's."""
@@ -45,15 +50,81 @@ class World:
     world_size: int
     local_rank: int
     local_world_size: int
+    first_here: tuple[int, ...] = ()
+    """For each rank the first one on its machine; known once the ranks have met."""
+    channel: dist.ProcessGroup | None = None
+    """Where these ranks communicate; None: where all of them do."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def split(self, part_of: Callable[[int], int]) -> "World":
+        """The ranks of this one's part, numbered in their order, as a world. A collective call.
+
+        ``part_of(rank)`` is the same function on each rank.
+        """
+        parts: dict[int, list[int]] = {}
+        for rank in range(self.world_size):
+            parts.setdefault(part_of(rank), []).append(rank)
+        if len(parts) == 1:
+            return self
+        mine = parts[part_of(self.rank)]
+        # Also a rank without others takes part in making the channels of all others.
+        several = [part for part in parts.values() if len(part) > 1]
+        channel, _ = dist.new_subgroups_by_enumeration(several) if several else (None, [])  # type: ignore[no-untyped-call]
+        if len(mine) == 1:
+            return SINGLE
+        first_here = [mine.index(next(other for other in mine if self.on_one_machine(rank, other))) for rank in mine]
+        rank, first = mine.index(self.rank), first_here[mine.index(self.rank)]
+        return World(rank, len(mine), rank - first, first_here.count(first), tuple(first_here), channel)
+
+    def on_one_machine(self, rank: int, other: int) -> bool:
+        return self.first_here[rank] == self.first_here[other]
+
+    @contextmanager
+    def everywhere(self, file: Path) -> Iterator[Path]:
+        """Rank 0's file on every machine: itself on rank 0's, on others a copy that only lives within the block.
+
+        A collective call; the other ranks' ``file`` is ignored. Raises RankError if a machine has no room for it.
+        """
+        path, _ = self.broadcast(str(file), {})
+        if self.world_size == self.local_world_size:
+            yield Path(path)
+            return
+        firsts = self.split(lambda rank: -1 if rank == self.first_here[rank] else rank)
+        here = self.split(lambda rank: self.first_here[rank])
+        with ExitStack() as held:
+            if self.local_rank == 0 and not self.is_first:
+                copy = held.enter_context(TemporaryFile())
+                path = f"/proc/{os.getpid()}/fd/{copy.fileno()}"
+            if self.local_rank == 0:
+                with open(path, "rb" if self.is_first else "r+b", buffering=0) as opened:
+                    firsts._copy(opened)
+            path, _ = here.broadcast(path, {})
+            yield Path(path)
+            here.barrier()  # the others have it open now
+
+    def _copy(self, file: BinaryIO) -> None:
+        """Copies what rank 0 has in ``file`` to the others' files."""
+        size, _ = self.broadcast(os.fstat(file.fileno()).st_size, {})
+        try:
+            for begin in range(0, size, _SENT_AT_ONCE):
+                piece = torch.empty(min(_SENT_AT_ONCE, size - begin), dtype=torch.uint8)
+                content = memoryview(piece.numpy().data)
+                while content and self.is_first:
+                    content = content[os.readv(file.fileno(), [content]) :]
+                dist.broadcast(piece, group=self.channel, group_src=0)
+                while content:
+                    content = content[file.write(content) :]
+        except OSError as error:
+            found = f"cannot hold {size / 1e9:.1f} GB that rank 0 reads ({error.strerror})"
+            raise RankError(f"{gettempdir()}: {found}; name another folder by TMPDIR") from None
+
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` summed over all ranks, in place."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.channel)
         return values
 
     def barrier(self) -> None:
@@ -64,7 +135,7 @@ class World:
         """The largest ``value`` of any rank."""
         found = torch.tensor(value)
         if self.world_size > 1:
-            dist.all_reduce(found, dist.ReduceOp.MAX)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.channel)
         return int(found)
 
     def broadcast(self, record: Any, tensors: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -76,21 +147,32 @@ class World:
         }
         text = torch.tensor(list(json.dumps([record, kinds]).encode()), dtype=torch.uint8)
         size = torch.tensor(len(text))
-        dist.broadcast(size, 0)
+        dist.broadcast(size, group=self.channel, group_src=0)
         text = text if self.is_first else text.new_empty(int(size))
-        dist.broadcast(text, 0)
+        dist.broadcast(text, group=self.channel, group_src=0)
         record, kinds = json.loads(bytes(text.tolist()))
         found = {}
         for name, (dtype, shape) in kinds.items():
             found[name] = tensors[name] if self.is_first else torch.empty(shape, dtype=getattr(torch, dtype))
-            dist.broadcast(found[name], 0)
+            dist.broadcast(found[name], group=self.channel, group_src=0)
         return record, found
+
+    def gather_columns(self, table_BD: torch.Tensor, begins: list[int]) -> None:
+        """Rank 0 gets the columns ``begins[r]`` to ``begins[r + 1]`` of the ``table_BD`` of each rank r."""
+        for rank in range(1, self.world_size):
+            columns_BC = table_BD[:, begins[rank] : begins[rank + 1]]
+            if self.is_first:
+                received = columns_BC.contiguous()
+                dist.recv(received, group=self.channel, group_src=rank)
+                columns_BC.copy_(received)
+            elif self.rank == rank:
+                dist.send(columns_BC.contiguous(), group=self.channel, group_dst=0)
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """The ``values`` of all ranks, of one shape, as (W, ...)."""
         everybodys = values.new_empty(self.world_size, *values.shape)
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
-        dist.all_to_all(list(everybodys), [values] * self.world_size)
+        dist.all_to_all(list(everybodys), [values] * self.world_size, group=self.channel)
         return everybodys
 
 
@@ -142,6 +224,8 @@ def joined(device: torch.device, limit_s: float) -> Iterator[World]:
     try:
         if world.world_size > 1:
             _connect(world, device, limit_s)
+            firsts = world.all_gather(torch.tensor(world.rank - world.local_rank))
+            world = replace(world, first_here=tuple(firsts.tolist()))
         yield world
     except RuntimeError as error:
         if world.world_size == 1 or not _is_lost_peer(error):

@@ -1,7 +1,7 @@
 """Run: what stays the same while a run goes on, made once and handed to its parts; and Position, where it is."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -20,10 +20,10 @@ class Run:
     device: torch.device
 
     @property
-    def sharding(self) -> Literal["replicated", "columns"]:
-        """What each rank has of the tables."""
+    def group_size(self) -> int:
+        """How many ranks share a copy of the tables by columns; 1: each rank has whole tables."""
         world = self.world
-        return self.config.sharding_of(self.device.type, world.world_size, world.local_world_size)
+        return self.config.group_size_of(self.device.type, world.world_size, world.local_world_size)
 
 
 class Position(NamedTuple):

@@ -31,8 +31,8 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.cli import command, end_if_nobody_reads
 from pipeline.shared.errors import InputError, tell
 from training.distributed import (
-    SINGLE,
     RankError,
+    World,
     be_deterministic,
     check_device,
     choose_device,
@@ -110,7 +110,7 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     config.check_kernel(device)
     world = launched()
     num_nodes = world.world_size // world.local_world_size
-    sharding = config.sharding_of(device, num_nodes * ranks_here, ranks_here)
+    group_size = config.group_size_of(device, num_nodes * ranks_here, ranks_here)
     if config.cache == "device" and device == "cpu":
         raise InputError.flag("cache", config.cache, "auto or none where no GPU is used")
     if config.reader == "petastorm":
@@ -120,7 +120,7 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     manifest = Manifest.load(config.data)
     manifest.check_files(config.data)
     if device == "cpu":
-        check_memory(config, manifest.vocab_size, ranks_here, sharding == "columns")
+        check_memory(config, manifest.vocab_size, ranks_here, group_size)
     if launched().is_first:
         check_free(config)
         start = read_start(config, manifest)[0] if config.init_from else None
@@ -151,16 +151,23 @@ def train(run: Run) -> int:
             start = resumed.start(run.manifest.vocab_size)
         else:
             start, tables = warm_start(run, tables)
-        group = Group(world) if run.sharding == "columns" else None
+        group = Group(world, run.group_size) if run.group_size > 1 else None
         if group:
             held.callback(group.close)
+        copies = group.copies if group else world  # the ranks with other copies of what this one has
         num_steps = total_steps(config, run.manifest, world.world_size, progress.position)
-        step = make_step(config, tables, run.manifest.config.negatives, num_steps, world, str(run.device), group)
+        step = make_step(config, tables, run.manifest.config.negatives, num_steps, copies, str(run.device), group)
         del tables  # of a warm start they hold what was read
         # The threads that are really used: they decide the bits, and a small dim uses fewer than --threads.
         threads = step.team.here if step.team else torch.get_num_threads()
         kernel = config.kernel_on(run.device.type)
-        execution = {"world_size": world.world_size, "threads": threads, "kernel": kernel, "sharding": run.sharding}
+        execution = {
+            "world_size": world.world_size,
+            "threads": threads,
+            "kernel": kernel,
+            "sharding": "columns" if group else "replicated",
+            "group_size": run.group_size,
+        }
         changes = list(differences(resumed.record, execution, config, step.world_size_invariant)) if resumed else []
         if resumed:
             resumed.restore(step)
@@ -177,7 +184,7 @@ def train(run: Run) -> int:
         if resumed:
             recorder.say("; ".join([f"goes on after step {progress.done:,}", *changes]))
         del resumed  # it holds the tables
-        compile_s = warm_up(run)
+        compile_s = warm_up(run, copies)
         if compile_s > SLOW_S:
             recorder.say(f"compiled for this machine in {compile_s:.0f} s, once")
 
@@ -204,10 +211,10 @@ def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder,
         recorder.save(progress, step)
 
     num_examples = sum(shard.rows for epoch in range(config.epochs) for shard in shards_of(run.manifest, epoch))
-    counts = run.world.is_first or not step.group
+    counts = step.group is None or step.group.member == 0
     meter = Meter(run.device, run.world, progress.now, counts)  # the run's clock starts here
     stopping = False
-    reading = epochs_of(config, run.manifest, run.world, run.device, step, progress.position)
+    reading = epochs_of(run, step, progress.position)
     with closing(reading) as epochs:
         for batches in epochs:
             for batch, wait_s in timed(batches):
@@ -242,19 +249,18 @@ def learning_rate(config: TrainConfig, examples_seen: int, num_examples: int) ->
     return linear_decay(config.lr, examples_seen, num_examples) if config.lr_decays else config.lr
 
 
-def warm_up(run: Run) -> float:
+def warm_up(run: Run, copies: World) -> float:
     """Compiles all machine code, or loads it, by one step of empty rows on two-word tables and by reading a few rows.
 
-    Returns the seconds that it took.
+    ``copies``: see ``make_step``. Returns the seconds that it took.
     """
     started = time.perf_counter()
     config, manifest, world = run.config, run.manifest, run.world
 
     def step() -> None:
         tables = initial_tables(2, config.dim, in_place=config.in_place)
-        others = SINGLE if run.sharding == "columns" else world
-        tiny = make_step(config, tables, manifest.config.negatives, 1, others, str(run.device))
-        tiny(Batch.empty(config.global_batch // others.world_size, manifest.max_len).to(run.device), 0.0)
+        tiny = make_step(config, tables, manifest.config.negatives, 1, copies, str(run.device))
+        tiny(Batch.empty(config.global_batch // copies.world_size, manifest.max_len).to(run.device), 0.0)
         tiny.is_finite(thorough=True)
         tiny.state_dict()
 

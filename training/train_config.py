@@ -55,14 +55,20 @@ FILES, MODEL, PROCESSES = "files", "model and optimisation", "processes"
 """The flags' groups."""
 
 
+def borders(dim: int, size: int) -> list[int]:
+    """Where the chunks of each of ``size`` members begin, and the number of chunks: as even as can be."""
+    num_chunks = -(-dim // CHUNK)
+    return [-(-member * num_chunks // size) for member in range(size + 1)]
+
+
 def width_for(dim: int, size: int) -> int:
-    """The columns of each of ``size`` members but the last ones, which may have fewer: whole chunks."""
-    return -(-dim // (size * CHUNK)) * CHUNK
+    """The columns, whole chunks, of the first of ``size`` members. Others may have a chunk less."""
+    return borders(dim, size)[1] * CHUNK
 
 
 def all_have_columns(dim: int, size: int) -> bool:
-    """Whether ``width_for`` leaves columns for each member."""
-    return (size - 1) * width_for(dim, size) < dim
+    """Whether each of ``size`` members has a chunk."""
+    return size * CHUNK < dim + CHUNK
 
 
 def _rates(in_place: bool) -> dict[str, float]:
@@ -253,6 +259,17 @@ class TrainConfig:
     )
     """docs/training.md compares them."""
 
+    group_size: int | None = setting(
+        default=None,
+        ge=1,
+        le=1 << 12,
+        group=PROCESSES,
+        help="processes that share the tables by columns (default: as many of each machine's as can); see docs",
+        flag={"metavar": "C"},
+    )
+    """Several groups train a copy each, as single processes do with whole tables. Members of a group may be on several
+    machines: then it takes all processes of each."""
+
     threads: int | None = setting(
         default=None,
         ge=1,
@@ -300,6 +317,8 @@ class TrainConfig:
             raise InputError("--overwrite starts a new run and --resume continues one; leave one of them out")
         if self.cache == "device" and self.reader == "petastorm":
             raise InputError.flag("cache", self.cache, "auto or none with --reader petastorm, which keeps no rows")
+        if self.sharding == "replicated" and self.group_size not in (None, 1):
+            raise InputError.flag("group_size", self.group_size, "1 with --sharding replicated; leave one of them out")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -326,12 +345,19 @@ class TrainConfig:
             return self.kernel
         return "reference" if device == "cuda" and self.deterministic else device
 
-    def sharding_of(self, device: str, world_size: int, ranks_here: int) -> Literal["replicated", "columns"]:
-        """What auto is for these ranks. Raises InputError if they cannot share the columns that are wanted."""
-        obstacle = None if self.sharding == "replicated" else self.columns_obstacle(device, world_size, ranks_here)
+    def group_size_of(self, device: str, world_size: int, ranks_here: int) -> int:
+        """How many of these ranks share a copy of the tables by columns; 1: none do.
+
+        Raises InputError if they cannot, though columns are wanted.
+        """
+        if self.sharding == "replicated" or world_size == 1 or self.group_size == 1:
+            return 1
+        obstacle = self.columns_obstacle(device, world_size, ranks_here)
+        if obstacle and self.group_size:
+            raise InputError(f"--group-size {self.group_size}: {obstacle}")
         if obstacle and self.sharding == "columns":
             raise InputError(f"--sharding columns: {obstacle}; or take --sharding replicated")
-        return "replicated" if self.sharding == "replicated" or obstacle or world_size == 1 else "columns"
+        return 1 if obstacle else self.group_size or max(self.group_sizes(ranks_here))
 
     def columns_obstacle(self, device: str, world_size: int, ranks_here: int) -> str | None:
         """Why the ranks cannot share the tables by columns, as what is found and what is expected; None if they can."""
@@ -343,16 +369,24 @@ class TrainConfig:
             return f"found --optimizer {self.optimizer}, expected adam, or --sync-every N"
         if self.reader != "arrow":
             return f"found --reader {self.reader}, expected arrow"
-        if ranks_here != world_size:
-            return "found processes on several machines, expected one"
         if sys.platform != "linux":
             return f"found {sys.platform}, expected linux, whose processes share memory without a name"
-        possible = [n for n in _divisors(self.lanes) if all_have_columns(self.dim, n)]
-        if world_size not in possible:
-            numbers = " or ".join(map(str, possible))
-            share = f"which can share --dim {self.dim} in parts of {CHUNK}"
-            return f"found {world_size} processes, expected {numbers}, {share}"
+        share = f"which can share --dim {self.dim} in parts of {CHUNK}"
+        wanted = self.group_size
+        if wanted is None and self.group_sizes(ranks_here) == [1]:
+            numbers = " or ".join(map(str, self.group_sizes(self.lanes)))
+            return f"found {ranks_here} processes on a machine, expected {numbers}, {share}"
+        if wanted and not all_have_columns(self.dim, wanted):
+            most = max(n for n in range(1, wanted) if all_have_columns(self.dim, n))
+            return f"found {wanted} processes, expected {most} or fewer, {share}"
+        if wanted and (world_size % wanted or (ranks_here % wanted and wanted % ranks_here)):
+            found = f"found {world_size} processes, {ranks_here} on this machine"
+            return f"{found}, expected a number that divides those of a machine, or is that of several whole machines"
         return None
+
+    def group_sizes(self, num_ranks: int) -> list[int]:
+        """The sizes of groups into which so many ranks can be divided, in rising order."""
+        return [size for size in _divisors(num_ranks) if all_have_columns(self.dim, size)]
 
     def check_world(self, world_size: int) -> None:
         """Raises InputError unless every rank gets the same number of lanes."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Threads
-from ranks import at_batch, train_here
+from ranks import Change, at_batch, train_here
 from safetensors.numpy import load_file
 from tiny import damage_page, write_tiny_dataset
 
 from pipeline.shared.errors import InputError
-from training.distributed import launched
+from training import distributed, train
+from training.distributed import World, launched
 from training.model.kernels.limits import num_cores
 from training.model.memory import check_memory
 from training.runs.checkpoint import steps
@@ -42,10 +44,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(nproc: int, data: Path, output: Path, *flags: str) -> Path:
-    ended = train_here("--nproc", nproc, "--data", data, "--output", output, *SETTINGS, *flags, logs=output.parent)
+def run(nproc: int, data: Path, output: Path, *flags: str, change: Change | None = None) -> Path:
+    given = "--nproc", nproc, "--data", data, "--output", output, *SETTINGS, *flags
+    ended = train_here(*given, logs=output.parent, change=change)
     assert ended.code == 0, ended.stderr
     return output
+
+
+def machines(ranks_each: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets ranks find that each machine has so many of them."""
+
+    def as_launched() -> World:
+        world = launched()
+        if world.world_size == 1:
+            return world
+        return replace(world, local_rank=world.rank % ranks_each, local_world_size=ranks_each)
+
+    for module in (distributed, train):
+        patch.setattr(module, "launched", as_launched)
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -70,6 +86,47 @@ def test_four_ranks_have_the_bits_of_four_threads(data: Path, tmp_path: Path, th
     wide = "--dim", "128"
     four_threads = run(1, data, tmp_path / "threads", *wide, "--threads=4")
     assert_same_run(run(4, data, tmp_path / "ranks", *wide, *COLUMNS), four_threads)
+
+
+# Groups, and machines
+
+
+@pytest.mark.parametrize("mode", [pytest.param("adam", marks=pytest.mark.long), *[*MODES][1:]])
+def test_a_group_on_two_machines_has_the_bits_of_one_process(data: Path, tmp_path: Path, mode: str) -> None:
+    """Also when it goes on from a checkpoint of which the second machine has no copy, and from a warm start."""
+    flags = *MODES[mode], "--deterministic", "--checkpoint-every=1", "--keep=1000", "--epochs=1", "--dim=136"
+    whole = run(1, data, tmp_path / "whole", *flags)
+    on_two = partial(run, 4, data, change=partial(machines, 2))
+    ours = on_two(tmp_path / "ours", *flags, "--group-size=4")
+    assert_same_run(ours, whole)
+    assert json.loads((ours / "summary.json").read_text())["group_size"] == 4
+    begun = interrupted(ours, tmp_path / "begun", 5)
+    assert_same_run(on_two(begun, *flags, "--group-size=4", "--resume"), whole)
+    warm = "--init-from", str(whole), "--freeze-epochs=1", "--epochs=2"
+    again = run(1, data, tmp_path / "again", *flags, *warm)
+    assert_same_run(on_two(tmp_path / "warm", *flags, *warm, "--group-size=4"), again)
+
+
+def test_a_group_on_two_machines_trains_what_one_machine_trains(data: Path, tmp_path: Path) -> None:
+    """Without --deterministic the machines' sums are added up, so only rounding differs."""
+    flags = *MODES["adagrad in place"], "--dim=152", "--epochs=1"
+    ours = run(4, data, tmp_path / "ours", *flags, "--group-size=4", change=partial(machines, 2))
+    for name, expected in load_file(run(1, data, tmp_path / "one", *flags) / "vectors.safetensors").items():
+        np.testing.assert_allclose(load_file(ours / "vectors.safetensors")[name], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("ranks_each", [4, 2])
+@pytest.mark.parametrize("mode", ["adam", "sgd in place"])
+def test_two_groups_have_the_bits_of_two_ranks_with_whole_tables(
+    data: Path, tmp_path: Path, mode: str, ranks_each: int
+) -> None:
+    flags = *MODES[mode], "--deterministic", "--checkpoint-every=1", "--keep=1000", "--epochs=1"
+    two = run(2, data, tmp_path / "two", *flags, "--sharding=replicated")
+    in_groups = partial(run, 4, data, change=partial(machines, ranks_each))
+    ours = in_groups(tmp_path / "ours", *flags, "--group-size=2")
+    assert_same_run(ours, two)
+    begun = interrupted(ours, tmp_path / "begun", 8)
+    assert_same_run(in_groups(begun, *flags, "--group-size=2", "--resume"), two)
 
 
 # Faults
@@ -200,43 +257,44 @@ def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, 
         ({"kernel": "reference"}, "cpu", (2, 2), "found --kernel reference, expected cpu"),
         ({"optimizer": "sgd"}, "cpu", (2, 2), "found --optimizer sgd, expected adam, or --sync-every N"),
         ({"reader": "petastorm"}, "cpu", (2, 2), "found --reader petastorm, expected arrow"),
-        ({}, "cpu", (4, 2), "several machines"),
-        ({"dim": 40}, "cpu", (4, 4), "found 4 processes, expected 1 or 2, which can share --dim 40 in parts of 16"),
-        ({"dim": 100, "lanes": 15}, "cpu", (5, 5), "found 5 processes, expected 1 or 3,"),
+        ({"dim": 16}, "cpu", (4, 4), "found 4 processes on a machine, expected 1, which can share --dim 16 in parts"),
+        ({"dim": 64, "lanes": 15}, "cpu", (5, 5), "found 5 processes on a machine, expected 1 or 3,"),
     ],
 )
 def test_what_cannot_be_shared_by_columns_is_refused(
     flags: dict[str, Any], device: str, ranks: tuple[int, int], found: str
 ) -> None:
     with pytest.raises(InputError, match=f"--sharding columns: .*{found}.*; or take --sharding replicated"):
-        TrainConfig(sharding="columns", **flags).sharding_of(device, *ranks)
-    assert TrainConfig(**flags).sharding_of(device, *ranks) == "replicated"
+        TrainConfig(sharding="columns", **flags).group_size_of(device, *ranks)
+    assert TrainConfig(**flags).group_size_of(device, *ranks) == 1
 
 
 # Memory
 
 
 @pytest.mark.parametrize(
-    ("flags", "ranks", "by_columns", "found"),
+    ("flags", "ranks", "group_size", "found"),
     [
         (
             {"sync_every": 4},
             4,
-            True,
+            4,
             "8.0 GB free, expected 9.0 GB for 2 tables x 10,000,000 words x 112 columns x 4 bytes; ",
         ),
-        ({"sync_every": 4}, 4, False, "expected 35.8 GB .* x 4 processes; share them by columns"),
-        ({}, 1, True, "expected 35.8 GB .* x 4 for adam; train in place .* 9.0 GB"),
-        ({"optimizer": "sgd"}, 2, False, "expected 35.8 GB .* x 2 for sgd x 2 processes"),
+        ({"sync_every": 4}, 4, 4, "a higher --min-count, or 2 such machines .*.--nproc 2 --group-size 4 on each.$"),
+        ({"sync_every": 4, "dim": 64}, 4, 1, "20.5 GB .* x 4 copies; share them by columns .--group-size 4., or"),
+        ({"sync_every": 4, "dim": 200}, 2, 4, "8.3 GB .* x 208 columns x 4 bytes / 2 machines; .*--min-count$"),
+        ({}, 1, 1, "expected 35.8 GB .* x 4 for adam; train in place .* 9.0 GB"),
+        ({"optimizer": "sgd"}, 2, 1, "expected 35.8 GB .* x 2 for sgd x 2 copies"),
     ],
 )
 def test_what_does_not_fit_into_memory_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], ranks: int, by_columns: bool, found: str
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], ranks: int, group_size: int, found: str
 ) -> None:
     monkeypatch.setattr("training.model.memory.available_bytes", lambda: 8e9)
     with pytest.raises(InputError, match=f"memory: .*{found}"):
-        check_memory(TrainConfig(**flags), 10_000_000, ranks, by_columns)
-    check_memory(TrainConfig(**flags), 1_000_000, ranks, by_columns)
+        check_memory(TrainConfig(**flags), 10_000_000, ranks, group_size)
+    check_memory(TrainConfig(**flags), 1_000_000, ranks, group_size)
 
 
 def in_blocks(patch: pytest.MonkeyPatch) -> None:

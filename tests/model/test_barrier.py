@@ -256,16 +256,21 @@ def test_a_member_has_ended_when_its_memory_is_closed() -> None:
 
 PAIR = """
 import os, sys, time
-from training.distributed import LostPeer
+from training.distributed import SINGLE, LostPeer
 from training.model.kernels.group import Group
 
 class Pair:
     '''Two processes that are connected by pipes, in place of a World.'''
 
-    world_size = 2
+    world_size = local_world_size = 2
 
     def __init__(self, rank, reads, writes):
         self.rank, self._reads, self._writes = rank, os.fdopen(reads), os.fdopen(writes, "w")
+
+    is_first = property(lambda self: self.rank == 0)
+
+    def split(self, part_of):
+        return self if part_of(0) == part_of(1) else SINGLE
 
     def broadcast(self, record, tensors):
         if self.rank:
@@ -281,13 +286,13 @@ class Pair:
 
 (to_child_reads, to_child), (to_parent_reads, to_parent) = os.pipe(), os.pipe()
 if os.fork() == 0:
-    group = Group(Pair(1, to_child_reads, to_parent))
+    group = Group(Pair(1, to_child_reads, to_parent), 2)
     array = group.array(1000)
     array[500] = 7
     group.barrier()
     group.barrier()
     os._exit(0)
-group = Group(Pair(0, to_parent_reads, to_child))
+group = Group(Pair(0, to_parent_reads, to_child), 2)
 array = group.array(1000)
 group.barrier()
 print(array[500], flush=True)

@@ -255,7 +255,8 @@ def test_ranks_that_exchange_slopes_have_the_bits_of_one_process(threads: Thread
 
     def be(rank: int) -> None:
         adam = LazyAdam(tables, NEGATIVES, LR, num_steps)
-        step = TouchedRows(adam, lanes, per_lane, Meeting(rank, world_size, 0, 1, barrier, table))
+        world = Meeting(rank, world_size, 0, 1, meeting=barrier, table=table)
+        step = TouchedRows(adam, lanes, per_lane, world)
         for index, rows in enumerate(steps):
             own = [column.view(lanes, per_lane, *column.shape[1:])[rank::world_size].flatten(0, 1) for column in rows]
             losses[rank, index] = step(Batch(own[0], own[1], own[2]), LR).sum()

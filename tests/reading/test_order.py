@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from pipeline.spark.shard_writer import ROW_GROUP_ROWS
 from training.distributed import World
 from training.model.batch import Batch
 from training.model.blocks import initial_tables
+from training.model.kernels.group import Group
 from training.model.kernels.threads import Team, team_of
 from training.model.steps import make_step
 from training.reading import stream as stream_module
@@ -38,7 +39,7 @@ from training.reading.permutation import permutation as fast_permutation
 from training.reading.plan import EpochPlan, Piece, plan_epoch
 from training.reading.remote import Requests
 from training.reading.stream import ArrowStream, chunks_of, read_epochs
-from training.run import Position
+from training.run import Position, Run
 from training.train_config import TrainConfig
 
 ROW_GROUP = 24
@@ -207,7 +208,7 @@ def test_a_run_that_goes_on_has_the_batches_of_one_that_was_not_interrupted(data
         """All rows, and the steps of the run at which a batch ends."""
         begin = Position(done // in_epoch, done % in_epoch, done)
         rows, ends = [], set()
-        with closing(epochs_of(config, manifest, world, CPU, step, begin)) as epochs:
+        with closing(epochs_of(Run(config, manifest, world, CPU), step, begin)) as epochs:
             for batches in epochs:
                 for batch in batches:
                     rows.append(columns(tiny.copy(batch)))
@@ -293,7 +294,8 @@ def test_seeking_among_kept_rows_reads_what_the_first_batch_needs(dataset: Datas
 class Together:
     """One of two ranks that are threads here, in place of a Group."""
 
-    def __init__(self, arrays: list[npt.NDArray[Any]], meeting: threading.Barrier, lock: threading.Lock):
+    def __init__(self, rank: int, arrays: list[npt.NDArray[Any]], meeting: threading.Barrier, lock: threading.Lock):
+        self.here = World(rank, 2, rank, 2)
         self._arrays, self._meeting, self._lock, self._taken = arrays, meeting, lock, 0
 
     def array(self, *shape: int, dtype: Any) -> npt.NDArray[Any]:
@@ -307,38 +309,39 @@ class Together:
         self._meeting.wait(timeout=60)
 
 
+@pytest.mark.parametrize(("copy", "copies"), [(0, 1), (1, 2)])
 @pytest.mark.parametrize("how", ["by a thread", "by a team"])
 def test_ranks_that_share_memory_get_the_batches_of_one_rank(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, how: str
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, how: str, copy: int, copies: int
 ) -> None:
-    """Over two epochs, in chunks of three steps; one rank is slow."""
+    """Over two epochs, in chunks of three steps; one rank is slow. Also if they are one of several groups."""
     monkeypatch.setattr(stream_module, "CHUNK_ROWS", 3 * GLOBAL_BATCH)
     arrays: list[npt.NDArray[Any]] = []
     meeting, lock, found = threading.Barrier(2), threading.Lock(), {}
 
-    def read(rank: int, group: Any, world_size: int) -> list[list[npt.NDArray[Any]]]:
-        team, copies = Team(1) if how == "by a team" else None, []
-        epochs = read_epochs(dataset.stream, range(2), rank, world_size, team=team, group=group)
+    def read(group: Together | None) -> list[list[npt.NDArray[Any]]]:
+        team, read = Team(1) if how == "by a team" else None, []
+        epochs = read_epochs(dataset.stream, range(2), copy, copies, team=team, group=cast("Group", group))
         for batches in epochs:
             for batch in batches:
-                if rank == 0 and group:
+                if group and group.here.is_first:
                     time.sleep(0.002)
-                copies.append([column.copy() for column in columns(batch)])
+                read.append([column.copy() for column in columns(batch)])
                 if group:
                     group.barrier()  # as a step does
                 if team:
                     team.run(lambda thread: None)
-        return copies
+        return read
 
     def work(rank: int) -> None:
-        found[rank] = read(rank, Together(arrays, meeting, lock), 2)
+        found[rank] = read(Together(rank, arrays, meeting, lock))
 
     ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in ranks:
         thread.start()
     for thread in ranks:
         thread.join()
-    expected = read(0, None, 1)
+    expected = read(None)
     for rank in range(2):
         assert len(found[rank]) == len(expected)
         for ours, theirs in zip(found[rank], expected, strict=True):

@@ -30,25 +30,40 @@ DENSE = {"sgd": 2, "adagrad": 3, "adam": 4}
 """How many tables an optimizer takes for one: the table, its gradient, and its state."""
 
 
-def check_memory(config: TrainConfig, num_words: int, ranks_here: int, by_columns: bool) -> None:
-    """Raises InputError if this machine has no memory for the tables and the optimizer's state of its ranks."""
-    num_copies, num_numbers = 1 if by_columns else ranks_here, 1 if config.in_place else DENSE[config.optimizer]
-    words = f"{num_words:,} words x {width_for(config.dim, 1)} columns"
-    num_bytes = 2 * num_words * width_for(config.dim, 1) * 4 * num_numbers * num_copies
+def check_memory(config: TrainConfig, num_words: int, ranks_here: int, group_size: int) -> None:
+    """Raises InputError if this machine has no memory for the tables and the optimizer's state of its ranks.
+
+    ``group_size`` ranks share a copy, on several machines if they are more than ``ranks_here``.
+    """
+    num_numbers = 1 if config.in_place else DENSE[config.optimizer]
+    num_copies, num_machines = max(1, ranks_here // group_size), max(1, group_size // ranks_here)
+    columns = width_for(config.dim, 1)
+    whole = 2 * num_words * columns * 4 * num_numbers
+    num_bytes = whole * num_copies // num_machines
     if num_bytes <= (free := available_bytes()):
         return
-    if num_copies > 1:
-        remedy = "share them by columns (--sharding columns), or take fewer processes"
+    enough = [size for size in config.group_sizes(ranks_here) if whole * ranks_here // size <= free]
+    if enough:
+        remedy = f"share them by columns (--group-size {enough[0]}), or take fewer processes"
     elif not config.in_place:
         remedy = f"train in place (--sync-every 4), which takes {num_bytes / num_numbers / 1e9:.1f} GB"
     else:
         remedy = "take a larger machine, a smaller --dim, or a higher --min-count"
-    factors = (f" x {num_numbers} for {config.optimizer}" if num_numbers > 1 else "") + (
-        f" x {num_copies} processes" if num_copies > 1 else ""
+        machines = math.ceil(whole / max(1, free))
+        possible = [size for size in config.group_sizes(config.lanes) if size % machines == 0]
+        if possible:
+            each, size = possible[-1] // machines, possible[-1]
+            remedy += f", or {machines} such machines that share them (--nproc {each} --group-size {size} on each)"
+    factors = "".join(
+        [
+            f" x {num_numbers} for {config.optimizer}" if num_numbers > 1 else "",
+            f" x {num_copies} copies" if num_copies > 1 else "",
+            f" / {num_machines} machines" if num_machines > 1 else "",
+        ]
     )
     raise InputError(
-        f"memory: found {free / 1e9:.1f} GB free, expected {num_bytes / 1e9:.1f} GB for 2 tables x {words} x 4 bytes"
-        f"{factors}; {remedy}"
+        f"memory: found {free / 1e9:.1f} GB free, expected {num_bytes / 1e9:.1f} GB for 2 tables x {num_words:,} words "
+        f"x {columns} columns x 4 bytes{factors}; {remedy}"
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -44,7 +43,8 @@ class Step(ABC):
     """Whether the bits are the same for every number of ranks, if each rank has the same number of threads."""
 
     group: Group | None = None
-    """The ranks that share the tables by columns. All call ``state_dict`` and ``tables``; rank 0 writes the results."""
+    """The ranks that share the tables by columns. Those that share them with rank 0 all call ``state_dict`` and
+    ``tables``, whose results rank 0 writes."""
 
     @property
     def in_sync(self) -> bool:
@@ -107,7 +107,7 @@ def make_step(
 ) -> Step:
     """The step of ``config``, for a run of ``num_steps`` that begins with ``tables``.
 
-    The ranks of a group share the columns.
+    ``world``: the ranks of which each has a copy of the tables, or of its columns of them, which its ``group`` shares.
     """
     name = config.kernel_on(device)
     if config.in_place:
@@ -115,12 +115,11 @@ def make_step(
             trainer: InPlaceTrainer = cpu.CpuTrainer(tables, negatives, config.optimizer, group, config.deterministic)
         else:
             trainer = kernel_of(name).trainer(tables, negatives, config.optimizer, device)
-        num_copies = 1 if group else world.world_size
-        lr_factor = num_copies if IN_PLACE[config.optimizer].lr_times_ranks else 1
-        return PeriodicAveraging(trainer, lr_factor, config.sync_every, num_copies)
+        lr_factor = world.world_size if IN_PLACE[config.optimizer].lr_times_ranks else 1
+        return PeriodicAveraging(trainer, lr_factor, config.sync_every, world)
     if name == "cpu" and config.optimizer == "adam":
         adam = LazyAdam(tables, negatives, config.lr, num_steps, group, config.deterministic)
-        return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, SINGLE if group else world)
+        return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, world)
     num_words, dim = tables[0].shape
     model = SkipGram(num_words, dim, tables=tables).to(device)
     optimizer = make_optimizer(config.optimizer, config.lr, model)
@@ -256,6 +255,7 @@ class TouchedRows(Step):
     def __init__(self, adam: LazyAdam, lanes: int, rows_per_lane: int, world: World):
         self._adam, self._world = adam, world
         self.team, self.group = adam.team, shared_group(adam.team)
+        self._message: Tensor | None = None  # of all copies, made when it is first gathered
         self.max_steps = 50 if world.world_size == 1 else 1  # the overhead of a call is a tenth of a step or more
         places = [divmod(lane, world.world_size) for lane in range(lanes)]
         self._ranges = np.array([(rank, n * rows_per_lane, (n + 1) * rows_per_lane) for n, rank in places])
@@ -264,8 +264,27 @@ class TouchedRows(Step):
         if self._world.world_size == 1:
             return self._adam.steps(batch.tensors(), batch.num_steps)
         mine, losses_B = self._adam.slopes(batch.tensors())
-        self._adam.apply(self._world.all_gather(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
+        self._adam.apply(self._gathered(mine), self._ranges, batch.contexts_negatives_BL.shape[1])
         return losses_B
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """Every copy's input of ``apply``. The ranks of a machine with the same ``mine`` exchange a part of it each."""
+        here = self.group.here if self.group else SINGLE
+        if here.world_size == 1:
+            return self._world.all_gather(mine)
+        assert self.group
+        if self._message is None:
+            size = -(-len(mine) // here.world_size) * here.world_size
+            message = self.group.array(self._world.world_size, size, dtype=np.int32)
+            self._message = torch.from_numpy(message)
+        length = self._message.shape[1] // here.world_size
+        part = slice(here.rank * length, (here.rank + 1) * length)
+        own = mine.new_zeros(length)
+        own[: len(mine[part])] = mine[part]
+        self.group.barrier()  # now all have applied the last message
+        self._message[:, part] = self._world.all_gather(own)
+        self.group.barrier()
+        return self._message
 
     def freeze(self, words_K: Tensor) -> None:
         self._adam.freeze(words_K.numpy())
@@ -288,15 +307,15 @@ class TouchedRows(Step):
 
 
 class PeriodicAveraging(Step):
-    """Every rank trains its own tables in place; the tables are averaged every ``sync_every`` steps (local SGD).
+    """Copies of the tables are trained in place, and averaged every ``sync_every`` steps (local SGD).
 
-    A group's ranks train the same tables, each its columns, so that there is a single copy and nothing to average.
+    Each rank has a copy, or its columns of its group's copy. A single copy is never averaged.
     """
 
-    def __init__(self, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, num_copies: int):
-        """``trainer`` trains at ``lr_factor`` times the learning rate."""
+    def __init__(self, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, world: World):
+        """``trainer`` trains at ``lr_factor`` times the learning rate. ``world``: see ``make_step``."""
         self._trainer, self._factor = trainer, lr_factor
-        self._every, self._num_copies = sync_every, num_copies
+        self._every, self._world = sync_every, world
         self.team, self.group = trainer.team, trainer.group
         self._since = 0
         self._copies = Copies()
@@ -329,7 +348,7 @@ class PeriodicAveraging(Step):
 
     @property
     def in_sync(self) -> bool:
-        return self._num_copies == 1 or self._since == 0
+        return self._world.world_size == 1 or self._since == 0
 
     def state_dict(self) -> dict[str, Tensor | Blocks]:
         tables = dict(zip(TABLES, self.tables(), strict=True))
@@ -356,14 +375,13 @@ class PeriodicAveraging(Step):
 
     def _average(self) -> None:
         self._since = 0
-        if self._num_copies == 1:
+        if self._world.world_size == 1:
             return
         frozen_V = self._trainer.frozen_V
         for part in self._trainer.parts():
             for rows in spans(part.shape[1]):
                 own = part[:, rows]
-                mean = own / self._num_copies
-                dist.all_reduce(mean)
+                mean = self._world.all_reduce(own / self._world.world_size)
                 if frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
                     mean[:, frozen_V[rows]] = own[:, frozen_V[rows]]
                 own.copy_(mean)

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.dataset.manifest_file import Manifest, ShardInfo
 from pipeline.shared.storage import Location
-from training.distributed import World
 from training.model.batch import Batch
 from training.model.kernels.limits import num_cores
 from training.model.steps import Step
@@ -19,15 +18,18 @@ from training.reading.petastorm_stream import petastorm_epochs, shares_of_epoch
 from training.reading.plan import EpochPlan, num_steps, plan_epoch
 from training.reading.shard_cache import ShardCache
 from training.reading.stream import ArrowStream, read_epochs
-from training.run import Position
+from training.run import Position, Run
 from training.train_config import TrainConfig
 
 
-def epochs_of(
-    config: TrainConfig, manifest: Manifest, world: World, device: torch.device, step: Step, begin: Position
-) -> Generator[Iterator[Batch], None, None]:
-    """For each epoch, this rank's batches on its device, in the plan's order, from ``begin`` on."""
-    numbers, rank = range(begin.epoch, config.epochs), (world.rank, world.world_size)
+def epochs_of(run: Run, step: Step, begin: Position) -> Generator[Iterator[Batch], None, None]:
+    """For each epoch, this rank's batches on its device, in the plan's order, from ``begin`` on.
+
+    The ranks of a group have the same batches, as if they were one rank.
+    """
+    config, manifest, world, device = run.config, run.manifest, run.world, run.device
+    copies = step.group.copies if step.group else world
+    numbers, rank = range(begin.epoch, config.epochs), (copies.rank, copies.world_size)
 
     def stream(epoch: int) -> ArrowStream:
         return stream_of(config, manifest, epoch, begin.step if epoch == begin.epoch else 0)

@@ -15,6 +15,7 @@ from contextlib import closing
 from functools import lru_cache, partial
 from itertools import chain, cycle, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,7 +134,8 @@ def read_epochs(
     A batch contains at most ``at_once`` steps: it ends where the run's number of steps is a multiple of ``at_once``.
     ``done`` is the number of steps of the run before these epochs.
 
-    Each rank of a ``group`` gets the batches of all of them: it writes the rows of its lanes to memory that they share.
+    The ranks of a ``group`` get the same batches, those of rank ``rank``: on each machine each rank writes the rows of
+    some lanes to memory that they share.
 
     One thread, or ``team`` between its steps, reads all epochs into the same memory. So the first batch of an epoch is
     ready when the previous epoch ends.
@@ -144,9 +146,10 @@ def read_epochs(
     if group and len(epochs):
         first = next(streams)
         streams = chain([first], streams)
-        step_rows = first.plan.rows_per_step * len(first.plan.lanes)
+        step_rows = first.plan.rows_per_step * len(first.plan.of_rank(rank, world_size))
         most = max(1, CHUNK_ROWS // step_rows)
-        shared = [Rows.of(group.array, most * step_rows, first.layout.max_len) for _ in range(in_use)]
+        memory = [Rows.of(group.array, most * step_rows, first.layout.max_len) for _ in range(in_use)]
+        shared = Shared(memory, group.here.rank, group.here.world_size)
     unfilled = chunks_of(streams, rank, world_size, in_use, requests, at_once, done, shared)
     chunks = prefetch(unfilled, in_use, team, group.barrier if group else nothing)
     with closing(chunks), closing(requests):
@@ -155,6 +158,14 @@ def read_epochs(
             yield batches
             for _ in batches:
                 pass  # drops the batches that the caller did not take
+
+
+class Shared(NamedTuple):
+    """Memory of chunks that ``size`` processes fill, of which this one is number ``number``."""
+
+    memory: Sequence[Rows]
+    number: int
+    size: int
 
 
 def _epoch(chunks: Iterator[Chunk]) -> Iterator[Batch]:
@@ -172,31 +183,33 @@ def chunks_of(
     requests: Requests,
     at_once: int = 1,
     done: int = 0,
-    shared: Sequence[Rows] | None = None,
+    shared: Shared | None = None,
 ) -> Iterator[Chunk]:
     """Yields the unfilled chunks of one epoch after the other. They use the memory of ``in_use`` chunks in turn.
 
-    In ``shared`` memory, the chunks have room for the lanes of all ranks.
+    In ``shared`` memory, the process fills only its part of the lanes.
 
     The first chunk has one step, so that a run begins soon. For remote shards, a chunk is yielded once as many row
     groups of later chunks are being fetched as there are lanes.
     """
     memory: Iterator[Rows] | None = None
+    number, size = (shared.number, shared.size) if shared else (0, 1)
+    own = rank + world_size * number, world_size * size  # of the rank's lanes every size-th
     waiting: deque[tuple[int, Chunk]] = deque()
     for stream in streams:
-        plan, lanes = stream.plan, stream.plan.of_rank(rank, world_size)
-        num_rows = plan.rows_per_step * (len(plan.lanes) if shared else len(lanes))
+        plan, lanes = stream.plan, stream.plan.of_rank(*own)
+        num_rows = plan.rows_per_step * len(lanes) * size
         most = max(1, CHUNK_ROWS // num_rows)
         ends = [*range(most if memory else 1, plan.num_steps, most), plan.num_steps]
-        memory = memory or cycle(shared or [Rows.zeros(most * num_rows, stream.layout.max_len) for _ in range(in_use)])
+        if memory is None:
+            made = [Rows.zeros(most * num_rows, stream.layout.max_len) for _ in range(0 if shared else in_use)]
+            memory = cycle(shared.memory if shared else made)
         steps = [last - first for first, last in pairwise([0, *ends])]
-        parts = row_groups(lanes, plan.pieces(rank, world_size, steps), partial(stream.begin, requests=requests))
+        parts = row_groups(lanes, plan.pieces(*own, steps), partial(stream.begin, requests=requests))
         for end, num_steps, of_lanes in zip(ends, steps, parts, strict=True):
             ends_epoch = end == plan.num_steps
-            placed: list[list[Part] | None] = [*of_lanes]
-            if shared:
-                placed = [None] * len(plan.lanes)
-                placed[rank::world_size] = of_lanes
+            placed: list[list[Part] | None] = [None] * (len(lanes) * size)
+            placed[number::size] = of_lanes
             chunk = Chunk(placed, plan.rows_per_step, num_steps, next(memory), at_once, done, ends_epoch)
             waiting.append((requests.num_begun + (len(lanes) if stream.remote else 0), chunk))
             while waiting and requests.num_begun >= waiting[0][0]:

@@ -220,7 +220,7 @@ def read(run: Path, step: int) -> Checkpoint:
     """The checkpoint after ``step`` steps. Raises CheckpointError unless every byte is as it was written."""
     record = read_record(run, step)
     state = read_state(run, step)
-    file = run / FOLDER / name_of(step) / STATE
+    file = state_file(run, step)
     try:
         digest = xxh3_64()
         with file.open("rb") as content:
@@ -233,13 +233,19 @@ def read(run: Path, step: int) -> Checkpoint:
     return Checkpoint(record, state)
 
 
-def read_state(run: Path, step: int) -> dict[str, Tensor]:
+def state_file(run: Path, step: int) -> Path:
+    """The file of the checkpoint's tensors."""
+    return run / FOLDER / name_of(step) / STATE
+
+
+def read_state(run: Path, step: int, file: Path | None = None) -> dict[str, Tensor]:
     """The tensors, mapped into memory: do not keep them, since a later checkpoint may overwrite the file.
 
-    Raises CheckpointError if they cannot be read, and does not look at the checksum.
+    ``file``: where it is on this machine. Raises CheckpointError if they cannot be read, and does not look at the
+    checksum.
     """
     try:
-        return load_file(run / FOLDER / name_of(step) / STATE)
+        return load_file(file or state_file(run, step))
     except (OSError, ValueError, KeyError, SafetensorError) as error:  # KeyError: a type that torch does not know
         raise damaged(run, step, STATE, error) from None
 

@@ -26,6 +26,7 @@ from training.runs.checkpoint import (
     read,
     read_record,
     read_state,
+    state_file,
     steps,
 )
 from training.runs.metrics import Moment
@@ -104,6 +105,8 @@ class RunRecord:
     progress: Progress
     metrics_bytes: Count
     sharding: Literal["replicated", "columns"] = "replicated"
+    group_size: Annotated[int | None, Field(ge=1)] = None
+    """How many ranks shared a copy of the tables; None: all of them, if they shared columns at all."""
     deterministic: bool = False
 
 
@@ -155,10 +158,7 @@ def record_of(
 
 
 def read_checkpoint(run: Run) -> Resumed | None:
-    """The checkpoint to resume from, on every rank; None for a new run. Rank 0 reads it.
-
-    It broadcasts the tensors, unless the ranks share them by columns.
-    """
+    """The checkpoint to resume from, on every rank; None for a new run. Rank 0 checks it; all map it into memory."""
     config, world = run.config, run.world
     if config.resume is None:
         return None
@@ -174,8 +174,7 @@ def read_checkpoint(run: Run) -> Resumed | None:
                 raise
             tell(f"warning: {error}")
     elsewhere = world.all_reduce_max(max(steps(folder), default=0))
-    maps = run.sharding == "columns"  # on one machine, where every rank finds the file and reads its columns of it
-    body, state = world.broadcast(found.record if found else None, found.state if found and not maps else {})
+    body, _ = world.broadcast(found.record if found else None, {})
     if body is None and elsewhere:
         raise InputError(
             f"--resume {config.resume}: {folder} has no checkpoint on the machine of rank 0, but one of step "
@@ -183,8 +182,8 @@ def read_checkpoint(run: Run) -> Resumed | None:
         )
     if body is None:
         return None
-    if maps:
-        state = read_state(folder, body["step"])
+    with world.everywhere(state_file(folder, body["step"])) as file:
+        state = read_state(folder, body["step"], file)
     return Resumed(folder, body["step"], checked_record(folder, body["step"], body), state)
 
 
@@ -295,11 +294,11 @@ def differences(record: RunRecord, execution: dict[str, Any], config: TrainConfi
 def _bits_of(execution: dict[str, Any]) -> dict[str, int | str]:
     """What the bits depend on: how many copies of the tables are trained, and in how many parts of columns each."""
     world_size, threads = execution["world_size"], execution["threads"]
-    by_columns = execution["sharding"] == "columns"
-    parts: int | str = world_size * threads if by_columns else threads
+    group_size = execution["group_size"] or (world_size if execution["sharding"] == "columns" else 1)
+    parts: int | str = group_size * threads
     if execution["deterministic"] and execution["kernel"] == "cpu":
         parts = f"{CHUNK} columns each"
-    return {"copies": 1 if by_columns else world_size, "parts": parts}
+    return {"copies": world_size // group_size, "parts": parts}
 
 
 def _flags(values: dict[str, Any], names: list[str]) -> str:

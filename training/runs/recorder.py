@@ -44,7 +44,7 @@ class NullRecorder:
 
     def save(self, progress: Progress, step: Step) -> None:
         """Starts to write a checkpoint. Raises CheckpointError when the previous one could not be written."""
-        if step.group:
+        if step.group and step.group.index == 0:
             read(step.state_dict())
 
     def wait(self) -> None:
@@ -52,7 +52,7 @@ class NullRecorder:
 
     def finish(self, progress: Progress, step: Step) -> None:
         """Writes vectors, report and summary, and prints the last line."""
-        if step.group:
+        if step.group and step.group.index == 0:
             read(dict(zip(TABLES, step.tables(), strict=True)))
 
     def close(self) -> None:
@@ -137,20 +137,27 @@ class Recorder(NullRecorder):
 
 def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | None) -> str:
     """What is about to happen, with the arithmetic of derived numbers."""
-    config, manifest, world_size = run.config, run.manifest, run.world.world_size
+    config, manifest, world_size, group_size = run.config, run.manifest, run.world.world_size, run.group_size
     examples = sum(shard.rows for shard in manifest.shards if shard.split == "train") // manifest.sampled_epochs
-    per_rank = config.global_batch // world_size
-    in_step = (
-        f"in place, averaged every {config.sync_every} steps ({config.sync_every * per_rank:,} rows a rank)"
-        if config.in_place
-        else "gradients averaged every step"
-    )
-    if run.sharding == "columns" and team:
+    num_copies = world_size // group_size
+    each = config.global_batch // num_copies
+    ranks = f"{num_copies} rank(s)"
+    in_step = "gradients averaged every step"
+    if config.in_place:
+        in_step = f"in place, averaged every {config.sync_every} steps ({config.sync_every * each:,} rows a rank)"
+    if group_size > 1 and team:
+        ranks = f"{num_copies} group(s) of {group_size} ranks"
         most = width_for(config.dim, team.size) * team.here
-        in_step = f"each rank trains all rows in its columns of the tables, {most} or fewer"
+        of_group = " of its group" if num_copies > 1 else ""
+        in_step = f"each rank trains all rows{of_group} in its columns of the tables, {most} or fewer"
+        if num_copies > 1:
+            often = f"tables averaged every {config.sync_every} steps" if config.in_place else "gradients every step"
+            in_step += f"; between groups {often}"
+        if (num_machines := team.group.machines.world_size) > 1:
+            in_step += f"; {num_machines} machines exchange their shares of each score, 4 bytes"
     elif config.sharding == "auto" and world_size > 1:
         obstacle = config.columns_obstacle(run.device.type, world_size, run.world.local_world_size)
-        in_step += f"; whole tables on each rank: {obstacle}, to share them by columns"
+        in_step += f"; whole tables on each rank: {obstacle}, to share them by columns" if obstacle else ""
     threads = f"{torch.get_num_threads()} thread(s) a rank"
     if team and team.here < torch.get_num_threads():
         threads += f", of which dim {config.dim} employs {team.here}"
@@ -158,7 +165,7 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
     lines = [
         f"{config.data}: {examples:,} examples an epoch, {manifest.sampled_epochs} sampled epoch(s), "
         f"vocabulary of {manifest.vocab_size:,}",
-        f"global batch {config.global_batch:,} = {world_size} rank(s) x {per_rank:,} rows, "
+        f"global batch {config.global_batch:,} = {ranks} x {each:,} rows, "
         f"{config.epochs} epochs, {num_steps:,} steps, {in_step}",
         f"{config.optimizer}, lr {config.lr:g}, dim {config.dim}, on {run.device}, {threads}",
         f"2 tables x {manifest.vocab_size:,} words x {config.dim} numbers x 4 bytes = {tables_mb:,.1f} MB",

@@ -61,26 +61,20 @@ class Source:
 def warm_start(run: Run, tables: BlockTables) -> tuple[Start | None, BlockTables]:
     """``tables`` with the rows of --init-from, on every rank. None, and ``tables``, for a cold start.
 
-    Rank 0 reads and checks them. Ranks of this machine that share the columns map the file into memory; others get
-    copies of the rows.
+    Rank 0 checks them; all map the file into memory.
     """
-    config, world, maps = run.config, run.world, run.sharding == "columns"
+    config, world = run.config, run.world
     if config.init_from is None:
         return None, tables
-    body, sent, file = None, dict[str, Tensor](), ""
+    body, sent = None, dict[str, Tensor]()
     if world.is_first:
         start, source = read_start(config, run.manifest)
-        body, file = asdict(start.record), str(_file_of(config.init_from))
+        body = asdict(start.record)
         sent = {KEPT: torch.from_numpy(source.kept_K), "from": torch.from_numpy(source.from_K)}
-        if world.world_size > 1 and not maps:
-            kept = (torch.from_numpy(table_VD[source.from_K]) for table_VD in source.tables)
-            sent |= dict(zip(TABLES, kept, strict=True))
-    (body, file), sent = world.broadcast([body, file], sent)
-    kept_K, from_K = sent[KEPT].numpy(), sent["from"].numpy()
-    if not world.is_first and maps:
-        source = Source(kept_K, from_K, map_tables(Path(file), *TABLES))
-    elif not world.is_first:
-        source = Source(kept_K, np.arange(len(kept_K)), [sent[name].numpy() for name in TABLES])
+    body, sent = world.broadcast(body, sent)
+    with world.everywhere(_file_of(config.init_from)) as file:
+        if not world.is_first:
+            source = Source(sent[KEPT].numpy(), sent["from"].numpy(), map_tables(file, *TABLES))
     center, context = (_with_rows(table, source, old_VD) for table, old_VD in zip(tables, source.tables, strict=True))
     return Start(checked(body, StartRecord), sent[KEPT]), (center, context)
 

@@ -83,6 +83,7 @@ class Summary(TypedDict):
     kernel: str
     device: str
     sharding: NotRequired[str]
+    group_size: NotRequired[Count]
     vocabulary_growth: NotRequired[dict[str, int | float]]
     epochs: list[EpochLine]
     dataset_id: str

@@ -10,7 +10,9 @@ is always the same for the same number. Processors prefetch the next cache lines
 far apart in memory: a table is stored as T tables of C columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +21,16 @@ import torch
 from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
+from training.distributed import World
 from training.model.batch import BatchTensors
 from training.model.blocks import Blocks, blocks_of, spans
-from training.model.kernels.barrier import Counters, barrier
+from training.model.kernels.barrier import Counters, barrier, turns
 from training.model.kernels.group import Group
 from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import Team, team_of
-from training.model.kernels.vector import AHEAD, TOGETHER, copy, dot_4, fill, norm_square, power_of_two, scatter_4
+from training.model.kernels.vector import AHEAD, TOGETHER, call, copy, dot_4, fill, norm_square, power_of_two, scatter_4
 from training.model.memory import page_aligned
-from training.train_config import CHUNK, width_for
+from training.train_config import CHUNK, borders
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.integer[Any]]
@@ -74,28 +77,34 @@ class Block(NamedTuple):
 class Scratch(NamedTuple):
     """Buffers of a step, for J targets in each of the T threads of this process, of M members of the team in all.
 
-    The columns consist of P parts: a member's, or, if the bits may not depend on the members, a chunk each.
+    The columns consist of parts: a member's, or, if the bits may not depend on the members, a chunk each.
     """
 
     first: int
     """The member that is this process's first thread."""
     size: int
     """M."""
-    width: int
-    """Columns of each member but the last ones."""
-    parts_each: int
-    """Parts of a member's columns. A sum over the columns has one share for each part."""
-    chunks_at_once: int
-    """Chunks of a part."""
+    first_on_machine: int
+    """Which of this machine's members that thread is."""
+    on_machine: int
+    """Members on this machine."""
+    exchange: int
+    """The address of a function by which machines exchange their shares of a turn; 0 on a single machine."""
+    borders: npt.NDArray[np.int64]
+    """(M + 1,): where the chunks of each member begin, and their number."""
+    by_chunk: bool
+    """Whether a part is a chunk, not a member's columns. A sum over the columns has one share for each part."""
     num_rows: int
     """The most rows of a block."""
     counters: Counters
-    """Of the members' barrier."""
+    """Of the barrier of this machine's members."""
     ids_TJ: Ids
     signs_TJ: Floats
     rows_TG: Ids
     shares_P2J: Floats
-    """Each part's shares of the sums that ``add_up`` computes, separate for even and odd turns."""
+    """The shares of this machine's P parts of the sums that ``add_up`` computes, separate for even and odd turns."""
+    sums_R2J: Floats
+    """What ``add_up`` adds up: the shares themselves, or their sum over all machines."""
     slopes_TJ: Floats
     """Scores, then their slopes."""
     losses_TJ: Floats
@@ -103,10 +112,6 @@ class Scratch(NamedTuple):
     @classmethod
     def of(cls, team: Team, num_rows: int, max_len: int, dim: int, by_chunk: bool) -> "Scratch":
         """For blocks of at most ``num_rows`` rows. ``by_chunk``: a chunk of the columns is a part."""
-        width = width_for(dim, team.size)
-        chunks_each = width // CHUNK
-        chunks_at_once = 1 if by_chunk else chunks_each
-        num_parts = -(-dim // (CHUNK * chunks_at_once))
         # Behind the padded targets there is room for a number per row, for one more row, and for what `fill` writes.
         most = num_rows * (padded(max_len) + 1) + max_len + max(AHEAD, 4 * CHUNK)
 
@@ -116,19 +121,29 @@ class Scratch(NamedTuple):
         ints, floats = torch.int32, torch.float32
         ids_TJ, signs_TJ, rows_TG = make(ints, most), make(floats, most), make(ints, most)
         slopes_TJ, losses_TJ = make(floats, most), make(floats, most)
-        shares_P2J = team.group.array(num_parts, 2, most)
+        group, num_machines = team.group, team.group.machines.world_size
+        begins = borders(dim, team.size)
+        shares_P2J = sums_R2J = group.array(begins[-1] if by_chunk else team.on_machine, 2, most)
+        of_machines = np.split(shares_P2J, begins[team.on_machine : -1 : team.on_machine] if by_chunk else [])
+        exchange = partial(_gather, group.machines, of_machines)
+        if num_machines > 1 and not by_chunk:
+            sums_R2J = group.array(1, 2, most)
+            exchange = partial(_reduce, group.machines, shares_P2J, sums_R2J)
         return cls(
             first=team.first,
             size=team.size,
-            width=width,
-            parts_each=chunks_each // chunks_at_once,
-            chunks_at_once=chunks_at_once,
+            first_on_machine=team.first_on_machine,
+            on_machine=team.on_machine,
+            exchange=group.callback(exchange) if num_machines > 1 else 0,
+            borders=np.array(begins),
+            by_chunk=by_chunk,
             num_rows=num_rows,
             counters=team.counters(),
             ids_TJ=ids_TJ,
             signs_TJ=signs_TJ,
             rows_TG=rows_TG,
             shares_P2J=shares_P2J,
+            sums_R2J=sums_R2J,
             slopes_TJ=slopes_TJ,
             losses_TJ=losses_TJ,
         )
@@ -150,43 +165,52 @@ def by_columns(table: Tensor | Blocks, team: Team, table_TVC: Tensor | None = No
     They are written into ``table_TVC`` if it is given. The table itself is only read block by block.
     """
     num_words, dim = table.shape
-    width = width_for(dim, team.size)
     if table_TVC is None:
         table_TVC = page_aligned(team.here, num_words, own_width(dim, team))
     for rows, block_BD in zip(spans(num_words), blocks_of(table).blocks(), strict=True):
         for thread in range(team.here):
-            columns_BC = _columns(block_BD, team.first + thread, width)
+            columns_BC = block_BD.detach()[:, columns_of_thread(thread, team, dim)]
             table_TVC[thread, rows, : columns_BC.shape[1]] = columns_BC
     return table_TVC
 
 
 def own_width(dim: int, team: Team) -> int:
-    """C: the columns that each thread of this process has at most, whole chunks. The last process may need fewer."""
-    width = width_for(dim, team.size)
-    return max(CHUNK, min(width, width_for(dim - team.first * width, 1)))
+    """C: the columns that each thread of this process has at most, whole chunks."""
+    first, *rest = borders(dim, team.size)[team.first : team.first + team.here + 1]
+    return max(1, *(end - begin for begin, end in pairwise([first, *rest]))) * CHUNK
+
+
+def columns_of_thread(thread: int, team: Team, dim: int) -> slice:
+    """The columns, of ``dim``, that a thread of this process has."""
+    begin, end = borders(dim, team.size)[team.first + thread :][:2]
+    return slice(begin * CHUNK, min(end * CHUNK, dim))
 
 
 def to_rows(columns_TBC: Tensor, rows_BD: Tensor, team: Team) -> None:
     """Copies this process's columns of some rows to where all processes of the group write theirs."""
-    width = width_for(rows_BD.shape[1], team.size)
     for thread in range(team.here):
-        columns_BC = _columns(rows_BD, team.first + thread, width)
+        columns_BC = rows_BD[:, columns_of_thread(thread, team, rows_BD.shape[1])]
         columns_BC.copy_(columns_TBC[thread, :, : columns_BC.shape[1]])
 
 
 def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: Team) -> Blocks:
     """A table, (V, D), of which ``columns`` returns this process's columns of some rows, (T, B, C).
 
-    All processes of the group read the blocks, and each of them has the whole block.
+    All processes of the group read the blocks, and each on the first one's machine has the whole block.
     """
+    group = team.group
+    of_machines = [begin * CHUNK for begin in borders(dim, team.size)[:: team.on_machine]]
 
     def blocks() -> Iterator[Tensor]:
         block_BD = team.block(dim)
         for rows in spans(num_words):
             rows_BD = block_BD[: rows.stop - rows.start]
-            team.group.barrier()  # now all have read the last block
+            group.barrier()  # now all have read the last block
             to_rows(columns(rows), rows_BD, team)
-            team.group.barrier()
+            group.barrier()
+            if group.here.is_first and group.machines.world_size > 1:
+                group.machines.gather_columns(rows_BD, of_machines)
+            group.barrier()
             yield rows_BD
 
     return Blocks((num_words, dim), blocks)
@@ -195,10 +219,6 @@ def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: 
 def rows_of(table_TVC: Tensor, rows: slice) -> Tensor:
     """Some rows of all of this process's columns, (T, B, C)."""
     return table_TVC[:, rows]
-
-
-def _columns(table_VD: Tensor, member: int, width: int) -> Tensor:
-    return table_VD.detach()[:, member * width : (member + 1) * width]
 
 
 @inner_fast
@@ -214,9 +234,9 @@ def is_last(member: int, scratch: Scratch) -> bool:
 
 
 @inner_fast
-def num_chunks(member: int, width: int, dim: int) -> int:
+def num_chunks(member: int, scratch: Scratch) -> int:
     """The number of chunks in a member's columns that are not padding."""
-    return (max(0, min(width, dim - member * width)) + CHUNK - 1) // CHUNK
+    return scratch.borders[member + 1] - scratch.borders[member]  # type: ignore[no-any-return]
 
 
 # ---- The parts of a step, for rows ``first`` to ``last`` of a batch
@@ -264,13 +284,14 @@ def share_scores(
 ) -> None:
     """Writes a member's shares of the scores v·u, for ``add_up``. ``center_B`` are the block's."""
     center_VC, context_VC, chunks = columns
-    width, part = context_VC.shape[1], member * scratch.parts_each
-    for first in range(0, chunks, scratch.chunks_at_once):
-        shift, num_chunks = first * CHUNK, min(scratch.chunks_at_once, chunks - first)
+    width, part = context_VC.shape[1], first_part(member, scratch)
+    chunks_at_once = 1 if scratch.by_chunk else max(1, chunks)
+    for first in range(0, chunks, chunks_at_once):
+        shift = first * CHUNK
         scores_J = scratch.shares_P2J[part, turn & 1]
         for group in range(count // TOGETHER):
             v = center_B[block.rows_G[group]] * width + shift
-            dot_4(context_VC, block.ids_J, group * TOGETHER, shift, center_VC, v, num_chunks, scores_J)
+            dot_4(context_VC, block.ids_J, group * TOGETHER, shift, center_VC, v, chunks_at_once, scores_J)
         part += 1
 
 
@@ -279,12 +300,12 @@ def share_norms(
     member: int, scratch: Scratch, turn: int, at: int, vectors: Floats, ids_B: Ids, width: int, chunks: int
 ) -> None:
     """Writes a member's shares of |v|^2 for the vectors ``ids_B``, each ``width`` long, from place ``at`` on."""
-    part = member * scratch.parts_each
-    for first in range(0, chunks, scratch.chunks_at_once):
-        num_chunks = min(scratch.chunks_at_once, chunks - first)
+    part = first_part(member, scratch)
+    chunks_at_once = 1 if scratch.by_chunk else max(1, chunks)
+    for first in range(0, chunks, chunks_at_once):
         squares_J = scratch.shares_P2J[part, turn & 1]
         for row in range(ids_B.size):
-            squares_J[at + row] = norm_square(vectors, ids_B[row] * width + first * CHUNK, num_chunks)
+            squares_J[at + row] = norm_square(vectors, ids_B[row] * width + first * CHUNK, chunks_at_once)
         part += 1
 
 
@@ -363,17 +384,56 @@ def mean_losses(rows: Rows, first: int, last: int, losses_J: Floats, losses_B: F
 
 
 @inner_fast
+def first_part(member: int, scratch: Scratch) -> int:
+    """The first of a member's parts in ``shares_P2J``."""
+    if scratch.by_chunk:
+        return scratch.borders[member]  # type: ignore[no-any-return]
+    return member - scratch.first + scratch.first_on_machine
+
+
+@inner_fast
+def next_turn(scratch: Scratch, thread: int) -> int:
+    """The turn to begin with. Not 0: members may still be reading the shares of the last turn."""
+    barriers = 2 if scratch.exchange else 1
+    return turns(scratch.counters, scratch.first_on_machine + thread) // barriers
+
+
+@inner_fast
 def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats) -> int:
-    """Writes the sum of the parts' ``shares_P2J[part, turn & 1]`` to ``total_J``. Returns the next turn.
+    """Writes the sum of all parts' ``shares_P2J[part, turn & 1]`` to ``total_J``. Returns the next turn.
 
     Even and odd turns have separate shares, because a member may be one turn ahead of another that is still reading.
     """
-    shares = scratch.shares_P2J
-    if scratch.size > 1:
-        barrier(scratch.counters, member, scratch.size)
+    sums, here = scratch.sums_R2J, member - scratch.first + scratch.first_on_machine
+    if scratch.on_machine > 1:
+        barrier(scratch.counters, here, scratch.on_machine)
+    if scratch.exchange:
+        if here == 0:
+            call(scratch.exchange, turn & 1, count)
+        if scratch.on_machine > 1:
+            barrier(scratch.counters, here, scratch.on_machine)
     for j in range(count):
-        total_J[j] = shares[0, turn & 1, j]
-    for part in range(1, shares.shape[0]):
+        total_J[j] = sums[0, turn & 1, j]
+    for part in range(1, sums.shape[0]):
         for j in range(count):
-            total_J[j] += shares[part, turn & 1, j]
+            total_J[j] += sums[part, turn & 1, j]
     return turn + 1
+
+
+# ---- What a machine's first thread does in each turn, when all of its threads have written their shares
+
+
+def _reduce(machines: World, shares_P2J: Floats, sums_12J: Floats, turn: int, count: int) -> None:
+    """Adds up this machine's shares, then all machines' sums."""
+    total_J = sums_12J[0, turn, :count]
+    np.add.reduce(shares_P2J[:, turn, :count], axis=0, out=total_J)
+    machines.all_reduce(torch.from_numpy(total_J))
+
+
+def _gather(machines: World, shares_of: Sequence[Floats], turn: int, count: int) -> None:
+    """Gets the other machines' shares, so that everybody adds up all of them in one order."""
+    mine = np.zeros((max(map(len, shares_of)), count), dtype=np.float32)
+    mine[: len(shares_of[machines.rank])] = shares_of[machines.rank][:, turn, :count]
+    found = machines.all_gather(torch.from_numpy(mine))
+    for shares_P2J, theirs in zip(shares_of, found.numpy(), strict=True):
+        shares_P2J[:, turn, :count] = theirs[: len(shares_P2J)]

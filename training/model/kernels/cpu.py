@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from pipeline.shared.compiled import compiled_fast, inner_fast
 from training.model.batch import BatchTensors
 from training.model.blocks import AnyTables, BlockTables
-from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
     Floats,
@@ -32,6 +31,7 @@ from training.model.kernels.columns import (
     is_last,
     lay_out,
     mean_losses,
+    next_turn,
     num_chunks,
     padded,
     rows_of,
@@ -256,11 +256,11 @@ def _update(
     block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
     steps_J, gradients_BC = moves.steps_TJ[thread], moves.gradients_TC[thread]
     width = center_VC.shape[1]
-    columns = Columns(center_VC, context_VC, num_chunks(member, scratch.width, state.dim))
+    columns = Columns(center_VC, context_VC, num_chunks(member, scratch))
     rule = Rule(lr, state.adagrad, state.frozen_V, state.dim)
-    turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
-    for first in range(0, rows.center_B.size, ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, rows.center_B.size)
+    turn = next_turn(scratch, thread)
+    for first in range(0, rows.center_B.size, scratch.num_rows):
+        last = min(first + scratch.num_rows, rows.center_B.size)
 
         # Scores, and for Adagrad |v|^2 behind them: this thread's share, then the sum over the threads.
         center_B = rows.center_B[first:last]

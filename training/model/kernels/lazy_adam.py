@@ -27,7 +27,6 @@ from torch import Tensor
 from pipeline.shared.compiled import CACHE_LINE, compiled_fast, inner_fast, prefetch
 from training.model.batch import BatchTensors
 from training.model.blocks import AnyTables, Blocks, BlockTables, spans
-from training.model.kernels.barrier import turns
 from training.model.kernels.columns import (
     Columns,
     Floats,
@@ -39,9 +38,11 @@ from training.model.kernels.columns import (
     block_of,
     by_columns,
     by_rows,
+    columns_of_thread,
     is_last,
     lay_out,
     mean_losses,
+    next_turn,
     num_chunks,
     own_width,
     padded,
@@ -58,7 +59,6 @@ from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TABLES
 from training.model.state import COPIED_BYTES, Slot, check_state, check_unknown
-from training.train_config import width_for
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's
 ROWS_AT_ONCE = 32
@@ -196,13 +196,13 @@ class LazyAdam:
         ``rows`` (2, 4, V, D): weights, moments and last gradients of centers and of contexts; ``last``; ``owed``.
         """
         rows: Tensor | Blocks = self._blocks()
-        if rows.nbytes <= COPIED_BYTES:
+        if rows.nbytes <= COPIED_BYTES and self.team.size == self.team.on_machine:
             if self._copies is None:
                 self._copies = torch.from_numpy(self.team.group.array(*rows.shape))
             copies, team = self._copies.numpy(), self.team
             team.group.barrier()  # the first process comes when it has written the copies to the disk
-            begin, width = team.first, width_for(self.state.dim, team.size)
-            team.run(lambda thread: _copy((begin + thread) * width, self.state.rows[:, thread], copies))
+            own = [columns_of_thread(thread, team, self.state.dim) for thread in range(team.here)]
+            team.run(lambda thread: _copy(own[thread], self.state.rows[:, thread], copies))
             team.group.barrier()
             rows = self._copies
         last, owed = self.state.last[0], self.state.owed[0, : self._step + 1]
@@ -261,7 +261,8 @@ class LazyAdam:
     def buffers(self, max_len: int) -> Scratch:
         """The threads' buffers, made once: all batches have rows of ``max_len`` targets."""
         if self._scratch is None:
-            rows = ROWS_AT_ONCE if self.team.size <= num_cores() else ROWS_OF_MANY
+            alone = self.team.on_machine <= num_cores() and self.team.size == self.team.on_machine
+            rows = ROWS_AT_ONCE if alone else ROWS_OF_MANY
             rows = self.team.group.agreed(rows)
             self._scratch = Scratch.of(self.team, rows, max_len, self.state.dim, self._deterministic)
         return self._scratch
@@ -281,10 +282,10 @@ def _steps(
     """One thread's columns of whole steps. If ``kept_slopes_J`` has room, only keeps the slopes of a single step."""
     block, slopes_J, losses_J = block_of(scratch, thread), scratch.slopes_TJ[thread], scratch.losses_TJ[thread]
     member, width = scratch.first + thread, adam.rows.shape[4]
-    columns = columns_of(thread, member, scratch.width, adam)
+    columns = columns_of(thread, member, scratch, adam)
     per_step = rows.center_B.size // num_steps
     keeps = kept_slopes_J.size > 0
-    turn = turns(scratch.counters, member)  # not 0: members may still be reading the last call's shares
+    turn = next_turn(scratch, thread)
     kept = 0
     for begin in range(0, per_step * num_steps, per_step):
         step += 1
@@ -305,7 +306,7 @@ def _steps(
                     slopes_J[j] *= scale
             if not keeps:
                 add_gradients(block, count, center_B, columns, slopes_J, _GRADIENT * width)
-            elif member == 0:
+            elif thread == 0:
                 at = 0
                 for row in range(first, last):
                     num_targets = rows.num_contexts_B[row] * (1 + rows.negatives)
@@ -329,7 +330,7 @@ def _apply(
     step: int,
 ) -> None:
     """One thread's columns: adds the gradients of all ranks' rows, computed from their slopes."""
-    columns, width = columns_of(thread, scratch.first + thread, scratch.width, adam), adam.rows.shape[4]
+    columns, width = columns_of(thread, scratch.first + thread, scratch, adam), adam.rows.shape[4]
     block, block_slopes_J = block_of(scratch, thread), scratch.slopes_TJ[thread]
     num_rows = gathered.shape[1] // (2 + 2 * max_len)
     for index in range(ranges.shape[0]):
@@ -360,12 +361,12 @@ def _apply(
 
 
 @inner_fast
-def columns_of(thread: int, member: int, width: int, adam: AdamState) -> Columns:
-    """A thread's columns of both tables: rows of 4·C, of which the first C are the weights. ``width``: see Scratch."""
+def columns_of(thread: int, member: int, scratch: Scratch, adam: AdamState) -> Columns:
+    """A thread's columns of both tables: rows of 4·C, of which the first C are the weights."""
     num_words, row = adam.rows.shape[2], 4 * adam.rows.shape[4]
     center_VC = adam.rows[0, thread].reshape(num_words, row)
     context_VC = adam.rows[1, thread].reshape(num_words, row)
-    return Columns(center_VC, context_VC, num_chunks(member, width, adam.dim))
+    return Columns(center_VC, context_VC, num_chunks(member, scratch))
 
 
 @inner_fast
@@ -448,12 +449,12 @@ def inverse_root(number: Any) -> Any:
     return root
 
 
-def _copy(begin: int, rows_2V4C: Floats, copies_24VD: Floats) -> None:
-    """Copies one member's columns, which begin at ``begin``, of all rows."""
-    _, num_words, _, width = rows_2V4C.shape
+def _copy(columns: slice, rows_2V4C: Floats, copies_24VD: Floats) -> None:
+    """Copies one member's ``columns`` of all rows."""
+    num_words = rows_2V4C.shape[1]
     for table in range(2):
         for first in range(0, num_words, _COPIED_AT_ONCE):
-            columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, begin : begin + width]
+            columns_4VC = copies_24VD[table, :, first : first + _COPIED_AT_ONCE, columns]
             ours_V4C = rows_2V4C[table, first : first + _COPIED_AT_ONCE, :, : columns_4VC.shape[2]]
             np.copyto(columns_4VC, ours_V4C.transpose(1, 0, 2))
 

@@ -16,7 +16,7 @@ class Team:
     """``size`` members: ``here`` threads, including the caller's, of each process of a group.
 
     ``run(work)`` calls ``work(thread)`` in each thread of this process and waits for them. Thread ``t`` is the team's
-    member ``first + t``.
+    member ``first + t``; of the ``on_machine`` members on this machine it is ``first_on_machine + t``.
 
     ``afterwards`` is extra work that the threads do at the end of the next ``run`` only. It serves to prefetch when the
     team uses all cores: a separate thread would take a core away in the middle of a step, and all members would wait.
@@ -25,6 +25,7 @@ class Team:
     def __init__(self, here: int, group: Group | None = None):
         self.here, self.group = here, group or Group()
         self.size, self.first = here * self.group.size, here * self.group.member
+        self.on_machine, self.first_on_machine = here * self.group.here.world_size, here * self.group.here.rank
         self.failed = False
         self.afterwards: Callable[[int], None] | None = None
         self._given: list[Counters] = []
@@ -50,17 +51,17 @@ class Team:
             self.group.fail()
             raise
         for counters in self._given:
-            self.group.check(counters, self.first)
+            self.group.check(counters, self.first_on_machine)
 
     def block(self, dim: int) -> Tensor:
-        """Memory for a block of rows, (ROWS, D), that all processes of the group share: the same every time."""
+        """Memory for a block of rows, (ROWS, D), that this machine's processes share: the same every time."""
         if dim not in self._block:
             self._block[dim] = torch.from_numpy(self.group.array(ROWS, dim))
         return self._block[dim]
 
     def counters(self) -> Counters:
-        """The state of a barrier. Only one ``run`` at a time may use it, and none after a run that failed."""
-        self._given.append(self.group.counters(self.size))
+        """The state of a barrier of this machine's members. One ``run`` at a time may use it, none after one failed."""
+        self._given.append(self.group.counters(self.on_machine))
         return self._given[-1]
 
 

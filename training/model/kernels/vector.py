@@ -201,6 +201,18 @@ def load_acquire(typing: Any, counters: Any, index: Any) -> tuple[Any, Codegen]:
     return types.int64(counters, index), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def call(typing: Any, address: Any, turn: Any, count: Any) -> tuple[Any, Codegen]:
+    """Calls the C function ``void (int64, int64)`` at an address."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_INT64, _INT64])
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 def _pointers(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offsets: Sequence[Any]) -> list[Any]:
     data = context.make_array(kind)(context, builder, array).data
     return [builder.gep(data, [offset]) for offset in offsets]
