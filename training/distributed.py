@@ -80,7 +80,7 @@ class World:
         return World(rank, len(mine), rank - first, first_here.count(first), tuple(first_here), channel)
 
     def on_one_machine(self, rank: int, other: int) -> bool:
-        return self.first_here[rank] == self.first_here[other]
+        return rank == other or self.first_here[rank] == self.first_here[other]
 
     @contextmanager
     def everywhere(self, file: Path) -> Iterator[Path]:
@@ -170,6 +170,8 @@ class World:
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """The ``values`` of all ranks, of one shape, as (W, ...)."""
+        if self.world_size == 1:
+            return values[None]
         everybodys = values.new_empty(self.world_size, *values.shape)
         # Of gloo's collectives this one takes half of all_gather's time for messages of some 10 kB.
         dist.all_to_all(list(everybodys), [values] * self.world_size, group=self.channel)

@@ -43,7 +43,7 @@ from training.distributed import (
 from training.model.batch import Batch
 from training.model.blocks import initial_tables
 from training.model.kernels.group import Group
-from training.model.kernels.limits import num_cores
+from training.model.kernels.limits import share_of_cores
 from training.model.memory import check_memory
 from training.model.schedule import linear_decay
 from training.model.steps import Step, make_step
@@ -90,10 +90,10 @@ def be_a_rank(config: TrainConfig) -> None:
     world = launched()
     manifest = check_inputs(config, world.local_world_size)
     device = choose_device(config.device, world.local_rank)
-    torch.set_num_threads(config.threads or max(1, num_cores() // world.local_world_size))
     if config.deterministic:
         be_deterministic()
     with joined(device, config.join_timeout) as world:
+        torch.set_num_threads(config.threads or max(1, int(share_of_cores(world))))
         try:
             exit_code = train(Run(config, manifest, world, device))
         except ManifestError as error:

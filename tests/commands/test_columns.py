@@ -207,8 +207,12 @@ def test_the_others_end_soon_when_one_is_killed_and_the_run_goes_on(data: Path, 
 
 
 def other_cores(patch: pytest.MonkeyPatch) -> None:
-    for module in ("model.kernels.columns", "model.kernels.lazy_adam", "reading.epochs"):
-        patch.setattr(f"training.{module}.num_cores", lambda: 1 if launched().rank else 64)
+    def share(world: World) -> float:
+        return 1 if launched().rank else 64
+
+    patch.setattr("training.model.kernels.columns.num_cores", lambda: share(launched()))
+    for module in ("model.kernels.group", "reading.epochs"):
+        patch.setattr(f"training.{module}.share_of_cores", share)
 
 
 def test_ranks_that_find_other_numbers_of_cores_do_as_the_first_does(data: Path, tmp_path: Path) -> None:

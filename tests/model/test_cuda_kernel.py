@@ -6,86 +6,34 @@ Where there is a GPU the kernels run on it; elsewhere Triton's interpreter runs 
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 from torch import Tensor
+from triton_kernels import (
+    DEVICE,
+    INTERPRETED,
+    POISON,
+    WORDS,
+    Batch,
+    Tables,
+    assert_equal,
+    cuda,
+    example,
+    to_device,
+    without_poison,
+)
+from triton_kernels import interpreted as interpreted  # a fixture
 
 from training.model.kernels import reference
 from training.model.kernels.reference import InPlaceTrainer
 from training.train_config import IN_PLACE
 
-INTERPRETED = not torch.cuda.is_available()
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-
-with pytest.MonkeyPatch.context() as patch:
-    # Triton looks at it whenever it decorates a function, its own library's too: hence here, before any test runs.
-    if INTERPRETED:
-        patch.setenv("TRITON_INTERPRET", "1")
-    pytest.importorskip("triton", reason="triton is made for Linux alone")
-    from training.model.kernels import cuda
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-Batch = tuple[Tensor, Tensor, Tensor]
-Tables = tuple[Tensor, Tensor]
-
-WORDS = 9
-POISON = WORDS - 1
-"""A word that no real place names: its vectors are NaN."""
-
-OUTSIDE = 2**31 - 1
-"""What an empty row names: reading its vector would end the process."""
-
 SHAPES = [(1, 1, 1, 1), (5, 2, 2, 3), (6, 5, 5, 100), (3, 1, 3, 128), (4, 2, 2, 300)]
 """Rows, window, negatives, dim. With nine words most rows name a word twice; 300 dimensions make two blocks a row."""
-
-
-def example(
-    num_rows: int, window: int, negatives: int, dim: int, scale: float = 1.0, lowest: int = 0
-) -> tuple[Batch, Tables]:
-    """Rows of real ids from ``lowest`` on and with the poisoned word as padding, the second one empty; tables."""
-    rng = torch.Generator().manual_seed(num_rows)
-    max_len = 2 * window * (1 + negatives)
-    num_contexts = torch.randint(1, 2 * window + 1, (num_rows,), generator=rng, dtype=torch.int16)
-    num_contexts[1:2] = 0
-    targets = torch.randint(lowest, POISON, (num_rows, max_len), generator=rng, dtype=torch.int32)
-    targets[~reference.label_and_mask(num_contexts, max_len, negatives)[1]] = POISON
-    center = torch.randint(lowest, POISON, (num_rows,), generator=rng, dtype=torch.int32)
-    center[num_contexts == 0] = OUTSIDE
-    targets[num_contexts == 0] = OUTSIDE
-    tables = [torch.randn(WORDS, dim, generator=rng) * scale for _ in range(2)]
-    for table in tables:
-        table[POISON] = torch.nan
-    return (center, targets, num_contexts), (tables[0], tables[1])
-
-
-def without_poison(batch: Batch, tables: Tables) -> tuple[Batch, Tables]:
-    """The same for the reference, which reads padding."""
-    center, targets, num_contexts = (tensor.clone() for tensor in batch)
-    center[center >= POISON] = 0
-    targets[targets >= POISON] = 0
-    center_VD, context_VD = (table.nan_to_num(0.0) for table in tables)
-    return (center, targets, num_contexts), (center_VD, context_VD)
-
-
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5 * min(1.0, scale) + 1e-7)
-
-
-def to_device(batch: Batch, tables: Tables) -> tuple[Batch, Tables]:
-    """Copies on the device."""
-    center, targets, num_contexts = (tensor.clone().to(DEVICE) for tensor in batch)
-    center_VD, context_VD = (table.clone().to(DEVICE) for table in tables)
-    return (center, targets, num_contexts), (center_VD, context_VD)
 
 
 def assert_losses_and_gradients_equal(batch: Batch, tables: Tables, negatives: int) -> None:
@@ -196,18 +144,20 @@ class Compiled:
 
     def compile(self, *arguments, **options):
         assembly = self.kernel.warmup(*arguments, grid=(1,), **options).asm["ptx"]
-        print(*sorted({word for word in assembly.split() if word.startswith(("ld.global", "red.", "atom."))}))
+        words = {word for word in assembly.split() if word.startswith(("ld.global", "red.", "atom."))}
+        print(self.kernel.fn.__name__, *sorted(words))
 
-for name in ("_forward", "_backward", "_update"):
+for name in ("_forward", "_backward", "_update", "_share", "_move_contexts", "_move_centers"):
     setattr(cuda, name, Compiled(getattr(cuda, name)))
 batch = torch.zeros(512, dtype=torch.int32), torch.zeros(512, 60, dtype=torch.int32), torch.ones(512, dtype=torch.int16)
 tables = [torch.zeros(9, 100, requires_grad=True) for _ in range(2)]
-cuda.row_losses(batch, tables, 5).sum().backward()
-for optimizer in IN_PLACE:
-    for frozen_V in None, torch.zeros(9, dtype=torch.bool):
-        trainer = cuda.CudaTrainer(tables, 5, optimizer)
-        trainer.frozen_V = frozen_V
-        trainer.update(batch, 0.1)
+for add_up in None, lambda shares: None:
+    cuda.row_losses(batch, tables, 5, add_up).sum().backward()
+    for optimizer in IN_PLACE:
+        for frozen_V in None, torch.zeros(9, dtype=torch.bool):
+            trainer = cuda.CudaTrainer(tables, 5, optimizer, add_up=add_up)
+            trainer.frozen_V = frozen_V
+            trainer.update(batch, 0.1)
 """
 """The launches of a step, by Triton's own binder of arguments, as far as the compiled code."""
 
@@ -225,10 +175,20 @@ def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    forward, backward, *in_place = (set(line.split()) for line in done.stdout.splitlines())
-    assert len(in_place) == 2 * len(IN_PLACE)
-    for reads in (forward, *in_place):
-        assert "ld.global.cg.v4.b32" in reads
-    for adds in (backward, *in_place):
-        assert "red.global.gpu.relaxed.add.v4.f32" in adds
+    launches = [line.split() for line in done.stdout.splitlines()]
+    times = Counter(name for name, *_ in launches)
+    modes = 2 * len(IN_PLACE)
+    assert times == {
+        "_forward": 2,
+        "_backward": 2,
+        "_update": modes,
+        "_share": 1 + modes,
+        "_move_contexts": modes,
+        "_move_centers": modes,
+    }
+    for name, *words in launches:
+        if name in ("_forward", "_update", "_share", "_move_contexts"):
+            assert "ld.global.cg.v4.b32" in words
+        if name in ("_backward", "_update", "_move_contexts"):
+            assert "red.global.gpu.relaxed.add.v4.f32" in words
     assert "acq_rel" not in done.stdout

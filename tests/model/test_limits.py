@@ -1,13 +1,18 @@
 """How many cores and how much memory there is: within every limit of a made-up tree of control groups."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from training.distributed import World
 from training.model.kernels import limits
-from training.model.kernels.limits import available_bytes, num_cores, quota
+from training.model.kernels.limits import available_bytes, num_cores, quota, share_of_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid master:11 - cgroup cgroup rw,cpu,cpuacct"
@@ -137,6 +142,53 @@ def test_threads_that_spin_are_never_more_than_the_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(affinity))
     monkeypatch.setattr(limits, "quota", lambda: limit)
     assert num_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks_each", "limit", "expected"),
+    [
+        pytest.param([range(6)] * 3, 3, NONE, [2, 2, 2], id="all may use all"),
+        pytest.param([range(2)] * 4, 4, NONE, [0.5] * 4, id="fewer cores than ranks"),
+        pytest.param([range(4), range(4, 8)], 2, NONE, [4, 4], id="bound to some each"),
+        pytest.param([[0], [0, 1, 2]], 2, NONE, [0.5, 2.5], id="bound to some of the same"),
+        pytest.param([range(8)] * 4, 2, NONE, [4] * 4, id="on two machines"),
+        pytest.param([range(8)] * 4, 4, 2.0, [0.5] * 4, id="within a quota"),
+        pytest.param([range(8)], 1, NONE, [8], id="alone"),
+    ],
+)
+def test_ranks_divide_the_cores_of_their_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    cores: list[Collection[int]],
+    ranks_each: int,
+    limit: float,
+    expected: list[float],
+) -> None:
+    """Also a process that a launcher has bound to its own cores has all of them."""
+    monkeypatch.setattr(limits, "quota", lambda: limit)
+
+    def share(rank: int, told: list[Tensor]) -> float:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores[rank])
+        first_here = tuple(other // ranks_each * ranks_each for other in range(len(cores)))
+        return share_of_cores(Told(rank, len(cores), rank % ranks_each, ranks_each, first_here, told=told))
+
+    told: list[Tensor] = []
+    for rank in range(len(cores)):  # at first only to hear what each says
+        with suppress(NotImplementedError):
+            share(rank, told)
+    assert [share(rank, told[: len(cores)]) for rank in range(len(cores))] == expected
+
+
+@dataclass(frozen=True)
+class Told(World):
+    """A world in which ranks say something one after the other."""
+
+    told: list[Tensor] = field(default_factory=list)
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        if len(self.told) < self.world_size:
+            self.told.append(values)
+            raise NotImplementedError
+        return torch.stack(self.told)
 
 
 MACHINE = {"proc/meminfo": "MemTotal: 24000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n"}

@@ -215,7 +215,7 @@ def test_ranks_that_go_on_are_averaged_when_they_would_have_been(
     """Saved by one rank, at any step; on several ranks the next average comes with the fourth step all the same."""
     averages: list[int] = []
     made = 0
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: averages.append(made))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: averages.append(made))
     config = TrainConfig(global_batch=16, lanes=1, dim=8, sync_every=4, device="cpu")
     alone, one_of_two = (
         make_step(config, initial_tables(20, 8, in_place=True), 2, 8, World(0, ranks, 0, ranks)) for ranks in (1, 2)

@@ -10,7 +10,7 @@ import torch
 from pipeline.dataset.manifest_file import Manifest, ShardInfo
 from pipeline.shared.storage import Location
 from training.model.batch import Batch
-from training.model.kernels.limits import num_cores
+from training.model.kernels.limits import share_of_cores
 from training.model.steps import Step
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.petastorm_stream import num_steps as petastorm_steps
@@ -48,7 +48,7 @@ def epochs_of(run: Run, step: Step, begin: Position) -> Generator[Iterator[Batch
     else:
         # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
         at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
-        cores_taken = world.local_world_size * torch.get_num_threads() >= num_cores()
+        cores_taken = torch.get_num_threads() >= share_of_cores(world)
         if step.group:
             cores_taken = bool(step.group.agreed(cores_taken))
         reading = read_epochs(

@@ -10,10 +10,14 @@ Rows change the tables through atomic additions of float32. The hardware decides
 of gradients and tables differ from run to run. In Triton's interpreter (TRITON_INTERPRET=1, set before this module is
 imported), which works on CPU tensors, programs run one after the other.
 
+If ranks share the columns of the tables, a rank's ``tables`` are its own columns, and ``add_up`` sums shares over the
+ranks. Every score is needed before the first slope, and a kernel cannot wait for other GPUs: so ``_share`` writes the
+shares of the scores, and after ``add_up`` a second kernel continues from their sums (``Constants.shared``).
+
 Tables are contiguous float32. Ids are not checked: an id outside a table reads or writes other memory. Row 0 of the
 tables never moves. Only the real targets of a batch are read, so padding may contain any value.
 
-B rows of a batch, L = max_len targets a row, T of a block of them, D dimensions, V words.
+B rows of a batch, L = max_len targets a row, T of a block of them, D dimensions (of a rank's own columns), V words.
 """
 
 from collections.abc import Callable
@@ -26,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from training.model.batch import BatchTensors
-from training.model.kernels.reference import ADAGRAD_EPSILON, InPlaceTrainer
+from training.model.kernels.reference import ADAGRAD_EPSILON, AddUp, InPlaceTrainer
 from training.model.skip_gram import TableTensors
 
 BLOCK_ELEMENTS = 4096
@@ -41,6 +45,13 @@ ROWS_AT_ONCE = 512
 """Programs that train in place; each trains its share of the rows in turn. More programs would use a large GPU better,
 but more steps of a frequent word would not see each other."""
 
+ROWS_BETWEEN_MEETINGS = 512
+"""Rows whose scores the ranks add up in one message, if they share the columns. More rows would pay the latency of a
+message (some 20 µs over NVLink, 100 µs over a network) and of three launches less often. But their slopes are computed
+before any of them moves a vector, so that the steps of a frequent word add up: on Penn Treebank without subsampling,
+where every 16th row has the same center, sgd is stable with 512 rows and diverges with 1024 (CpuTrainer with as many
+``cpu.ROWS_AT_ONCE``). With --sample 1e-4, up to 4096 rows end at the same loss."""
+
 jit: Callable[[Callable[..., Any]], Any] = triton.jit  # Triton has no types for mypy; a kernel's pointers are tl.tensor
 EPSILON = tl.constexpr(ADAGRAD_EPSILON)
 
@@ -53,14 +64,18 @@ class Constants(NamedTuple):
     negatives: int
     block_t: int
     block_d: int
+    total_dim: int = 0
+    """The dimensions of all ranks' columns, over which Adagrad takes means."""
     adagrad: bool = False
     freezes: bool = False
+    shared: bool = False
+    """Whether ranks share the columns, so that ``_score`` finds the scores summed."""
 
     @classmethod
-    def of(cls, max_len: int, dim: int, negatives: int, **modes: bool) -> "Constants":
+    def of(cls, max_len: int, dim: int, negatives: int, **others: Any) -> "Constants":
         block_d = triton.next_power_of_2(dim)
         block_t = min(triton.next_power_of_2(max_len), max(1, BLOCK_ELEMENTS // block_d))
-        return cls(max_len, dim, negatives, block_t, block_d, **modes)
+        return cls(max_len, dim, negatives, block_t, block_d, **others)
 
 
 # Tensors in Python, pointers in a kernel.
@@ -82,7 +97,7 @@ class Tables(NamedTuple):
 
 
 class Results(NamedTuple):
-    """For each row the slopes, the loss, and, for ``_backward``, the center's gradient."""
+    """For each row the slopes (or the scores, before their slopes), the loss, and the center's gradient."""
 
     slopes_BL: tl.tensor
     losses_B: tl.tensor
@@ -99,12 +114,13 @@ class Trained(NamedTuple):
     frozen_V: tl.tensor
 
 
-def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int) -> Tensor:
+def row_losses(batch: BatchTensors, tables: TableTensors, negatives: int, add_up: AddUp | None = None) -> Tensor:
     """The losses of ``reference.row_losses``, shape (B,); their gradients by both tables are dense.
 
-    Forward, one kernel computes scores, losses and slopes. Backward, one kernel scatters into zeroed gradients.
+    Forward, one kernel computes scores, losses and slopes (two kernels with ``add_up``, which is called once between
+    them). Backward, one kernel scatters into zeroed gradients.
     """
-    losses_B: Tensor = _RowLosses.apply(*batch, *tables, negatives)  # type: ignore[no-untyped-call]
+    losses_B: Tensor = _RowLosses.apply(*batch, *tables, negatives, add_up)  # type: ignore[no-untyped-call]
     return losses_B
 
 
@@ -112,38 +128,78 @@ class CudaTrainer(InPlaceTrainer):
     """Tables that Triton trains in place.
 
     ``ROWS_AT_ONCE`` rows train at the same time without synchronization, like the threads of word2vec.c: only the steps
-    within a row are in the reference's order.
+    within a row are in the reference's order. If ranks share the columns, the tables are trained as by the reference
+    with ``ROWS_BETWEEN_MEETINGS``, except that rows which train at the same time see some of each other's moves.
     """
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch. Returns the losses, shape (B,)."""
         _check(*batch, *self.tables)
         (num_rows, max_len), (dim, device) = batch[1].shape, (self.tables[0].shape[1], self.tables[0].device)
-        slopes_BL, losses_B = torch.empty((num_rows, max_len), device=device), torch.empty(num_rows, device=device)
-        rows_each = max(1, triton.cdiv(num_rows, ROWS_AT_ONCE))
-        modes = {"adagrad": self._adagrad, "freezes": self.frozen_V is not None}
+        losses_B = torch.empty(num_rows, device=device)
+        modes = {"adagrad": self._adagrad, "freezes": self.frozen_V is not None, "shared": self.add_up is not None}
+        constants = Constants.of(max_len, dim, self._negatives, total_dim=self.dim, **modes)
         # The kernel does not read pointers that its constants exclude, so any tensor will do.
         frozen_V = batch[2] if self.frozen_V is None else self.frozen_V.view(torch.uint8)
         center_sums_V, context_sums_V = self._sums or self.tables
         trained = Trained(*self.tables, center_sums_V, context_sums_V, frozen_V)
-        constants = Constants.of(max_len, dim, self._negatives, **modes)
-        _update[(triton.cdiv(num_rows, rows_each),)](
-            Rows(*batch), trained, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
-        )
+        if self.add_up is None:
+            slopes_BL = torch.empty((num_rows, max_len), device=device)
+            rows_each = max(1, triton.cdiv(num_rows, ROWS_AT_ONCE))
+            _update[(triton.cdiv(num_rows, rows_each),)](
+                Rows(*batch), trained, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
+            )
+            return losses_B
+        for block in zip(*(torch.split(tensor, ROWS_BETWEEN_MEETINGS) for tensor in (*batch, losses_B)), strict=True):
+            _update_columns(Rows(*block[:3]), trained, block[3], lr, self.add_up, constants)
         return losses_B
+
+
+def _update_columns(
+    batch: Rows, trained: Trained, losses_B: Tensor, lr: float, add_up: AddUp, constants: Constants
+) -> None:
+    """Trains this rank's columns on rows whose slopes are computed before any of them moves a vector.
+
+    The centers move last, after all contexts. For Adagrad, |v|^2 travels with the scores, and |g|^2 after them.
+    """
+    num_rows, device = len(losses_B), losses_B.device
+    scores_BL, norms_B = _summed_scores(batch, Tables(trained.center_VD, trained.context_VD), add_up, constants)
+    results = Results(scores_BL, losses_B, torch.empty((num_rows, constants.dim), device=device))
+    squares_B = torch.empty(num_rows, device=device)
+    _move_contexts[(num_rows,)](batch, trained, results, norms_B, squares_B, lr, constants, num_warps=WARPS)
+    if constants.adagrad:
+        add_up(squares_B)
+    gradients_BD = results.center_gradients_BD
+    _move_centers[(num_rows,)](batch, trained, gradients_BD, squares_B, lr, constants, num_warps=WARPS)
+
+
+def _summed_scores(batch: Rows, tables: Tables, add_up: AddUp, constants: Constants) -> tuple[Tensor, Tensor]:
+    """The scores, (B, L), and the centers' |v|^2, (B,), of all ranks' columns: a kernel and a message."""
+    num_rows, max_len = batch.contexts_negatives_BL.shape
+    shares = torch.empty(num_rows * (max_len + 1), device=tables.center_VD.device)
+    scores, norms_B = torch.split(shares, [num_rows * max_len, num_rows])
+    scores_BL = scores.view(num_rows, max_len)
+    _share[(num_rows,)](batch, tables, scores_BL, norms_B, constants, num_warps=WARPS)
+    add_up(shares)
+    return scores_BL, norms_B
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, *arguments: Any) -> Tensor:
-        *batch_and_tables, negatives = arguments
+        *batch_and_tables, negatives, add_up = arguments
         _check(*batch_and_tables)
         *batch, center_VD, context_VD = batch_and_tables
+        rows, tables = Rows(*batch), Tables(center_VD, context_VD)
         (num_rows, max_len), dim = batch[1].shape, center_VD.shape[1]
-        shapes = (num_rows, max_len), (num_rows,), (num_rows, dim)
-        results = Results(*(torch.empty(shape, device=center_VD.device) for shape in shapes))
-        constants = Constants.of(max_len, dim, negatives)
-        _forward[(num_rows,)](Rows(*batch), Tables(center_VD, context_VD), results, constants, num_warps=WARPS)
+        constants = Constants.of(max_len, dim, negatives, shared=add_up is not None)
+        if add_up is None:
+            slopes_BL = torch.empty((num_rows, max_len), device=center_VD.device)
+        else:
+            slopes_BL, _ = _summed_scores(rows, tables, add_up, constants)
+        shapes = (num_rows,), (num_rows, dim)
+        results = Results(slopes_BL, *(torch.empty(shape, device=center_VD.device) for shape in shapes))
+        _forward[(num_rows,)](rows, tables, results, constants, num_warps=WARPS)
         ctx.save_for_backward(*batch, center_VD, results.slopes_BL, results.center_gradients_BD)
         ctx.constants = constants  # type: ignore[attr-defined]
         losses_B: Tensor = results.losses_B
@@ -157,7 +213,7 @@ class _RowLosses(torch.autograd.Function):
         weights = weight_B.contiguous()
         results = (slopes_BL, center_gradients_BD)
         _backward[weights.shape](Rows(*batch), center_VD, *results, weights, gradients, ctx.constants, num_warps=WARPS)
-        return None, None, None, *gradients, None
+        return None, None, None, *gradients, None, None
 
 
 def _check(*tensors: Tensor) -> None:
@@ -170,15 +226,7 @@ def _check(*tensors: Tensor) -> None:
 
 @jit
 def _forward(batch: Rows, tables: Tables, results: Results, constants: tl.constexpr) -> None:
-    row = tl.program_id(0).to(tl.int64)
-    num_contexts, num_targets, _, v_D = _row(row, batch, tables.center_VD, constants)
-    targets_L = batch.contexts_negatives_BL + row * constants.max_len
-    slopes_L = results.slopes_BL + row * constants.max_len
-    loss, center_gradient_D = _score(targets_L, slopes_L, v_D, num_contexts, num_targets, tables.context_VD, constants)
-    tl.store(results.losses_B + row, loss)
-    place_D = tl.arange(0, constants.block_d)
-    gradient_D = results.center_gradients_BD + row * constants.dim + place_D
-    tl.store(gradient_D, center_gradient_D, mask=place_D < constants.dim)
+    _score_row(tl.program_id(0).to(tl.int64), batch, tables, results, constants)
 
 
 @jit
@@ -227,24 +275,62 @@ def _update(
         )
         tl.store(losses_B + row, loss)
         tl.debug_barrier()  # every thread sees the slopes, and no word moves before all words were gathered
-        for first in range(0, num_targets, constants.block_t):
-            targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, constants.block_t)
-            if constants.freezes:
-                moves_T &= tl.load(trained.frozen_V + targets_T) == 0
-            step_T = tl.full([constants.block_t], 0.0, tl.float32) + lr
-            if constants.adagrad:
-                # In a dataset no negative is a context, so a word that occurs twice has the same slope twice.
-                square_T = slopes_T * slopes_T * (tl.sum(v_D * v_D, axis=0) / constants.dim)
-                step_T = lr / _accumulate(trained.context_sums_V + targets_T, square_T, moves_T)
-            _add(trained.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
-        step = lr
-        if constants.freezes:
-            center = tl.where(tl.load(trained.frozen_V + center) == 0, center, 0)  # row 0 never moves
-        if constants.adagrad:
-            square = tl.sum(center_gradient_D * center_gradient_D, axis=0) / constants.dim
-            step = lr / _accumulate(trained.center_sums_V + center, square, center > 0)
-        _add_one(trained.center_VD, center, -step * center_gradient_D, constants)
+        norm = tl.sum(v_D * v_D, axis=0)
+        _move_targets(targets_L, slopes_L, num_targets, v_D, norm, trained, lr, constants)
+        square = tl.sum(center_gradient_D * center_gradient_D, axis=0)
+        _move_center(center, center_gradient_D, square, trained, lr, constants)
         tl.debug_barrier()  # the next row sees what this one changed
+
+
+@jit
+def _share(batch: Rows, tables: Tables, scores_BL: tl.tensor, norms_B: tl.tensor, constants: tl.constexpr) -> None:
+    """Writes the shares that these columns have in the scores and in |v|^2. Padding scores 0."""
+    row = tl.program_id(0).to(tl.int64)
+    _, num_targets, _, v_D = _row(row, batch, tables.center_VD, constants)
+    targets_L = batch.contexts_negatives_BL + row * constants.max_len
+    scores_L = scores_BL + row * constants.max_len
+    for first in range(0, constants.max_len, constants.block_t):
+        place_T, u_TD = _gather(targets_L, first, num_targets, tables.context_VD, constants)
+        tl.store(scores_L + place_T, tl.sum(u_TD * v_D[None, :], axis=1), mask=place_T < constants.max_len)
+    tl.store(norms_B + row, tl.sum(v_D * v_D, axis=0))
+
+
+@jit
+def _move_contexts(
+    batch: Rows,
+    trained: Trained,
+    results: Results,
+    norms_B: tl.tensor,
+    squares_B: tl.tensor,
+    lr: float,
+    constants: tl.constexpr,
+) -> None:
+    """Moves a row's contexts by the summed scores. Writes the center's gradient and its share of |g|^2."""
+    row = tl.program_id(0).to(tl.int64)
+    num_targets, v_D, center_gradient_D = _score_row(row, batch, trained, results, constants)
+    tl.store(squares_B + row, tl.sum(center_gradient_D * center_gradient_D, axis=0))
+    tl.debug_barrier()  # every thread sees the slopes, and no word moves before all words were gathered
+    norm = tl.load(norms_B + row)
+    targets_L = batch.contexts_negatives_BL + row * constants.max_len
+    slopes_L = results.slopes_BL + row * constants.max_len
+    _move_targets(targets_L, slopes_L, num_targets, v_D, norm, trained, lr, constants)
+
+
+@jit
+def _move_centers(
+    batch: Rows,
+    trained: Trained,
+    gradients_BD: tl.tensor,
+    squares_B: tl.tensor,
+    lr: float,
+    constants: tl.constexpr,
+) -> None:
+    """Moves a row's center by its gradient, whose |g|^2 is summed."""
+    row = tl.program_id(0).to(tl.int64)
+    _, _, center, _ = _row(row, batch, trained.center_VD, constants)
+    place_D = tl.arange(0, constants.block_d)
+    gradient_D = tl.load(gradients_BD + row * constants.dim + place_D, mask=place_D < constants.dim, other=0.0)
+    _move_center(center, gradient_D, tl.load(squares_B + row), trained, lr, constants)
 
 
 @jit
@@ -259,6 +345,20 @@ def _row(row: tl.tensor, batch: Rows, center_VD: tl.tensor, constants: tl.conste
 
 
 @jit
+def _score_row(row: tl.tensor, batch: Rows, tables: Tables, results: Results, constants: tl.constexpr) -> tl.tensor:
+    """Writes a row's results. Returns num_targets, v_D and the center's gradient."""
+    num_contexts, num_targets, _, v_D = _row(row, batch, tables.center_VD, constants)
+    targets_L = batch.contexts_negatives_BL + row * constants.max_len
+    slopes_L = results.slopes_BL + row * constants.max_len
+    loss, center_gradient_D = _score(targets_L, slopes_L, v_D, num_contexts, num_targets, tables.context_VD, constants)
+    tl.store(results.losses_B + row, loss)
+    place_D = tl.arange(0, constants.block_d)
+    gradient_D = results.center_gradients_BD + row * constants.dim + place_D
+    tl.store(gradient_D, center_gradient_D, mask=place_D < constants.dim)
+    return num_targets, v_D, center_gradient_D
+
+
+@jit
 def _score(
     targets_L: tl.tensor,
     slopes_L: tl.tensor,
@@ -268,22 +368,20 @@ def _score(
     context_VD: tl.tensor,
     constants: tl.constexpr,
 ) -> tl.tensor:
-    """A row's mean loss, and the center's gradient of its *sum*; writes the slopes of the sum."""
-    place_D = tl.arange(0, constants.block_d)
+    """A row's mean loss, and the center's gradient of its *sum*; writes the slopes of the sum.
+
+    If the columns are shared, ``slopes_L`` are the scores before.
+    """
     center_gradient_D = tl.full([constants.block_d], 0.0, tl.float32)
     loss_T = tl.full([constants.block_t], 0.0, tl.float32)
     for first in range(0, num_targets, constants.block_t):
-        place_T = first + tl.arange(0, constants.block_t)
+        place_T, u_TD = _gather(targets_L, first, num_targets, context_VD, constants)
         real_T = place_T < num_targets
-        targets_T = tl.load(targets_L + place_T, mask=real_T, other=0).to(tl.int64)
-        # .cg bypasses the L1 cache, which does not see what atomics do to the table.
-        u_TD = tl.load(
-            context_VD + targets_T[:, None] * constants.dim + place_D[None, :],
-            mask=real_T[:, None] & (place_D < constants.dim)[None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        scores_T = tl.sum(u_TD * v_D[None, :], axis=1)
+        if constants.shared:
+            scores_T = tl.load(slopes_L + place_T, mask=real_T, other=0.0)
+            tl.debug_barrier()  # every thread has the scores before the slopes replace them
+        else:
+            scores_T = tl.sum(u_TD * v_D[None, :], axis=1)
         label_T = (place_T < num_contexts).to(tl.float32)
         small_T = tl.exp(-tl.abs(scores_T))  # never above 1, so that nothing overflows
         sigmoid_T = tl.where(scores_T >= 0, 1.0, small_T) / (1.0 + small_T)
@@ -292,6 +390,67 @@ def _score(
         tl.store(slopes_L + place_T, slopes_T, mask=real_T)
         center_gradient_D += tl.sum(slopes_T[:, None] * u_TD, axis=0)
     return tl.sum(loss_T, axis=0) / tl.maximum(num_targets, 1), center_gradient_D
+
+
+@jit
+def _gather(
+    targets_L: tl.tensor, first: tl.tensor, num_targets: tl.tensor, context_VD: tl.tensor, constants: tl.constexpr
+) -> tl.tensor:
+    """A block of targets: their places in the row, and their vectors u_TD, 0 for padding."""
+    place_T = first + tl.arange(0, constants.block_t)
+    place_D = tl.arange(0, constants.block_d)
+    real_T = place_T < num_targets
+    targets_T = tl.load(targets_L + place_T, mask=real_T, other=0).to(tl.int64)
+    # .cg bypasses the L1 cache, which does not see what atomics do to the table.
+    u_TD = tl.load(
+        context_VD + targets_T[:, None] * constants.dim + place_D[None, :],
+        mask=real_T[:, None] & (place_D < constants.dim)[None, :],
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    return place_T, u_TD
+
+
+@jit
+def _move_targets(
+    targets_L: tl.tensor,
+    slopes_L: tl.tensor,
+    num_targets: tl.tensor,
+    v_D: tl.tensor,
+    norm: tl.tensor,
+    trained: Trained,
+    lr: float,
+    constants: tl.constexpr,
+) -> None:
+    """Moves a row's contexts and negatives by their slopes. ``norm`` is |v|^2, for Adagrad."""
+    for first in range(0, num_targets, constants.block_t):
+        targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, constants.block_t)
+        if constants.freezes:
+            moves_T &= tl.load(trained.frozen_V + targets_T) == 0
+        step_T = tl.full([constants.block_t], 0.0, tl.float32) + lr
+        if constants.adagrad:
+            # In a dataset no negative is a context, so a word that occurs twice has the same slope twice.
+            square_T = slopes_T * slopes_T * (norm / constants.total_dim)
+            step_T = lr / _accumulate(trained.context_sums_V + targets_T, square_T, moves_T)
+        _add(trained.context_VD, targets_T, (-step_T * slopes_T)[:, None] * v_D[None, :], moves_T, constants)
+
+
+@jit
+def _move_center(
+    center: tl.tensor,
+    gradient_D: tl.tensor,
+    square: tl.tensor,
+    trained: Trained,
+    lr: float,
+    constants: tl.constexpr,
+) -> None:
+    """Moves a center by its gradient. ``square`` is |g|^2, for Adagrad."""
+    step = lr
+    if constants.freezes:
+        center = tl.where(tl.load(trained.frozen_V + center) == 0, center, 0)  # row 0 never moves
+    if constants.adagrad:
+        step = lr / _accumulate(trained.center_sums_V + center, square / constants.total_dim, center > 0)
+    _add_one(trained.center_VD, center, -step * gradient_D, constants)
 
 
 @jit

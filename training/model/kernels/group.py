@@ -15,6 +15,7 @@ import torch
 
 from training.distributed import SINGLE, LostPeer, World
 from training.model.kernels.barrier import Counters, all_arrived, barrier, fail, make_counters, num_counters
+from training.model.kernels.limits import share_of_cores
 from training.model.kernels.shared_memory import SharedMemory, Watch
 from training.model.memory import page_aligned
 
@@ -36,6 +37,7 @@ class Group:
         """The members on this machine."""
         self.machines = self.members.split(lambda member: member % here) if here < size else SINGLE
         """The members with this one's number on their machines."""
+        self.cores = share_of_cores(world)
         self._shared: list[SharedMemory] = []
         self._given: list[Counters] = []
         self._failed = False

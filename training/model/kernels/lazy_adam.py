@@ -53,7 +53,6 @@ from training.model.kernels.columns import (
     whole_loops,
 )
 from training.model.kernels.group import Group
-from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import Team
 from training.model.kernels.vector import TOGETHER, first_guess
 from training.model.memory import is_finite, page_aligned
@@ -261,7 +260,7 @@ class LazyAdam:
     def buffers(self, max_len: int) -> Scratch:
         """The threads' buffers, made once: all batches have rows of ``max_len`` targets."""
         if self._scratch is None:
-            alone = self.team.on_machine <= num_cores() and self.team.size == self.team.on_machine
+            alone = self.team.here <= self.team.group.cores and self.team.size == self.team.on_machine
             rows = ROWS_AT_ONCE if alone else ROWS_OF_MANY
             rows = self.team.group.agreed(rows)
             self._scratch = Scratch.of(self.team, rows, max_len, self.state.dim, self._deterministic)

@@ -3,15 +3,38 @@
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
+
+import torch
+
+from training.distributed import World
+
+_MOST_CORES = 4096
+"""Of a machine, as far as ranks tell each other theirs. Linux has at most twice as many."""
 
 
 def num_cores() -> int:
     """The number of cores to occupy, 1 or more. A quota of 1.5 cores is 1: a thread that it stops makes others wait."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(cores, quota())))
+    return max(1, int(min(len(_cores()), quota())))
+
+
+def share_of_cores(world: World) -> float:
+    """This rank's share of the cores that the ranks of its machine may use. A collective call.
+
+    Ranks may all use the same ones, or be bound to some each. A core that several ranks may use is divided among them.
+    """
+    mine = torch.zeros(_MOST_CORES, dtype=torch.uint8)
+    mine[[core for core in _cores() if core < _MOST_CORES]] = 1
+    here = [world.on_one_machine(world.rank, other) for other in range(world.world_size)]
+    users = world.all_gather(mine)[here].sum(dim=0)
+    return min(round(float((1 / users[mine > 0].double()).sum()), 6), quota() / world.local_world_size)
+
+
+def _cores() -> Collection[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 @cache
