@@ -90,6 +90,9 @@ def be_a_rank(config: TrainConfig) -> None:
     world = launched()
     manifest = check_inputs(config, world.local_world_size)
     device = choose_device(config.device, world.local_rank)
+    if device.type == "cuda":
+        group_size = config.group_size_of("cuda", world.world_size, world.local_world_size)
+        check_memory(config, manifest.vocab_size, 1, group_size, torch.cuda.mem_get_info(device)[0])
     if config.deterministic:
         be_deterministic()
     with joined(device, config.join_timeout) as world:

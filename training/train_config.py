@@ -361,12 +361,11 @@ class TrainConfig:
 
     def columns_obstacle(self, device: str, world_size: int, ranks_here: int) -> str | None:
         """Why the ranks cannot share the tables by columns, as what is found and what is expected; None if they can."""
-        if device != "cpu":
-            return f"found --device {device}, expected cpu"
-        if self.kernel_on(device) != "cpu":
-            return f"found --kernel {self.kernel}, expected cpu"
-        if not self.in_place and self.optimizer != "adam":
-            return f"found --optimizer {self.optimizer}, expected adam, or --sync-every N"
+        if self.kernel_on(device) == "cpu":
+            if not self.in_place and self.optimizer != "adam":
+                return f"found --optimizer {self.optimizer}, expected adam, or --sync-every N"
+        elif self.sharding != "columns" and not self.group_size:
+            return f"found --kernel {self.kernel_on(device)}, expected --sharding columns with it, or --kernel cpu"
         if self.reader != "arrow":
             return f"found --reader {self.reader}, expected arrow"
         if sys.platform != "linux":

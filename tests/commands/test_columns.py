@@ -129,6 +129,39 @@ def test_two_groups_have_the_bits_of_two_ranks_with_whole_tables(
     assert_same_run(in_groups(begun, *flags, "--group-size=2", "--resume"), two)
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(("--optimizer=sgd",), marks=pytest.mark.long),
+        ("--optimizer=adagrad",),
+        pytest.param(("--sync-every=4",), marks=pytest.mark.long),
+        ("--sync-every=4", "--optimizer=rowwise_adagrad"),
+    ],
+    ids=" ".join,
+)
+def test_ranks_share_columns_with_the_kernels_of_torch_as_well(tmp_path: Path, mode: tuple[str, ...]) -> None:
+    """As on GPUs: in a kernel that knows nothing of others, but for a function that adds up. On two groups, too."""
+    data = tmp_path / "few"
+    write_tiny_dataset(data, num_sequences=40)
+    flags = (
+        *mode,
+        *["--kernel=reference", "--epochs=1", "--dim=40", "--checkpoint-every=1", "--keep=1000", "--global-batch=64"],
+    )
+    in_columns = *flags, "--group-size=2"
+
+    def assert_close(found: Path, expected: Path) -> None:
+        for name, expected_VD in load_file(expected / "vectors.safetensors").items():
+            np.testing.assert_allclose(load_file(found / "vectors.safetensors")[name], expected_VD, atol=2e-5)
+
+    one = run(1, data, tmp_path / "one", *flags)
+    ours = run(2, data, tmp_path / "ours", *in_columns)
+    assert_close(ours, one)
+    assert_close(run(1, data, interrupted(ours, tmp_path / "by one", 4), *flags, "--resume"), one)
+    assert_close(run(2, data, interrupted(one, tmp_path / "by two", 4), *in_columns, "--resume"), one)
+    two = run(2, data, tmp_path / "two", *flags, "--sharding=replicated")
+    assert_close(run(4, data, tmp_path / "groups", *in_columns), two)
+
+
 # Faults
 
 
@@ -257,8 +290,6 @@ def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, 
 @pytest.mark.parametrize(
     ("flags", "device", "ranks", "found"),
     [
-        ({}, "cuda", (2, 2), "found --device cuda, expected cpu"),
-        ({"kernel": "reference"}, "cpu", (2, 2), "found --kernel reference, expected cpu"),
         ({"optimizer": "sgd"}, "cpu", (2, 2), "found --optimizer sgd, expected adam, or --sync-every N"),
         ({"reader": "petastorm"}, "cpu", (2, 2), "found --reader petastorm, expected arrow"),
         ({"dim": 16}, "cpu", (4, 4), "found 4 processes on a machine, expected 1, which can share --dim 16 in parts"),
@@ -274,6 +305,19 @@ def test_what_cannot_be_shared_by_columns_is_refused(
 
 
 # Memory
+
+
+@pytest.mark.parametrize(
+    ("dim", "group_size", "found"),
+    [
+        (100, 1, "8.0 GB free, expected 9.0 GB .* x 4 bytes; .*, or 2 such GPUs that share them .--group-size 4.$"),
+        (300, 2, "expected 12.2 GB for .* x 304 columns x 4 bytes / 2 GPUs; .*, or 4 such GPUs .*--group-size 16.$"),
+    ],
+)
+def test_what_does_not_fit_into_a_gpu_is_refused_before_training(dim: int, group_size: int, found: str) -> None:
+    with pytest.raises(InputError, match=f"memory: .*{found}"):
+        check_memory(TrainConfig(dim=dim, sync_every=4), 10_000_000, 1, group_size, gpu_bytes=8e9)
+    check_memory(TrainConfig(dim=dim, sync_every=4), 1_000_000, 1, group_size, gpu_bytes=8e9)
 
 
 @pytest.mark.parametrize(

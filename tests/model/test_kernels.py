@@ -17,7 +17,7 @@ from tiny import Rows, random_rows, random_tables
 from torch import Tensor
 
 from training.model.kernels import cpu, reference
-from training.model.kernels.columns import by_columns, by_rows, slopes_and_losses
+from training.model.kernels.columns import by_columns, by_rows, rows_of, slopes_and_losses
 from training.model.kernels.lazy_adam import inverse_root
 from training.model.kernels.threads import team_of
 from training.model.memory import is_finite
@@ -315,7 +315,7 @@ def test_a_table_by_columns_comes_back_by_rows(num_threads: int, dim: int, monke
     monkeypatch.setattr("training.model.blocks.ROWS", 7)
     table_VD, team = torch.randn(WORDS, dim), team_of(num_threads)
     columns_TVC = by_columns(table_VD, team)
-    assert torch.equal(by_rows(lambda rows: columns_TVC[:, rows], WORDS, dim, team).whole(), table_VD)
+    assert torch.equal(by_rows(lambda: rows_of(columns_TVC), WORDS, dim, team).whole(), table_VD)
 
 
 OF_A_BATCH = """

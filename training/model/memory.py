@@ -30,17 +30,21 @@ DENSE = {"sgd": 2, "adagrad": 3, "adam": 4}
 """How many tables an optimizer takes for one: the table, its gradient, and its state."""
 
 
-def check_memory(config: TrainConfig, num_words: int, ranks_here: int, group_size: int) -> None:
+def check_memory(
+    config: TrainConfig, num_words: int, ranks_here: int, group_size: int, gpu_bytes: float | None = None
+) -> None:
     """Raises InputError if this machine has no memory for the tables and the optimizer's state of its ranks.
 
-    ``group_size`` ranks share a copy, on several machines if they are more than ``ranks_here``.
+    ``group_size`` ranks share a copy, on several machines if they are more than ``ranks_here``. With ``gpu_bytes``, the
+    free ones of a rank's GPU, the machine is this GPU, with one rank.
     """
+    machines = "machines" if gpu_bytes is None else "GPUs"
     num_numbers = 1 if config.in_place else DENSE[config.optimizer]
     num_copies, num_machines = max(1, ranks_here // group_size), max(1, group_size // ranks_here)
     columns = width_for(config.dim, 1)
     whole = 2 * num_words * columns * 4 * num_numbers
     num_bytes = whole * num_copies // num_machines
-    if num_bytes <= (free := available_bytes()):
+    if num_bytes <= (free := available_bytes() if gpu_bytes is None else gpu_bytes):
         return
     enough = [size for size in config.group_sizes(ranks_here) if whole * ranks_here // size <= free]
     if enough:
@@ -49,16 +53,19 @@ def check_memory(config: TrainConfig, num_words: int, ranks_here: int, group_siz
         remedy = f"train in place (--sync-every 4), which takes {num_bytes / num_numbers / 1e9:.1f} GB"
     else:
         remedy = "take a larger machine, a smaller --dim, or a higher --min-count"
-        machines = math.ceil(whole / max(1, free))
-        possible = [size for size in config.group_sizes(config.lanes) if size % machines == 0]
+        needed = math.ceil(whole / max(1, free))
+        possible = [size for size in config.group_sizes(config.lanes) if size % needed == 0]
         if possible:
-            each, size = possible[-1] // machines, possible[-1]
-            remedy += f", or {machines} such machines that share them (--nproc {each} --group-size {size} on each)"
+            each, size = possible[-1] // needed, possible[-1]
+            together = (
+                f"--group-size {size}" if gpu_bytes is not None else f"--nproc {each} --group-size {size} on each"
+            )
+            remedy += f", or {needed} such {machines} that share them ({together})"
     factors = "".join(
         [
             f" x {num_numbers} for {config.optimizer}" if num_numbers > 1 else "",
             f" x {num_copies} copies" if num_copies > 1 else "",
-            f" / {num_machines} machines" if num_machines > 1 else "",
+            f" / {num_machines} {machines}" if num_machines > 1 else "",
         ]
     )
     raise InputError(

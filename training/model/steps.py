@@ -20,6 +20,7 @@ from training.model.batch import Batch
 from training.model.blocks import Blocks, BlockTables, blocks_of, read, spans
 from training.model.cuda_graph import Graphed
 from training.model.kernels import cpu, reference
+from training.model.kernels.columns import OwnColumns
 from training.model.kernels.group import Group
 from training.model.kernels.lazy_adam import LazyAdam
 from training.model.kernels.reference import InPlaceTrainer
@@ -28,6 +29,9 @@ from training.model.memory import is_finite, page_aligned
 from training.model.skip_gram import TABLES, LossFunction, RowLosses, SkipGram
 from training.model.state import COPIED_BYTES, Slot, check_state, check_unknown
 from training.train_config import IN_PLACE, TrainConfig
+
+State = dict[str, Tensor | Blocks]
+"""What a step saves, by name."""
 
 
 class Step(ABC):
@@ -81,7 +85,7 @@ class Step(ABC):
         """
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor | Blocks]:
+    def state_dict(self) -> State:
         """Everything that the next step depends on, except the batch, on the CPU.
 
         Tensors are overwritten by the next call. Blocks are read before the next step, by all ranks of a group.
@@ -110,21 +114,26 @@ def make_step(
     ``world``: the ranks of which each has a copy of the tables, or of its columns of them, which its ``group`` shares.
     """
     name = config.kernel_on(device)
+    own = OwnColumns(group, config.dim) if group and name != "cpu" else None
     if config.in_place:
         if name == "cpu":
             trainer: InPlaceTrainer = cpu.CpuTrainer(tables, negatives, config.optimizer, group, config.deterministic)
         else:
-            trainer = kernel_of(name).trainer(tables, negatives, config.optimizer, device)
+            own_tables = tables if own is None else (own.of(tables[0]), own.of(tables[1]))
+            arguments = own_tables, negatives, config.optimizer, device, config.dim, own.add_up if own else None
+            trainer = kernel_of(name).trainer(*arguments)
         lr_factor = world.world_size if IN_PLACE[config.optimizer].lr_times_ranks else 1
-        return PeriodicAveraging(trainer, lr_factor, config.sync_every, world)
+        return PeriodicAveraging(trainer, lr_factor, config.sync_every, world, own)
     if name == "cpu" and config.optimizer == "adam":
         adam = LazyAdam(tables, negatives, config.lr, num_steps, group, config.deterministic)
         return TouchedRows(adam, config.lanes, config.global_batch // config.lanes, world)
-    num_words, dim = tables[0].shape
-    model = SkipGram(num_words, dim, tables=tables).to(device)
+    function: Callable[..., Tensor] = kernel_of(name).row_losses
+    if own:
+        tables, function = (own.of(tables[0]), own.of(tables[1])), partial(function, add_up=own.add_up)
+    model = SkipGram(tables[0].shape[0], tables[0].shape[1], tables=tables).to(device)
     optimizer = make_optimizer(config.optimizer, config.lr, model)
-    row_losses = RowLosses(model, kernel_of(name).row_losses, negatives)
-    return Gradients(model, row_losses, optimizer, world.world_size, name == "cuda")
+    captures = name == "cuda" and own is None
+    return Gradients(model, RowLosses(model, function, negatives), optimizer, world, captures, own)
 
 
 class Kernel(NamedTuple):
@@ -149,19 +158,31 @@ class Gradients(Step):
     """Autograd, DistributedDataParallel and torch.optim, with any kernel."""
 
     def __init__(
-        self, model: SkipGram, row_losses: RowLosses, optimizer: Optimizer, world_size: int, captures: bool = False
+        self,
+        model: SkipGram,
+        row_losses: RowLosses,
+        optimizer: Optimizer,
+        world: World,
+        captures: bool = False,
+        own: OwnColumns | None = None,
     ):
-        """``captures``: capture the whole step as a CUDA graph if there is a single process."""
-        self._model, self._optimizer, self._world_size = model, optimizer, world_size
+        """``captures``: capture the whole step as a CUDA graph if there is a single process. ``world``: see
+        ``make_step``. ``own``: the columns that the model has, if it has not all.
+        """
+        self._model, self._optimizer, self._own = model, optimizer, own
+        self._world_size = world_size = world.world_size
+        self.group = own.group if own else None
         self._row_losses: nn.Module = row_losses
         if world_size > 1:
-            self._row_losses = DistributedDataParallel(row_losses, gradient_as_bucket_view=True)
+            self._row_losses = DistributedDataParallel(
+                row_losses, process_group=world.channel, gradient_as_bucket_view=True
+            )
         self._is_first = world_size > 1
         # A graph makes one launch a step instead of a dozen. Capturing DDP's collectives would need more care.
         self._captures = captures and world_size == 1
         self._graphed: Graphed | None = None
         self._hooks: list[RemovableHandle] = []
-        self._copies = Copies()
+        self.copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         if not self._captures:
@@ -197,24 +218,26 @@ class Gradients(Step):
         self._graphed = None  # the hooks were captured
 
     def tables(self) -> BlockTables:
-        center, context = (
-            Blocks(tuple(table_VD.shape), partial(_on_cpu, blocks_of(table_VD)))
-            for table_VD in tables_of(self._model).values()
-        )
+        center, context = (_whole(table, self._own) for table in tables_of(self._model).values())
         return center, context
 
     def is_finite(self, thorough: bool = False) -> bool:
         return all(map(is_finite, tables_of(self._model).values()))
 
-    def state_dict(self) -> dict[str, Tensor | Blocks]:
+    def state_dict(self) -> State:
         found: dict[str, Tensor] = tables_of(self._model)
         for index, values in self._optimizer.state_dict()["state"].items():
             found |= {f"{TABLES[index]}.{key}": value for key, value in values.items() if value is not None}
-        return self._copies.of(found)
+        if self._own is None:
+            return self.copies.of(found)
+        whole = {name: _whole(tensor, self._own) for name, tensor in found.items() if tensor.dim() == 2}
+        return _saved(whole, {name: tensor for name, tensor in found.items() if name not in whole}, self)
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         check_state(state, self._slots(step))
         check_unknown({name: state[name] for name in TABLES})
+        if self._own:
+            state = {name: self._own.of(value).whole() if value.dim() == 2 else value for name, value in state.items()}
         for name, table_VD in tables_of(self._model).items():
             table_VD.copy_(state[name])
         found: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(TABLES))}
@@ -230,7 +253,8 @@ class Gradients(Step):
         slots = {}
         kept = {"Adam": ("exp_avg", "exp_avg_sq", "step"), "Adagrad": ("sum", "step")}
         for name, table_VD in tables_of(self._model).items():
-            shape = tuple(table_VD.shape)
+            num_words, width = table_VD.shape
+            shape = num_words, self._own.dim if self._own else width
             slots[name] = Slot(shape)
             for key in kept.get(type(self._optimizer).__name__, ()) if step else ():
                 least = -torch.inf if key == "exp_avg" else 0
@@ -299,7 +323,7 @@ class TouchedRows(Step):
         """A row that diverged shows in the losses of the next step that computes its scores."""
         return not thorough or self._adam.is_finite()
 
-    def state_dict(self) -> dict[str, Tensor | Blocks]:
+    def state_dict(self) -> State:
         return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
@@ -312,13 +336,17 @@ class PeriodicAveraging(Step):
     Each rank has a copy, or its columns of its group's copy. A single copy is never averaged.
     """
 
-    def __init__(self, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, world: World):
-        """``trainer`` trains at ``lr_factor`` times the learning rate. ``world``: see ``make_step``."""
-        self._trainer, self._factor = trainer, lr_factor
+    def __init__(
+        self, trainer: InPlaceTrainer, lr_factor: int, sync_every: int, world: World, own: OwnColumns | None = None
+    ):
+        """``trainer`` trains at ``lr_factor`` times the learning rate. ``world``: see ``make_step``. ``own``: the
+        columns that the trainer has, unless it has all or divides them itself.
+        """
+        self._trainer, self._factor, self._own = trainer, lr_factor, own
         self._every, self._world = sync_every, world
-        self.team, self.group = trainer.team, trainer.group
+        self.team, self.group = trainer.team, own.group if own else trainer.group
         self._since = 0
-        self._copies = Copies()
+        self.copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         losses_B = self._trainer.update(batch.tensors(), lr * self._factor)
@@ -340,7 +368,7 @@ class PeriodicAveraging(Step):
             self._average()
 
     def tables(self) -> BlockTables:
-        center, context = (Blocks(table.shape, partial(_on_cpu, table)) for table in self._trainer.blocks())
+        center, context = (_whole(table, self._own) for table in self._trainer.blocks())
         return center, context
 
     def is_finite(self, thorough: bool = False) -> bool:
@@ -350,21 +378,15 @@ class PeriodicAveraging(Step):
     def in_sync(self) -> bool:
         return self._world.world_size == 1 or self._since == 0
 
-    def state_dict(self) -> dict[str, Tensor | Blocks]:
-        tables = dict(zip(TABLES, self.tables(), strict=True))
+    def state_dict(self) -> State:
         small = {**self._trainer.state, "since": torch.tensor(self._since)}
-        if sum(table.nbytes for table in tables.values()) > COPIED_BYTES:
-            return {**tables, **self._copies.of(small)}
-        if self.group and self.group.member:
-            read(tables)
-            return {}
-        return self._copies.of({**tables, **small})
+        return _saved(dict(zip(TABLES, self.tables(), strict=True)), small, self)
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         check_state(state, self._slots())
         check_unknown({name: state[name] for name in TABLES})
-        center_VD, context_VD = (state[name] for name in TABLES)
-        self._trainer.load((center_VD, context_VD), state)
+        center, context = (self._own.of(state[name]) if self._own else state[name] for name in TABLES)
+        self._trainer.load((center, context), state)
         self._since = int(state["since"])
 
     def _slots(self) -> dict[str, Slot]:
@@ -387,8 +409,24 @@ class PeriodicAveraging(Step):
                 own.copy_(mean)
 
 
+def _whole(table: Tensor | Blocks, own: OwnColumns | None) -> Blocks:
+    """The table, of which a rank has all columns or its ``own``, on the CPU."""
+    blocks = blocks_of(table)
+    return own.whole(blocks) if own else Blocks(blocks.shape, partial(_on_cpu, blocks))
+
+
 def _on_cpu(table: Blocks) -> Iterator[Tensor]:
     return map(Tensor.cpu, table.blocks())
+
+
+def _saved(tables: dict[str, Blocks], others: dict[str, Tensor], step: "Gradients | PeriodicAveraging") -> State:
+    """A state as ``state_dict`` returns it: large tables as blocks, small ones copied on the rank that saves them."""
+    if sum(table.nbytes for table in tables.values()) > COPIED_BYTES:
+        return {**tables, **step.copies.of(others)}
+    if step.group and step.group.member:
+        read(tables)
+        return {}
+    return step.copies.of({**tables, **others})
 
 
 def make_optimizer(name: str, lr: float, model: SkipGram) -> Optimizer:
@@ -410,7 +448,7 @@ class Copies:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    def of(self, tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor | Blocks]:
+    def of(self, tensors: Mapping[str, Tensor | Blocks]) -> State:
         for name, tensor in tensors.items():
             if name not in self._kept:
                 self._kept[name] = page_aligned(*tensor.shape, dtype=tensor.dtype)

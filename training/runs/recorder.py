@@ -145,15 +145,16 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
     in_step = "gradients averaged every step"
     if config.in_place:
         in_step = f"in place, averaged every {config.sync_every} steps ({config.sync_every * each:,} rows a rank)"
-    if group_size > 1 and team:
+    if group_size > 1:
         ranks = f"{num_copies} group(s) of {group_size} ranks"
-        most = width_for(config.dim, team.size) * team.here
+        threads_each = team.here if team else 1
+        most = width_for(config.dim, group_size * threads_each) * threads_each
         of_group = " of its group" if num_copies > 1 else ""
         in_step = f"each rank trains all rows{of_group} in its columns of the tables, {most} or fewer"
         if num_copies > 1:
             often = f"tables averaged every {config.sync_every} steps" if config.in_place else "gradients every step"
             in_step += f"; between groups {often}"
-        if (num_machines := team.group.machines.world_size) > 1:
+        if (num_machines := group_size // run.world.local_world_size) > 1:
             in_step += f"; {num_machines} machines exchange their shares of each score, 4 bytes"
     elif config.sharding == "auto" and world_size > 1:
         obstacle = config.columns_obstacle(run.device.type, world_size, run.world.local_world_size)

@@ -193,8 +193,8 @@ def to_rows(columns_TBC: Tensor, rows_BD: Tensor, team: Team) -> None:
         columns_BC.copy_(columns_TBC[thread, :, : columns_BC.shape[1]])
 
 
-def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: Team) -> Blocks:
-    """A table, (V, D), of which ``columns`` returns this process's columns of some rows, (T, B, C).
+def by_rows(columns: Callable[[], Iterator[Tensor]], num_words: int, dim: int, team: Team) -> Blocks:
+    """A table, (V, D), of which ``columns`` yields this process's columns of block after block, (T, B, C).
 
     All processes of the group read the blocks, and each on the first one's machine has the whole block.
     """
@@ -203,10 +203,10 @@ def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: 
 
     def blocks() -> Iterator[Tensor]:
         block_BD = team.block(dim)
-        for rows in spans(num_words):
-            rows_BD = block_BD[: rows.stop - rows.start]
+        for columns_TBC in columns():
+            rows_BD = block_BD[: columns_TBC.shape[1]]
             group.barrier()  # now all have read the last block
-            to_rows(columns(rows), rows_BD, team)
+            to_rows(columns_TBC, rows_BD, team)
             group.barrier()
             if group.here.is_first and group.machines.world_size > 1:
                 group.machines.gather_columns(rows_BD, of_machines)
@@ -216,9 +216,38 @@ def by_rows(columns: Callable[[slice], Tensor], num_words: int, dim: int, team: 
     return Blocks((num_words, dim), blocks)
 
 
-def rows_of(table_TVC: Tensor, rows: slice) -> Tensor:
-    """Some rows of all of this process's columns, (T, B, C)."""
-    return table_TVC[:, rows]
+def rows_of(table_TVC: Tensor) -> Iterator[Tensor]:
+    """Blocks of rows of all of this process's columns, (T, B, C)."""
+    return (table_TVC[:, rows] for rows in spans(table_TVC.shape[1]))
+
+
+class OwnColumns:
+    """The columns of one of a group's processes, in one piece, for kernels that know nothing of others."""
+
+    def __init__(self, group: Group, dim: int):
+        self.group, self.dim, self._team = group, dim, team_of(1, group)
+
+    def of(self, table: Tensor | Blocks) -> Blocks:
+        """Of a table, (V, D), the process's columns, (V, C), whose last ones may be padding: zeros."""
+        whole, columns = blocks_of(table), columns_of_thread(0, self._team, self.dim)
+        width = own_width(self.dim, self._team)
+
+        def blocks() -> Iterator[Tensor]:
+            for block_BD in whole.blocks():
+                own_BC = block_BD.new_zeros(len(block_BD), width)
+                own_BC[:, : columns.stop - columns.start] = block_BD[:, columns]
+                yield own_BC
+
+        return Blocks((table.shape[0], width), blocks)
+
+    def whole(self, table: Tensor | Blocks) -> Blocks:
+        """The table, (V, D), of which ``table`` has this process's columns; as ``by_rows`` returns it."""
+        own = blocks_of(table)
+        return by_rows(lambda: (block[None].cpu() for block in own.blocks()), own.shape[0], self.dim, self._team)
+
+    def add_up(self, shares: Tensor) -> None:
+        """Replaces the processes' shares by their sums."""
+        self.group.members.all_reduce(shares)
 
 
 @inner_fast

@@ -16,7 +16,9 @@ left out, unlike in torch's SparseAdam. Two things differ from torch.optim.Adam:
 step s and stands inside the root.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,13 +183,14 @@ class LazyAdam:
     def blocks(self) -> BlockTables:
         """The tables as they are after the last step. Has no effect on later steps."""
         num_words, dim = self.state.rows.shape[2], self.state.dim
-        centers, contexts = (by_rows(partial(self._weights, table), num_words, dim, self.team) for table in range(2))
+        centers, contexts = (
+            by_rows(partial(self._all_weights, table), num_words, dim, self.team) for table in range(2)
+        )
         return centers, contexts
 
     def is_finite(self) -> bool:
         """Whether this process's columns of the tables contain neither NaN nor infinity."""
-        parts = (self._weights(table, rows) for table in range(2) for rows in spans(self.state.rows.shape[2]))
-        return all(map(is_finite, parts))
+        return all(map(is_finite, chain(self._all_weights(0), self._all_weights(1))))
 
     def state_dict(self) -> dict[str, Tensor | Blocks]:
         """Everything that the next step depends on. What is copied is so to memory that the next call overwrites.
@@ -229,6 +232,9 @@ class LazyAdam:
         for table in range(2):
             for part in range(4):
                 by_columns(state["rows"][table, part], self.team, rows[table, :, :, part])
+
+    def _all_weights(self, table: int) -> Iterator[Tensor]:
+        return (self._weights(table, rows) for rows in spans(self.state.rows.shape[2]))
 
     def _weights(self, table: int, rows: slice) -> Tensor:
         """This process's columns, (T, B, C), of some rows of a table, up to date."""
