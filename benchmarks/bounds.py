@@ -51,9 +51,9 @@ from training.model.kernels.columns import (
     whole_loops,
 )
 from training.model.kernels.lazy_adam import AdamState, LazyAdam, bring_up_to_date, columns_of
-from training.model.kernels.limits import num_cores
 from training.model.kernels.threads import team_of
 from training.model.kernels.vector import AHEAD
+from training.model.limits import num_cores
 from training.model.skip_gram import SkipGram
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream

@@ -47,7 +47,7 @@ from benchmarks.measuring.train_tables import (
 )
 from pipeline.shared.cli import Parser, count, path
 from pipeline.shared.errors import InputError
-from training.model.kernels.limits import num_cores
+from training.model.limits import num_cores
 from training.vectors.evaluation import analogies, word_pairs
 from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors

@@ -93,7 +93,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
     """Sets how many threads kernels take, on a machine of as many cores as it seems."""
     before = torch.get_num_threads()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    monkeypatch.setattr("training.model.kernels.limits.quota", lambda: 64.0)
+    monkeypatch.setattr("training.model.limits.quota", lambda: 64.0)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -154,7 +154,10 @@ def spark() -> "Iterator[SparkSession]":
 
     os.environ.update(s3.CREDENTIALS)  # Spark's Python workers see what its JVM was started with
     builder = SparkSession.builder.master("local[2,4]").appName("tests").config("spark.ui.enabled", "false")
-    session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    builder = builder.config("spark.sql.shuffle.partitions", "2").config("spark.python.daemon.module", "worker_daemon")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+        session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()

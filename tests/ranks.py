@@ -1,6 +1,7 @@
 """``--nproc N`` in this process, whose ranks come out of a server that has loaded everything: 0.3 s each instead of 3.
 
-All but the start of their processes is the trainer's own. Literal launches are launch.py's.
+Or a whole ``train.py`` that does. All but the start of their processes is the trainer's own. Literal launches are
+launch.py's.
 """
 
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,19 +19,21 @@ from unittest import mock
 import pytest
 import torch
 from conftest import Ended
+from launch import LIMIT_S
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from training import distributed, spawning, stopping, train
 from training.model.batch import Batch
 from training.runs import recorder
 
+PRINTED = ("stdout", "stderr")
 Change = Callable[[pytest.MonkeyPatch], None]
 """What is done to the trainer before it works, in each rank: a module's function, or a ``partial`` of one."""
 
 
 def train_here(*arguments: object, logs: Path, change: Change | None = None) -> Ended:
     """How ``train.py`` has ended with these arguments; what it and its ranks have printed is in ``logs`` as well."""
-    printed = [logs / "stdout", logs / "stderr"]
+    printed = [logs / name for name in PRINTED]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     code: Any = 0
@@ -52,6 +55,32 @@ def train_here(*arguments: object, logs: Path, change: Change | None = None) -> 
     torch.set_num_threads(before[0])
     torch.use_deterministic_algorithms(before[1])
     return Ended(code, *(path.read_text() for path in printed))
+
+
+def train_apart(*arguments: object, logs: Path) -> Ended:
+    """``train_here`` for what could kill a process: in one of its own."""
+    process = begin_apart(*arguments, logs=logs)
+    process.join(LIMIT_S)
+    ended = process.exitcode
+    process.kill()
+    assert ended is not None, f"it goes on after {LIMIT_S} s"
+    return Ended(ended, *((logs / name).read_text() for name in PRINTED))
+
+
+def begin_apart(*arguments: object, logs: Path, change: Change | None = None) -> ForkServerProcess:
+    """A process of its own that trains, with these arguments of ``train.py``."""
+    printed = [logs / name for name in PRINTED]
+    for path in printed:
+        path.write_text("")
+    given = (0, dict(os.environ), printed, change, _main, ([str(argument) for argument in arguments],))
+    process = forkserver().Process(target=_rank, args=given)
+    process.start()
+    return process
+
+
+def _main(_: int, arguments: list[str]) -> None:
+    sys.argv = ["train.py", *arguments]
+    train.main()
 
 
 def at_batch(number: int, rank: int, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ from training.distributed import (
 from training.model.batch import Batch
 from training.model.blocks import initial_tables
 from training.model.kernels.group import Group
-from training.model.kernels.limits import share_of_cores
+from training.model.limits import share_of_cores
 from training.model.memory import check_memory
 from training.model.schedule import linear_decay
 from training.model.steps import Step, make_step

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from training.model.kernels.limits import num_cores
+from training.model.limits import num_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 

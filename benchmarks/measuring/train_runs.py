@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.measuring.train_tables import Run
 from pipeline.dataset.manifest_file import Manifest
-from training.model.kernels.limits import num_cores
+from training.model.limits import num_cores
 
 IN_PLACE = ("--sync-every=4", "--optimizer=sgd")
 OURS: dict[str, tuple[int, tuple[str, ...]]] = {

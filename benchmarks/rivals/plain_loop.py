@@ -34,7 +34,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, path
 from training.distributed import choose_device
-from training.model.kernels.limits import num_cores
+from training.model.limits import num_cores
 
 BATCH_SIZE, DIM, LEARNING_RATE = 512, 100, 0.002  # the book's
 

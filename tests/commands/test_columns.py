@@ -21,7 +21,7 @@ from tiny import damage_page, write_tiny_dataset
 from pipeline.shared.errors import InputError
 from training import distributed, train
 from training.distributed import World, launched
-from training.model.kernels.limits import num_cores
+from training.model.limits import num_cores
 from training.model.memory import check_memory
 from training.runs.checkpoint import steps
 from training.train_config import TrainConfig

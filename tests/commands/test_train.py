@@ -81,9 +81,9 @@ def assert_as_alone(output: Path, alone: Path, ranks: int) -> None:
     ("ranks", "command"),
     [
         pytest.param(1, PYTHON, id="python, alone", marks=pytest.mark.long),
-        pytest.param(2, [*PYTHON, "--nproc", "2"], id="python"),
+        pytest.param(2, [*PYTHON, "--nproc", "2"], id="python", marks=pytest.mark.long),
         pytest.param(2, [TORCHRUN, TRAIN, "--nproc", "2"], id="literal torchrun"),
-        pytest.param(2, [TORCHRUN, "--nproc-per-node", "2", TRAIN], id="torchrun's own ranks"),
+        pytest.param(2, [TORCHRUN, "--nproc-per-node", "2", TRAIN], id="torchrun's own ranks", marks=pytest.mark.long),
         pytest.param(4, [TORCHRUN, TRAIN, "--nproc", "4"], id="literal torchrun, 4", marks=pytest.mark.long),
         pytest.param(
             4, [TORCHRUN, "--nproc-per-node", "4", TRAIN], id="torchrun's own ranks, 4", marks=pytest.mark.long

@@ -22,6 +22,12 @@ from tools.install import news
 
 BIN = Path(sys.executable).parent
 
+SMALLEST_JOB = """
+from pyspark import SparkContext
+
+with SparkContext("local[1]", "smallest") as context:
+    print("rows:", context.parallelize(range(10), 2).count())
+"""
 TRIVIAL_JOB = """
 from pyspark.sql import SparkSession
 
@@ -82,6 +88,7 @@ def test_torchruns_own_options_still_stand_before_the_script(
     assert (given.nproc_per_node, given.training_script_args) == ("2", ["--nproc", "3"])
 
 
+@pytest.mark.long  # quick: a training that torchrun starts, tests/commands/test_train.py
 def test_torchrun_starts_the_script_with_its_own_arguments(tmp_path: Path) -> None:
     script = tmp_path / "echo.py"
     line = "' '.join([os.environ['LOCAL_WORLD_SIZE'], *sys.argv[1:]]) + '\\n'"  # one write: lines of ranks do not mix
@@ -253,9 +260,12 @@ def test_java_starts_without_a_name_of_the_user_or_of_the_host_and_without_tmp(
     )
 
 
-def test_a_spark_job_prints_its_own_lines_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [SMALLEST_JOB, pytest.param(TRIVIAL_JOB, marks=pytest.mark.long)], ids=["smallest", "with SQL"]
+)
+def test_a_spark_job_prints_its_own_lines_only(tmp_path: Path, content: str) -> None:
     job = tmp_path / "job.py"
-    job.write_text(TRIVIAL_JOB)
+    job.write_text(content)
     said = run("spark-submit", job)
     assert (said.returncode, said.stdout, said.stderr) == (0, "rows: 10\n", "")
 

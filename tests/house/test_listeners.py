@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 from launch import PYTHON, TORCHRUN, TRAIN, Launched, launched
 from pyspark import SparkConf, SparkContext
+from ranks import train_here
 
 from jobs import session
 
@@ -38,13 +40,52 @@ def addresses(table: str) -> dict[str, str]:
 def listeners(pids: list[int]) -> set[str]:
     """The addresses on which these processes listen."""
     known = addresses("tcp") | addresses("tcp6")
-    inodes = set()
+    return {known[inode] for inode in inodes(pids) & known.keys()}
+
+
+def inodes(pids: list[int]) -> set[str]:
+    """Of the sockets of these processes."""
+    found = set()
     for pid in pids:
         with suppress(OSError):
             for file in os.scandir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
-                    inodes.add(os.readlink(file.path).removeprefix("socket:[").removesuffix("]"))
-    return {known[inode] for inode in inodes & known.keys()}
+                    found.add(os.readlink(file.path).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
+def test_ranks_listen_on_loopback_only(pristine: Path, tmp_path: Path) -> None:
+    """The ranks of ``--nproc 2``, and this process, which starts them: every socket that was not there before."""
+    given = ["--data", pristine, "--output", tmp_path / "run", "--epochs", "1", "--no-tensorboard", "--nproc", "2"]
+    before, over = inodes(ours()), threading.Event()
+    found: set[str] = set()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            known = addresses("tcp") | addresses("tcp6")
+            found.update(known[inode] for inode in (inodes(ours()) - before) & known.keys())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        ended = train_here(*given, logs=tmp_path)
+    finally:
+        over.set()
+        watching.join()
+    assert ended.code == 0, ended.stderr
+    assert (bool(found), outside(found)) == (True, set())
+
+
+def ours() -> list[int]:
+    """This process and all that have come from it."""
+    parents = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def watched(running: Launched) -> tuple[set[str], str]:
@@ -62,18 +103,18 @@ def outside(addresses: set[str]) -> set[str]:
     return {address for address in addresses if not ipaddress.ip_address(address).is_loopback}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "listens"),
     [
         pytest.param([*PYTHON, "--nproc", "2"], True, id="python --nproc 2"),
-        pytest.param(PYTHON, False, id="one rank", marks=pytest.mark.long),
-        pytest.param([*TORCHRUN, TRAIN, "--nproc", "2"], True, id="torchrun --nproc 2", marks=pytest.mark.long),
+        pytest.param(PYTHON, False, id="one rank"),
+        pytest.param([*TORCHRUN, TRAIN, "--nproc", "2"], True, id="torchrun --nproc 2"),
         *(
             pytest.param(
                 [*TORCHRUN, *options, "--nproc-per-node", "2", TRAIN],
                 True,
                 id=" ".join(["torchrun", *options, "--nproc-per-node 2"]),
-                marks=pytest.mark.long,
             )
             for options in ([], ["--standalone"], ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
         ),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from training.distributed import World
-from training.model.kernels import limits
-from training.model.kernels.limits import available_bytes, num_cores, quota, share_of_cores
+from training.model import limits
+from training.model.limits import available_bytes, num_cores, quota, share_of_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid master:11 - cgroup cgroup rw,cpu,cpuacct"

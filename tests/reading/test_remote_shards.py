@@ -30,6 +30,7 @@ from test_stream import ROW_GROUP, assert_same
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.unpacking import Rows
+from pipeline.shared import storage
 from pipeline.shared.storage import Location
 from training import train
 from training.model.batch import Batch
@@ -494,10 +495,13 @@ def test_a_shard_that_is_not_the_manifests_is_named(uri: str, direct: Location, 
 
 
 def test_a_silent_server_is_given_up_within_bounds(
-    server: Flaky, uri: str, local: Path, monkeypatch: pytest.MonkeyPatch
+    server: Flaky, uri: str, local: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """It takes connections, and never answers."""
-    monkeypatch.setattr(remote, "PATIENCE_S", 3)
+    monkeypatch.setattr(remote, "PATIENCE_S", 1)
+    monkeypatch.setattr(storage, "_S3_SILENCE_S", 1.0)
+    storage._filesystem.cache_clear()  # a file system knows the bound of its time
+    request.addfinalizer(storage._filesystem.cache_clear)
     read = open_stream(uri, lanes=16)
     server.behave(always="silent")
     begin = time.monotonic()
@@ -576,7 +580,7 @@ def test_a_server_that_goes_away_ends_all_ranks_with_one_line(
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("wrong", ["bucket", "key", "credentials", "port"])
+@pytest.mark.parametrize("wrong", ["bucket", "key", "credentials", pytest.param("port", marks=pytest.mark.long)])
 def test_a_wrong_address_or_wrong_credentials_are_said_in_one_line(
     server: Flaky, call: Command, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:

@@ -6,8 +6,6 @@ The encoder writes them, of rows or dictionaries that no prepare makes; the mani
 import dataclasses
 import hashlib
 import io
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from conftest import ROOT, Ended
+from ranks import train_apart
 
 from pipeline.dataset import packing
 from pipeline.dataset.encode import ExampleWriter
@@ -92,18 +90,18 @@ LIES = {
 }
 
 
-@pytest.fixture(params=LIES)
+@pytest.fixture(scope="module", params=LIES)
 def lie(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
 
-@pytest.fixture
-def dataset(tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return wrong_dataset(tmp_path / "data", lie, monkeypatch)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, lie: str) -> Path:
+    return wrong_dataset(tmp_path_factory.mktemp("data") / "data", lie)
 
 
-def wrong_dataset(folder: Path, lie: str, patch: pytest.MonkeyPatch) -> Path:
+def wrong_dataset(folder: Path, lie: str) -> Path:
     """A dataset whose first shard of each epoch has the lie; the second sampled epoch is held out."""
     change, of_dictionary = LIES[lie]
     manifest = tiny.write_held_out(folder)
@@ -113,8 +111,8 @@ def wrong_dataset(folder: Path, lie: str, patch: pytest.MonkeyPatch) -> Path:
         known_NL = np.where((ids_NL > 0) & (ids_NL < NUM_WORDS), ids_NL, np.int32(0))
         return of_dictionary(*packing.dictionary(known_NL, num_real_N))
 
-    with patch.context() as patched:
-        patched.setattr("pipeline.dataset.encode.dictionary", dictionary)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dataset.encode.dictionary", dictionary)
         shards = list(manifest.shards)
         for split in ("train", "heldout"):
             index = next(number for number, shard in enumerate(shards) if shard.split == split)
@@ -233,15 +231,12 @@ def test_the_report_says_that_rows_could_not_be_read_or_counts_those_that_are_ri
         *(pytest.param(lie, marks=pytest.mark.long) for lie in LIES if lie not in ("a center of 1e9", "a target of V")),
     ],
 )
-def test_training_ends_with_one_line(
-    tmp_path: Path, lie: str, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_ends_with_one_line(tmp_path: Path, lie: str, mode: tuple[str, ...]) -> None:
     """In a process of its own: machine code that believes such ids kills it."""
-    data = wrong_dataset(tmp_path / "data", lie, monkeypatch)
+    data = wrong_dataset(tmp_path / "data", lie)
     flags = "--data", data, "--output", tmp_path / "run", "--dim", 8, "--epochs", 1, "--device", "cpu", "--threads", 1
-    command = [sys.executable, ROOT / "training" / "train.py", *flags, *mode]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
-    Ended(done.returncode, done.stdout, done.stderr).assert_refused("shard-0000", "expected", "run prepare again")
+    ended = train_apart(*flags, *mode, logs=tmp_path)
+    ended.assert_refused("shard-0000", "expected", "run prepare again")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

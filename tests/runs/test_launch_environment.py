@@ -296,7 +296,9 @@ def test_signs_of_an_earlier_restart_are_no_ranks(
     assert store.port == patience
 
 
-def test_what_else_listens_at_the_address_is_no_store(patience: int) -> None:
+def test_what_else_listens_at_the_address_is_no_store(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "CONNECT_S", 0.5)
+
     def hang_up() -> None:
         with suppress(OSError):  # the test is over
             while True:

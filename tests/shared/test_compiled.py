@@ -67,7 +67,7 @@ def test_a_cache_serves_the_code_wherever_it_lies(package: Path, tmp_path: Path)
     elsewhere = Path(shutil.copy(zipped, tmp_path / "another.zip"))
     assert result(start(zipped, cache)) == (RIGHT, 0)
     assert result(start(elsewhere, cache)) == (RIGHT, 1)
-    assert result(start(package, shutil.copytree(cache, tmp_path / "copy"))) == (RIGHT, 1)
+    cache = Path(shutil.copytree(cache, tmp_path / "copy"))
     (entry,) = cache.iterdir()
     long_ago = 1e9
     os.utime(entry, (long_ago, long_ago))

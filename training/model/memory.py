@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.shared.errors import InputError
-from training.model.kernels.limits import available_bytes
+from training.model.limits import available_bytes
 from training.train_config import TrainConfig, width_for
 
 PAGE = 4096

@@ -10,7 +10,7 @@ import torch
 from pipeline.dataset.manifest_file import Manifest, ShardInfo
 from pipeline.shared.storage import Location
 from training.model.batch import Batch
-from training.model.kernels.limits import share_of_cores
+from training.model.limits import share_of_cores
 from training.model.steps import Step
 from training.reading.device_feed import KeptRows, can_keep, copied
 from training.reading.petastorm_stream import num_steps as petastorm_steps

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from pipeline.shared.compiled import CACHE_LINE, inner_fast, prefetch
-from training.distributed import World
 from training.model.batch import BatchTensors
 from training.model.blocks import Blocks, blocks_of, spans
 from training.model.kernels.barrier import Counters, barrier, turns
 from training.model.kernels.group import Group
-from training.model.kernels.limits import num_cores
+from training.model.kernels.links import Links
 from training.model.kernels.threads import Team, team_of
 from training.model.kernels.vector import AHEAD, TOGETHER, call, copy, dot_4, fill, norm_square, power_of_two, scatter_4
+from training.model.limits import num_cores
 from training.model.memory import page_aligned
 from training.train_config import CHUNK, borders
 
@@ -89,7 +89,8 @@ class Scratch(NamedTuple):
     on_machine: int
     """Members on this machine."""
     exchange: int
-    """The address of a function by which machines exchange their shares of a turn; 0 on a single machine."""
+    """The address of the function by which the machine's first thread exchanges a turn's shares with other machines;
+    not 0 for others either, but on a single machine."""
     borders: npt.NDArray[np.int64]
     """(M + 1,): where the chunks of each member begin, and their number."""
     by_chunk: bool
@@ -124,17 +125,20 @@ class Scratch(NamedTuple):
         group, num_machines = team.group, team.group.machines.world_size
         begins = borders(dim, team.size)
         shares_P2J = sums_R2J = group.array(begins[-1] if by_chunk else team.on_machine, 2, most)
-        of_machines = np.split(shares_P2J, begins[team.on_machine : -1 : team.on_machine] if by_chunk else [])
-        exchange = partial(_gather, group.machines, of_machines)
+        exchange = 0 if num_machines == 1 else 1
         if num_machines > 1 and not by_chunk:
             sums_R2J = group.array(1, 2, most)
-            exchange = partial(_reduce, group.machines, shares_P2J, sums_R2J)
+        if group.links and by_chunk:
+            of_machines = np.split(shares_P2J, begins[team.on_machine : -1 : team.on_machine])
+            exchange = group.callback(partial(_gather, group.links, of_machines))
+        elif group.links:
+            exchange = group.callback(partial(_reduce, group.links, shares_P2J, sums_R2J))
         return cls(
             first=team.first,
             size=team.size,
             first_on_machine=team.first_on_machine,
             on_machine=team.on_machine,
-            exchange=group.callback(exchange) if num_machines > 1 else 0,
+            exchange=exchange,
             borders=np.array(begins),
             by_chunk=by_chunk,
             num_rows=num_rows,
@@ -452,17 +456,16 @@ def add_up(member: int, scratch: Scratch, turn: int, count: int, total_J: Floats
 # ---- What a machine's first thread does in each turn, when all of its threads have written their shares
 
 
-def _reduce(machines: World, shares_P2J: Floats, sums_12J: Floats, turn: int, count: int) -> None:
+def _reduce(links: Links, shares_P2J: Floats, sums_12J: Floats, turn: int, count: int) -> None:
     """Adds up this machine's shares, then all machines' sums."""
     total_J = sums_12J[0, turn, :count]
     np.add.reduce(shares_P2J[:, turn, :count], axis=0, out=total_J)
-    machines.all_reduce(torch.from_numpy(total_J))
+    links.all_reduce(total_J)
 
 
-def _gather(machines: World, shares_of: Sequence[Floats], turn: int, count: int) -> None:
+def _gather(links: Links, shares_of: Sequence[Floats], turn: int, count: int) -> None:
     """Gets the other machines' shares, so that everybody adds up all of them in one order."""
-    mine = np.zeros((max(map(len, shares_of)), count), dtype=np.float32)
-    mine[: len(shares_of[machines.rank])] = shares_of[machines.rank][:, turn, :count]
-    found = machines.all_gather(torch.from_numpy(mine))
-    for shares_P2J, theirs in zip(shares_of, found.numpy(), strict=True):
-        shares_P2J[:, turn, :count] = theirs[: len(shares_P2J)]
+    messages = [shares_P2J[:, turn, :count].copy() for shares_P2J in shares_of]
+    links.all_gather(messages)
+    for shares_P2J, theirs in zip(shares_of, messages, strict=True):
+        shares_P2J[:, turn, :count] = theirs

@@ -15,8 +15,9 @@ import torch
 
 from training.distributed import SINGLE, LostPeer, World
 from training.model.kernels.barrier import Counters, all_arrived, barrier, fail, make_counters, num_counters
-from training.model.kernels.limits import share_of_cores
+from training.model.kernels.links import Links
 from training.model.kernels.shared_memory import SharedMemory, Watch
+from training.model.limits import share_of_cores
 from training.model.memory import page_aligned
 
 
@@ -37,6 +38,7 @@ class Group:
         """The members on this machine."""
         self.machines = self.members.split(lambda member: member % here) if here < size else SINGLE
         """The members with this one's number on their machines."""
+        self.links = Links(self.machines) if self.here.is_first and here < size else None
         self.cores = share_of_cores(world)
         self._shared: list[SharedMemory] = []
         self._given: list[Counters] = []
@@ -118,6 +120,8 @@ class Group:
         """Stops to watch the others. They may end now."""
         if self._watch:
             self._watch.close()
+        if self.links:
+            self.links.close()
 
 
 def _of(memory: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:

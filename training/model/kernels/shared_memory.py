@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.shared.errors import InputError
-from training.model.kernels.limits import available_bytes
+from training.model.limits import available_bytes
 
 LOOK_S = 0.2
 """Between two looks at whether all the others are still there."""
