@@ -195,6 +195,18 @@ class TrainConfig:
     """1: gradients are averaged over the ranks at every step. N: each rank trains its own tables in place, and these
     are averaged every N steps."""
 
+    rows_between_meetings: int | None = setting(
+        default=None,
+        ge=1,
+        le=1 << 16,
+        group=MODEL,
+        help="in place: rows whose scores are computed before any of them moves a vector (default: 64; on a GPU 512, "
+        "with --sharding columns)",
+        flag={"metavar": "ROWS"},
+    )
+    """Ranks that share columns meet once for so many rows. More rows cost less time, above all between machines; fewer
+    let each row see more of what others have changed."""
+
     optimizer: str = setting(
         default_factory=lambda given: next(iter(_rates(given["sync_every"] > 1))),
         group=MODEL,
@@ -317,6 +329,8 @@ class TrainConfig:
             raise InputError("--overwrite starts a new run and --resume continues one; leave one of them out")
         if self.cache == "device" and self.reader == "petastorm":
             raise InputError.flag("cache", self.cache, "auto or none with --reader petastorm, which keeps no rows")
+        if self.rows_between_meetings is not None and not self.in_place:
+            raise InputError.flag("rows_between_meetings", self.rows_between_meetings, "--sync-every N above 1 with it")
         if self.sharding == "replicated" and self.group_size not in (None, 1):
             raise InputError.flag("group_size", self.group_size, "1 with --sharding replicated; leave one of them out")
         if self.global_batch % self.lanes:

@@ -34,7 +34,7 @@ ARROWS = {
         "stopping": "distributed",
         "spawning": "rendezvous distributed stopping",
         "run": "train_config distributed",
-        "model": "train_config distributed",
+        "model": "train_config rendezvous distributed",
         "reading": "train_config distributed run model",
         "vectors": "model",
         "runs": "train_config distributed stopping run model vectors",

@@ -117,11 +117,12 @@ def make_step(
     own = OwnColumns(group, config.dim) if group and name != "cpu" else None
     if config.in_place:
         if name == "cpu":
-            trainer: InPlaceTrainer = cpu.CpuTrainer(tables, negatives, config.optimizer, group, config.deterministic)
+            rest = group, config.deterministic, config.rows_between_meetings
+            trainer: InPlaceTrainer = cpu.CpuTrainer(tables, negatives, config.optimizer, *rest)
         else:
             own_tables = tables if own is None else (own.of(tables[0]), own.of(tables[1]))
             arguments = own_tables, negatives, config.optimizer, device, config.dim, own.add_up if own else None
-            trainer = kernel_of(name).trainer(*arguments)
+            trainer = kernel_of(name).trainer(*arguments, config.rows_between_meetings)
         lr_factor = world.world_size if IN_PLACE[config.optimizer].lr_times_ranks else 1
         return PeriodicAveraging(trainer, lr_factor, config.sync_every, world, own)
     if name == "cpu" and config.optimizer == "adam":

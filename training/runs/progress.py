@@ -86,6 +86,7 @@ class Settings:
     reader: str
     epochs: int
     freeze_epochs: int = 0
+    rows_between_meetings: int | None = None
 
 
 FIXED = tuple(setting.name for setting in fields(Settings) if setting.name != "epochs")

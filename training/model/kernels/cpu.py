@@ -180,11 +180,15 @@ class CpuTrainer(InPlaceTrainer):
         optimizer: str,
         group: Group | None = None,
         deterministic: bool = False,
+        rows_at_once: int | None = None,
     ):
-        """``deterministic``: the same bits for any number of threads and processes."""
+        """``deterministic``: the same bits for any number of threads and processes. ``rows_at_once``: see ``update``;
+        None is ``ROWS_AT_ONCE``.
+        """
         self.team = team_for(tables[0].shape[1], group)
         self.group, self._deterministic = group, deterministic
         self._buffers: tuple[Scratch, Moves] | None = None
+        self._block_rows = rows_at_once or ROWS_AT_ONCE
         super().__init__(tables, negatives, optimizer)
 
     def _hold(self, tables: AnyTables, device: str) -> None:
@@ -215,7 +219,7 @@ class CpuTrainer(InPlaceTrainer):
         return all(map(is_finite, self._columns))
 
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
-        """Trains on a batch as ``reference.update`` does with ``ROWS_AT_ONCE``. Returns the losses, shape (B,).
+        """Trains on a batch as ``reference.update`` does with ``rows_at_once``. Returns the losses, shape (B,).
 
         If a row contains a word twice, the second gradient of the center uses the context vector that the first moved.
         """
@@ -232,9 +236,9 @@ class CpuTrainer(InPlaceTrainer):
         return torch.from_numpy(losses_B)
 
     def _make_buffers(self, max_len: int) -> tuple[Scratch, Moves]:
-        scratch = Scratch.of(self.team, ROWS_AT_ONCE, max_len, self.dim, self._deterministic)
-        gradients_TC = page_aligned(self.team.here, ROWS_AT_ONCE * self._columns[0].shape[2] + CHUNK)
-        steps_TJ, places_B = page_aligned(*scratch.slopes_TJ.shape), np.arange(ROWS_AT_ONCE, dtype=np.int32)
+        scratch = Scratch.of(self.team, self._block_rows, max_len, self.dim, self._deterministic)
+        gradients_TC = page_aligned(self.team.here, self._block_rows * self._columns[0].shape[2] + CHUNK)
+        steps_TJ, places_B = page_aligned(*scratch.slopes_TJ.shape), np.arange(self._block_rows, dtype=np.int32)
         return scratch, Moves(steps_TJ.numpy(), gradients_TC.numpy(), places_B)
 
 

@@ -150,7 +150,8 @@ class CudaTrainer(InPlaceTrainer):
                 Rows(*batch), trained, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
             )
             return losses_B
-        for block in zip(*(torch.split(tensor, ROWS_BETWEEN_MEETINGS) for tensor in (*batch, losses_B)), strict=True):
+        num_rows = self.rows_at_once or ROWS_BETWEEN_MEETINGS
+        for block in zip(*(torch.split(tensor, num_rows) for tensor in (*batch, losses_B)), strict=True):
             _update_columns(Rows(*block[:3]), trained, block[3], lr, self.add_up, constants)
         return losses_B
 

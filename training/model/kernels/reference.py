@@ -194,14 +194,16 @@ class InPlaceTrainer:
         device: str = "cpu",
         dim: int | None = None,
         add_up: AddUp | None = None,
+        rows_at_once: int | None = None,
     ):
-        """``optimizer`` is a name in ``IN_PLACE``. Tensors are trained themselves, of blocks a copy.
+        """``optimizer`` is a name in ``IN_PLACE``. Tensors are trained themselves, of blocks a copy. ``rows_at_once``:
+        see ``update``; None leaves it to the kernel.
 
         If ranks share the columns, ``tables`` are this rank's, of ``dim`` in all without padding, and all ranks pass
         ``add_up`` and then make the same calls of ``update``.
         """
         self.num_words, width = tables[0].shape
-        self.dim, self.add_up = dim or width, add_up
+        self.dim, self.add_up, self.rows_at_once = dim or width, add_up, rows_at_once
         self._row_state = IN_PLACE[optimizer].row_state
         self._optimizer, self._negatives = optimizer, negatives
         self._adagrad = optimizer == "rowwise_adagrad"  # what compiled code gets instead of a name
@@ -222,7 +224,7 @@ class InPlaceTrainer:
     def update(self, batch: BatchTensors, lr: float) -> Tensor:
         """Trains on a batch. Returns the losses, shape (B,)."""
         rule = Rule(lr, self._optimizer, self._sums, self.frozen_V, self.dim)
-        return update_columns(batch, self.tables, self._negatives, rule, add_up=self.add_up)
+        return update_columns(batch, self.tables, self._negatives, rule, self.rows_at_once or 1, self.add_up)
 
     def parts(self) -> list[Tensor]:
         """What training changes, for averaging: tables and state, whose second dimension is the words."""
