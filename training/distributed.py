@@ -51,7 +51,7 @@ class World:
     local_rank: int
     local_world_size: int
     first_here: tuple[int, ...] = ()
-    """For each rank the first one on its machine; known once the ranks have met."""
+    """For each rank the first one on its machine, or itself if that is unknown. Ranks know it once they have met."""
     channel: dist.ProcessGroup | None = None
     """Where these ranks communicate; None: where all of them do."""
 
@@ -95,10 +95,11 @@ class World:
         firsts = self.split(lambda rank: -1 if rank == self.first_here[rank] else rank)
         here = self.split(lambda rank: self.first_here[rank])
         with ExitStack() as held:
-            if self.local_rank == 0 and not self.is_first:
+            leads = self.rank == self.first_here[self.rank]
+            if leads and not self.is_first:
                 copy = held.enter_context(TemporaryFile())
                 path = f"/proc/{os.getpid()}/fd/{copy.fileno()}"
-            if self.local_rank == 0:
+            if leads:
                 with open(path, "rb" if self.is_first else "r+b", buffering=0) as opened:
                     firsts._copy(opened)
             path, _ = here.broadcast(path, {})
@@ -108,18 +109,18 @@ class World:
     def _copy(self, file: BinaryIO) -> None:
         """Copies what rank 0 has in ``file`` to the others' files."""
         size, _ = self.broadcast(os.fstat(file.fileno()).st_size, {})
-        try:
-            for begin in range(0, size, _SENT_AT_ONCE):
-                piece = torch.empty(min(_SENT_AT_ONCE, size - begin), dtype=torch.uint8)
-                content = memoryview(piece.numpy().data)
-                while content and self.is_first:
-                    content = content[os.readv(file.fileno(), [content]) :]
-                dist.broadcast(piece, group=self.channel, group_src=0)
+        for begin in range(0, size, _SENT_AT_ONCE):
+            piece = torch.empty(min(_SENT_AT_ONCE, size - begin), dtype=torch.uint8)
+            if self.is_first:
+                piece = torch.frombuffer(bytearray(file.read(len(piece))), dtype=torch.uint8)
+            dist.broadcast(piece, group=self.channel, group_src=0)
+            try:
+                content = memoryview(piece.numpy().data if not self.is_first else b"")
                 while content:
                     content = content[file.write(content) :]
-        except OSError as error:
-            found = f"cannot hold {size / 1e9:.1f} GB that rank 0 reads ({error.strerror})"
-            raise RankError(f"{gettempdir()}: {found}; name another folder by TMPDIR") from None
+            except OSError as error:
+                found = f"cannot hold {size / 1e9:.1f} GB that rank 0 reads ({error.strerror})"
+                raise RankError(f"{gettempdir()}: {found}; name another folder by TMPDIR") from None
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` summed over all ranks, in place."""
@@ -226,8 +227,7 @@ def joined(device: torch.device, limit_s: float) -> Iterator[World]:
     try:
         if world.world_size > 1:
             _connect(world, device, limit_s)
-            firsts = world.all_gather(torch.tensor(world.rank - world.local_rank))
-            world = replace(world, first_here=tuple(firsts.tolist()))
+            world = replace(world, first_here=_first_here(world))
         yield world
     except RuntimeError as error:
         if world.world_size == 1 or not _is_lost_peer(error):
@@ -246,6 +246,14 @@ def _connect(world: World, device: torch.device, limit_s: float) -> None:
     store = meet(world.rank, world.world_size, limit_s, tells=world.local_rank == 0)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
+
+
+def _first_here(world: World) -> tuple[int, ...]:
+    """For each rank the first one on its machine; itself, if ranks are not numbered machine by machine."""
+    found = world.all_gather(torch.tensor([world.rank - world.local_rank, world.local_world_size]))
+    firsts, sizes = found[:, 0].tolist(), found[:, 1].tolist()
+    expected = [first for first in dict.fromkeys(firsts) for _ in range(sizes[first])]
+    return tuple(firsts if firsts == expected else range(world.world_size))
 
 
 def _prefer_loopback() -> None:

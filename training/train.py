@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -97,6 +98,7 @@ def be_a_rank(config: TrainConfig) -> None:
         be_deterministic()
     with joined(device, config.join_timeout) as world:
         torch.set_num_threads(config.threads or max(1, int(share_of_cores(world))))
+        check_machines(config, device.type, world)
         try:
             exit_code = train(Run(config, manifest, world, device))
         except ManifestError as error:
@@ -105,6 +107,17 @@ def be_a_rank(config: TrainConfig) -> None:
             end_if_nobody_reads()
             raise
     leave(world, exit_code)
+
+
+def check_machines(config: TrainConfig, device: str, world: World) -> None:
+    """Raises InputError, on every rank, if columns are to be shared and machines have unequal numbers of ranks."""
+    sizes = sorted(set(Counter(world.first_here).values()))
+    if sizes == [1] and config.group_size_of(device, world.world_size, world.local_world_size) > 1:
+        found = "found ranks that are not numbered machine by machine, expected those of a machine in a row"
+        raise InputError(f"RANK: {found}, to share tables by columns; or take --sharding replicated")
+    if len(sizes) > 1 and any(config.group_size_of(device, world.world_size, size) > 1 for size in sizes):
+        found = f"found {' and '.join(map(str, sizes))} processes on a machine, expected as many on each"
+        raise InputError(f"machines: {found}, to share tables by columns; or take --sharding replicated")
 
 
 def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:

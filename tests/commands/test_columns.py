@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Threads
+from launch import PYTHON
 from ranks import Change, at_batch, train_here
 from safetensors.numpy import load_file
 from tiny import damage_page, write_tiny_dataset
@@ -51,17 +55,31 @@ def run(nproc: int, data: Path, output: Path, *flags: str, change: Change | None
     return output
 
 
-def machines(ranks_each: int, patch: pytest.MonkeyPatch) -> None:
-    """Lets ranks find that each machine has so many of them."""
+def machines(places: Callable[[int], tuple[int, int]], patch: pytest.MonkeyPatch) -> None:
+    """Lets ranks find other places: local_rank and local_world_size."""
 
     def as_launched() -> World:
         world = launched()
         if world.world_size == 1:
             return world
-        return replace(world, local_rank=world.rank % ranks_each, local_world_size=ranks_each)
+        local_rank, local_world_size = places(world.rank)
+        return replace(world, local_rank=local_rank, local_world_size=local_world_size)
 
     for module in (distributed, train):
         patch.setattr(module, "launched", as_launched)
+
+
+def each_two(rank: int) -> tuple[int, int]:
+    return rank % 2, 2
+
+
+def one_and_three(rank: int) -> tuple[int, int]:
+    return (0, 1) if rank == 0 else (rank - 1, 3)
+
+
+def in_turn(rank: int) -> tuple[int, int]:
+    """Ranks 0 and 2 on one machine, 1 and 3 on another."""
+    return rank // 2, 2
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -96,7 +114,7 @@ def test_a_group_on_two_machines_has_the_bits_of_one_process(data: Path, tmp_pat
     """Also when it goes on from a checkpoint of which the second machine has no copy, and from a warm start."""
     flags = *MODES[mode], "--deterministic", "--checkpoint-every=1", "--keep=1000", "--epochs=1", "--dim=136"
     whole = run(1, data, tmp_path / "whole", *flags)
-    on_two = partial(run, 4, data, change=partial(machines, 2))
+    on_two = partial(run, 4, data, change=partial(machines, each_two))
     ours = on_two(tmp_path / "ours", *flags, "--group-size=4")
     assert_same_run(ours, whole)
     assert json.loads((ours / "summary.json").read_text())["group_size"] == 4
@@ -110,23 +128,44 @@ def test_a_group_on_two_machines_has_the_bits_of_one_process(data: Path, tmp_pat
 def test_a_group_on_two_machines_trains_what_one_machine_trains(data: Path, tmp_path: Path) -> None:
     """Without --deterministic the machines' sums are added up, so only rounding differs."""
     flags = *MODES["adagrad in place"], "--dim=152", "--epochs=1"
-    ours = run(4, data, tmp_path / "ours", *flags, "--group-size=4", change=partial(machines, 2))
+    ours = run(4, data, tmp_path / "ours", *flags, "--group-size=4", change=partial(machines, each_two))
     for name, expected in load_file(run(1, data, tmp_path / "one", *flags) / "vectors.safetensors").items():
         np.testing.assert_allclose(load_file(ours / "vectors.safetensors")[name], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("ranks_each", [4, 2])
+@pytest.mark.parametrize("change", [None, partial(machines, each_two)], ids=["one machine", "two"])
 @pytest.mark.parametrize("mode", ["adam", "sgd in place"])
 def test_two_groups_have_the_bits_of_two_ranks_with_whole_tables(
-    data: Path, tmp_path: Path, mode: str, ranks_each: int
+    data: Path, tmp_path: Path, mode: str, change: Change | None
 ) -> None:
     flags = *MODES[mode], "--deterministic", "--checkpoint-every=1", "--keep=1000", "--epochs=1"
     two = run(2, data, tmp_path / "two", *flags, "--sharding=replicated")
-    in_groups = partial(run, 4, data, change=partial(machines, ranks_each))
+    in_groups = partial(run, 4, data, change=change)
     ours = in_groups(tmp_path / "ours", *flags, "--group-size=2")
     assert_same_run(ours, two)
     begun = interrupted(ours, tmp_path / "begun", 8)
     assert_same_run(in_groups(begun, *flags, "--group-size=2", "--resume"), two)
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        (one_and_three, "machines: found 1 and 3 processes on a machine, expected as many on each"),
+        (in_turn, "RANK: found ranks that are not numbered machine by machine, expected those of a machine in a row"),
+    ],
+)
+def test_ranks_that_do_not_know_their_machines_share_no_columns(
+    data: Path, tmp_path: Path, places: Callable[[int], tuple[int, int]], found: str
+) -> None:
+    """But train with whole tables, also from a checkpoint that their machine does not have."""
+    flags, change = ("--checkpoint-every=1", "--keep=1000", "--epochs=1"), partial(machines, places)
+    given = "--nproc", 4, "--data", data, "--output", tmp_path / "run", *SETTINGS, *flags
+    ended = train_here(*given, logs=tmp_path, change=change)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: {found}, to share tables by columns; or take --sharding replicated\n"
+    whole = run(4, data, tmp_path / "run", *flags, "--sharding=replicated", change=change)
+    begun = interrupted(whole, tmp_path / "begun", 5)
+    assert_same_run(run(4, data, begun, *flags, "--sharding=replicated", "--resume", change=change), whole)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +276,80 @@ def test_the_others_end_soon_when_one_is_killed_and_the_run_goes_on(data: Path, 
     assert killed_one in ended.stderr.splitlines()
     assert time.monotonic() - began < 30
     assert_same_run(run(2, data, output, *saving, *COLUMNS, "--resume", "auto"), whole)
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_at_twenty_moments_ends_with_the_bits_of_one_that_is_not(
+    data: Path, tmp_path: Path
+) -> None:
+    """Any of four ranks, at any of its next batches, before or after a checkpoint."""
+    saving = "--checkpoint-every", "2", "--keep", "3", "--epochs", "3"
+    whole = run(4, data, tmp_path / "whole", *saving, *COLUMNS)
+    output, made, shared = tmp_path / "run", random.Random(4), os.listdir("/dev/shm")
+    kills = 0
+    while kills < 20:
+        flags = "--nproc", 4, "--data", data, "--output", output, *SETTINGS, *saving, *COLUMNS, "--resume", "auto"
+        moment, rank = made.choice([1, 2, 2, 3, 4]), made.randrange(4)
+        began = time.monotonic()
+        ended = train_here(*flags, logs=tmp_path, change=partial(at_batch, moment, rank, kill_this))
+        assert time.monotonic() - began < 60
+        assert ended.code == 1, ended.stderr
+        assert f"error: process {rank} was killed (SIGKILL)" in ended.stderr
+        kills += 1
+    assert os.listdir("/dev/shm") == shared
+    assert_same_run(run(4, data, output, *saving, *COLUMNS, "--resume", "auto"), whole)
+
+
+def kill_this() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_when_a_rank_of_a_machine_is_killed_all_machines_end_and_the_run_goes_on(
+    data: Path, tmp_path: Path, rank: int
+) -> None:
+    """Each machine has a launcher of its own, which knows nothing of the other one."""
+    flags = "--data", data, *SETTINGS, "--group-size", "4", "--checkpoint-every", "1", "--deterministic"
+
+    def on_two_machines(*more: str) -> list[subprocess.Popen[str]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        return [
+            subprocess.Popen(
+                [*PYTHON, *map(str, flags), "--nproc", "2", "--output", str(tmp_path / "run"), *more],
+                env={**os.environ, **place, "RANK": str(machine)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for machine in range(2)
+        ]
+
+    machines = on_two_machines("--epochs", "200")
+    try:
+        deadline = time.monotonic() + 120
+        while len(steps(tmp_path / "run")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        children = Path(f"/proc/{machines[rank // 2].pid}/task/{machines[rank // 2].pid}/children").read_text().split()
+        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(int(ranks[rank % 2]), signal.SIGKILL)
+        printed = [machine.communicate(timeout=60)[1] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert all(machine.returncode == 1 for machine in machines), printed
+    assert f"process {rank % 2} was killed (SIGKILL)" in printed[rank // 2]
+    assert "Traceback" not in "".join(printed)
+    shutil.copytree(tmp_path / "run", tmp_path / "one")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
+    more = "--resume", f"--epochs={last + 2}"
+    one = run(1, data, tmp_path / "one", "--deterministic", "--checkpoint-every=1", *more)
+    machines = on_two_machines(*more)
+    assert [machine.wait(120) for machine in machines] == [0, 0]
+    assert_same_run(tmp_path / "run", one)
 
 
 def other_cores(patch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from pipeline.shared.cli import QUIET
 from pipeline.shared.errors import tell
 from training.model.blocks import read
+from training.model.kernels.cpu import ROWS_AT_ONCE
 from training.model.kernels.threads import Team
 from training.model.skip_gram import TABLES
 from training.model.steps import Step
@@ -156,6 +157,8 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
             in_step += f"; between groups {often}"
         if (num_machines := group_size // run.world.local_world_size) > 1:
             in_step += f"; {num_machines} machines exchange their shares of each score, 4 bytes"
+            if config.in_place:
+                in_step += f", once for {config.rows_between_meetings or ROWS_AT_ONCE} rows (--rows-between-meetings)"
     elif config.sharding == "auto" and world_size > 1:
         obstacle = config.columns_obstacle(run.device.type, world_size, run.world.local_world_size)
         in_step += f"; whole tables on each rank: {obstacle}, to share them by columns" if obstacle else ""
