@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -59,7 +60,7 @@ from training.runs.tensorboard import check_board
 from training.runs.warm_start import read_start, warm_start
 from training.spawning import needs_spawn, spawn, world_size_with
 from training.stopping import StopSignal
-from training.train_config import TrainConfig, parse
+from training.train_config import OF_A_MACHINE, TrainConfig, parse
 
 
 @command()
@@ -98,6 +99,7 @@ def be_a_rank(config: TrainConfig) -> None:
         be_deterministic()
     with joined(device, config.join_timeout) as world:
         torch.set_num_threads(config.threads or max(1, int(share_of_cores(world))))
+        check_same(config, manifest, device.type, world)
         check_machines(config, device.type, world)
         try:
             exit_code = train(Run(config, manifest, world, device))
@@ -107,6 +109,21 @@ def be_a_rank(config: TrainConfig) -> None:
             end_if_nobody_reads()
             raise
     leave(world, exit_code)
+
+
+def check_same(config: TrainConfig, manifest: Manifest, device: str, world: World) -> None:
+    """Raises InputError, on every rank, unless all have the same dataset, and the same settings where these matter."""
+    settings = {name: value for name, value in asdict(config).items() if name not in OF_A_MACHINE}
+    mine = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+    mine |= {"dataset": manifest.dataset_id, "device": device}
+    first, _ = world.broadcast(mine, {})
+    others = [name for name in mine if mine[name] != first[name]]
+    text = "".join(f"found {name} {mine[name]!s:.40}, expected {first[name]!s:.40}" for name in others[:1])
+    found = world.all_gather(torch.tensor([*text.encode()[:200].ljust(200)], dtype=torch.uint8))
+    for rank, row in enumerate(found.tolist()):
+        if difference := bytes(row).decode(errors="replace").strip():
+            remedy = "start all machines with the same command"
+            raise InputError(f"rank {rank}: {difference}, as rank 0 has it; {remedy}")
 
 
 def check_machines(config: TrainConfig, device: str, world: World) -> None:

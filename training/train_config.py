@@ -51,6 +51,22 @@ SHARD_CACHE_BYTES = 10_000_000_000
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
+OF_A_MACHINE = (
+    "data",
+    "output",
+    "overwrite",
+    "keep",
+    "shard_cache",
+    "shard_cache_bytes",
+    "tensorboard",
+    "init_from",
+    "device",
+    "threads",
+    "join_timeout",
+    "verbosity",
+)
+"""Settings that may be others on another machine: the rest decides what ranks do together."""
+
 FILES, MODEL, PROCESSES = "files", "model and optimisation", "processes"
 """The flags' groups."""
 

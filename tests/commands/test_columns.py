@@ -417,6 +417,38 @@ def test_what_cannot_be_shared_by_columns_is_refused(
     assert TrainConfig(**flags).group_size_of(device, *ranks) == 1
 
 
+def of_another_command(name: str, value: Any, patch: pytest.MonkeyPatch) -> None:
+    check = train.check_same
+
+    def check_with(config: TrainConfig, *rest: Any) -> None:
+        given: dict[str, Any] = {name: value}
+        check(replace(config, **given) if launched().rank == 1 else config, *rest)
+
+    patch.setattr(train, "check_same", check_with)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("dim", 64, "found --dim 64, expected 72"),
+        ("group_size", 1, "found --group-size 1, expected None"),
+        ("resume", "auto", "found --resume auto, expected None"),
+        ("threads", 2, None),
+    ],
+)
+def test_ranks_that_were_started_with_other_settings_end_with_one_line(
+    data: Path, tmp_path: Path, name: str, value: object, found: str | None
+) -> None:
+    given = "--nproc", 2, "--data", data, "--output", tmp_path / "run", *SETTINGS, "--epochs=1"
+    ended = train_here(*given, logs=tmp_path, change=partial(of_another_command, name, value))
+    if found is None:
+        assert ended.code == 0
+        return
+    line = f"error: rank 1: {found}, as rank 0 has it; start all machines with the same command\n"
+    assert (ended.code, ended.stderr) == (2, line)
+    assert not (tmp_path / "run").exists()
+
+
 # Memory
 
 
