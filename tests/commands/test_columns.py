@@ -9,15 +9,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launch
 import numpy as np
 import pytest
 from conftest import Threads
-from launch import PYTHON
+from launch import PYTHON, Launched
 from ranks import Change, at_batch, train_here
 from safetensors.numpy import load_file
 from tiny import damage_page, write_tiny_dataset
@@ -312,43 +314,28 @@ def test_when_a_rank_of_a_machine_is_killed_all_machines_end_and_the_run_goes_on
     """Each machine has a launcher of its own, which knows nothing of the other one."""
     flags = "--data", data, *SETTINGS, "--group-size", "4", "--checkpoint-every", "1", "--deterministic"
 
-    def on_two_machines(*more: str) -> list[subprocess.Popen[str]]:
+    def on_two_machines(held: ExitStack, *more: str) -> list[Launched]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        return [
-            subprocess.Popen(
-                [*PYTHON, *map(str, flags), "--nproc", "2", "--output", str(tmp_path / "run"), *more],
-                env={**os.environ, **place, "RANK": str(machine)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for machine in range(2)
-        ]
+        command = [*PYTHON, *map(str, flags), "--nproc", "2", "--output", str(tmp_path / "run"), *more]
+        environments = [{**place, "RANK": str(machine)} for machine in range(2)]
+        return [held.enter_context(launch.launched(command, tmp_path, each)) for each in environments]
 
-    machines = on_two_machines("--epochs", "200")
-    try:
-        deadline = time.monotonic() + 120
-        while len(steps(tmp_path / "run")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        children = Path(f"/proc/{machines[rank // 2].pid}/task/{machines[rank // 2].pid}/children").read_text().split()
-        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        os.kill(int(ranks[rank % 2]), signal.SIGKILL)
-        printed = [machine.communicate(timeout=60)[1] for machine in machines]
-    finally:
-        for machine in machines:
-            machine.kill()
-    assert all(machine.returncode == 1 for machine in machines), printed
-    assert f"process {rank % 2} was killed (SIGKILL)" in printed[rank // 2]
-    assert "Traceback" not in "".join(printed)
+    with ExitStack() as held:
+        machines = on_two_machines(held, "--epochs", "200")
+        machines[0].wait_for(lambda: len(steps(tmp_path / "run")) > 1)
+        os.kill(machines[rank // 2].ranks()[rank % 2], signal.SIGKILL)
+        ended = [machine.end(60) for machine in machines]
+    assert all(of_machine.code == 1 for of_machine in ended), ended
+    assert "was killed (SIGKILL)" in ended[rank // 2].stderr
+    assert not any("Traceback" in of_machine.stderr for of_machine in ended), ended
     shutil.copytree(tmp_path / "run", tmp_path / "one")
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
-    more = "--resume", f"--epochs={last + 2}"
+    more = "--resume", "--epochs=2"  # it was in the first epoch
     one = run(1, data, tmp_path / "one", "--deterministic", "--checkpoint-every=1", *more)
-    machines = on_two_machines(*more)
-    assert [machine.wait(120) for machine in machines] == [0, 0]
+    with ExitStack() as held:
+        assert [machine.end().code for machine in on_two_machines(held, *more)] == [0, 0]
     assert_same_run(tmp_path / "run", one)
 
 
