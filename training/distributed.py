@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.shared.errors import InputError, shown, tell
-from training.rendezvous import TIMEOUT, address, is_here, meet
+from training.rendezvous import TIMEOUT, address, address_of, is_here, meet, own_address
 
 PEER_GRACE_S = 10
 """How long a rank that lost a peer waits for the launcher to end it before it exits by itself."""
@@ -69,6 +69,7 @@ class World:
             parts.setdefault(part_of(rank), []).append(rank)
         if len(parts) == 1:
             return self
+        self.barrier()  # a channel is made through the store, which would wait for a rank that has ended
         mine = parts[part_of(self.rank)]
         # Also a rank without others takes part in making the channels of all others.
         several = [part for part in parts.values() if len(part) > 1]
@@ -119,7 +120,7 @@ class World:
                 while content:
                     content = content[file.write(content) :]
             except OSError as error:
-                found = f"cannot hold {size / 1e9:.1f} GB that rank 0 reads ({error.strerror})"
+                found = f"cannot hold {size / 1e6:,.1f} MB that rank 0 reads ({error.strerror})"
                 raise RankError(f"{gettempdir()}: {found}; name another folder by TMPDIR") from None
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
@@ -234,7 +235,8 @@ def joined(device: torch.device, limit_s: float) -> Iterator[World]:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PEER_GRACE_S)
-        tell(f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops")
+        lost = f"rank {world.rank} on {socket.gethostname()}: lost another rank, so it stops"
+        tell(f"{lost}; with --resume it goes on from the last checkpoint")
         sys.exit(1)
     if world.world_size > 1:  # after an error the process ends, and its connections with it
         dist.destroy_process_group()
@@ -243,9 +245,17 @@ def joined(device: torch.device, limit_s: float) -> Iterator[World]:
 def _connect(world: World, device: torch.device, limit_s: float) -> None:
     if world.local_world_size == world.world_size or is_here(address()[0]):
         _prefer_loopback()
+    else:
+        _prefer_way_to_the_others()
     store = meet(world.rank, world.world_size, limit_s, tells=world.local_rank == 0)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        if _is_lost_peer(error):
+            raise
+        found = f"rank {world.rank} cannot connect with the others ({str(error).splitlines()[0]:.120})"
+        raise RankError(f"{found}; name the interface between the machines by GLOO_SOCKET_IFNAME") from None
 
 
 def _first_here(world: World) -> tuple[int, ...]:
@@ -262,6 +272,18 @@ def _prefer_loopback() -> None:
     if loopback:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, loopback)
+
+
+def _prefer_way_to_the_others() -> None:
+    """Makes gloo use the interface that leads to where ranks meet, unless the user has named one.
+
+    It would take the address of the host's name, which is often loopback's.
+    """
+    with suppress(OSError):
+        own = own_address()
+        names = (name for _, name in socket.if_nameindex() if address_of(name) == own)
+        if name := next(names, None):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def leave(world: World, code: int) -> None:

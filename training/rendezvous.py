@@ -1,8 +1,10 @@
 """Where ranks meet: at a store, whose address launchers set, and once all of them are there."""
 
+import fcntl
 import math
 import os
 import socket
+import struct
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -28,6 +30,8 @@ PAUSES_S = 0.01, 0.5
 
 LOOPBACK = "127.0.0.1"
 
+_SIOCGIFADDR = 0x8915  # netdevice(7)
+
 Store = Any
 """A torch.distributed.Store; torch's stubs do not know its subclasses."""
 
@@ -47,6 +51,22 @@ def address() -> tuple[str, int]:
 def is_here(host: str) -> bool:
     """Whether only this machine's ranks can meet at ``host``."""
     return host in ("localhost", LOOPBACK)
+
+
+def own_address() -> str:
+    """The address from which this machine reaches where ranks meet."""
+    family, *_, place = socket.getaddrinfo(*address(), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def address_of(interface: str) -> str | None:
+    """The IPv4 address of a network interface; None if it has none, or does not exist."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        return socket.inet_ntoa(found[20:24])
+    return None
 
 
 def opened_store(host: str = LOOPBACK, port: int = 0) -> Store:

@@ -349,6 +349,8 @@ class TrainConfig:
             raise InputError.flag("rows_between_meetings", self.rows_between_meetings, "--sync-every N above 1 with it")
         if self.sharding == "replicated" and self.group_size not in (None, 1):
             raise InputError.flag("group_size", self.group_size, "1 with --sharding replicated; leave one of them out")
+        if self.sharding == "columns" and self.group_size == 1:
+            raise InputError.flag("group_size", self.group_size, "2 or more with --sharding columns; leave one out")
         if self.global_batch % self.lanes:
             multiple = f"a multiple of --lanes {self.lanes}, such as {-(-self.global_batch // self.lanes) * self.lanes}"
             raise InputError.flag("global_batch", self.global_batch, multiple)
@@ -380,7 +382,7 @@ class TrainConfig:
 
         Raises InputError if they cannot, though columns are wanted.
         """
-        if self.sharding == "replicated" or world_size == 1 or self.group_size == 1:
+        if self.sharding == "replicated" or self.group_size == 1 or (world_size == 1 and not self.group_size):
             return 1
         obstacle = self.columns_obstacle(device, world_size, ranks_here)
         if obstacle and self.group_size:
@@ -393,7 +395,7 @@ class TrainConfig:
         """Why the ranks cannot share the tables by columns, as what is found and what is expected; None if they can."""
         if self.kernel_on(device) == "cpu":
             if not self.in_place and self.optimizer != "adam":
-                return f"found --optimizer {self.optimizer}, expected adam, or --sync-every N"
+                return f"found --optimizer {self.optimizer}, expected adam, --sync-every N, or --kernel reference"
         elif self.sharding != "columns" and not self.group_size:
             return f"found --kernel {self.kernel_on(device)}, expected --sharding columns with it, or --kernel cpu"
         if self.reader != "arrow":
@@ -405,12 +407,12 @@ class TrainConfig:
         if wanted is None and self.group_sizes(ranks_here) == [1]:
             numbers = " or ".join(map(str, self.group_sizes(self.lanes)))
             return f"found {ranks_here} processes on a machine, expected {numbers}, {share}"
+        if wanted and (world_size % wanted or (ranks_here % wanted and wanted % ranks_here)):
+            found = f"found {world_size} process(es), {ranks_here} on this machine"
+            return f"{found}, expected a number that divides those of a machine, or is that of several whole machines"
         if wanted and not all_have_columns(self.dim, wanted):
             most = max(n for n in range(1, wanted) if all_have_columns(self.dim, n))
-            return f"found {wanted} processes, expected {most} or fewer, {share}"
-        if wanted and (world_size % wanted or (ranks_here % wanted and wanted % ranks_here)):
-            found = f"found {world_size} processes, {ranks_here} on this machine"
-            return f"{found}, expected a number that divides those of a machine, or is that of several whole machines"
+            return f"found a group of {wanted}, expected {most} or fewer, {share}"
         return None
 
     def group_sizes(self, num_ranks: int) -> list[int]:

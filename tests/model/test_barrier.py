@@ -257,7 +257,10 @@ def test_a_member_has_ended_when_its_memory_is_closed() -> None:
 PAIR = """
 import os, sys, time
 from training.distributed import SINGLE, LostPeer
+from training.model.kernels import group
 from training.model.kernels.group import Group
+
+group.share_of_cores = lambda _: 1.0
 
 class Pair:
     '''Two processes that are connected by pipes, in place of a World.'''

@@ -57,7 +57,7 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        """Trains on a batch. Returns the loss of each row, shape (B,)."""
+        """Trains on a batch. Returns the loss of each row, shape (B,), on one rank of a group; zeros on the others."""
 
     @abstractmethod
     def freeze(self, words_K: Tensor) -> None:
@@ -204,7 +204,7 @@ class Gradients(Step):
         # The step's loss is the sum over the global batch, but DDP takes the mean over the ranks: hence W.
         (losses_B.sum() * self._world_size).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return losses_B.detach()
+        return _of_group(losses_B.detach(), self._own)
 
     def freeze(self, words_K: Tensor) -> None:
         """Zeroes the rows' gradients: then no optimizer moves the rows, and its state for them stays 0."""
@@ -350,7 +350,7 @@ class PeriodicAveraging(Step):
         self.copies = Copies()
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
-        losses_B = self._trainer.update(batch.tensors(), lr * self._factor)
+        losses_B = _of_group(self._trainer.update(batch.tensors(), lr * self._factor), self._own)
         self._since += 1
         if self._since == self._every:
             self._average()
@@ -408,6 +408,11 @@ class PeriodicAveraging(Step):
                 if frozen_V is not None:  # the mean of three equal numbers may differ from them by a bit
                     mean[:, frozen_V[rows]] = own[:, frozen_V[rows]]
                 own.copy_(mean)
+
+
+def _of_group(losses_B: Tensor, own: OwnColumns | None) -> Tensor:
+    """The losses on one of the ranks that all have them, zeros on the others: ranks' losses are added up."""
+    return losses_B if own is None or own.group.member == own.group.size - 1 else torch.zeros_like(losses_B)
 
 
 def _whole(table: Tensor | Blocks, own: OwnColumns | None) -> Blocks:

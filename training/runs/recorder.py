@@ -156,7 +156,7 @@ def opening_lines(run: Run, num_steps: int, team: Team | None, start: Start | No
             often = f"tables averaged every {config.sync_every} steps" if config.in_place else "gradients every step"
             in_step += f"; between groups {often}"
         if (num_machines := group_size // run.world.local_world_size) > 1:
-            in_step += f"; {num_machines} machines exchange their shares of each score, 4 bytes"
+            in_step += f"; {num_machines} machines exchange their shares of the scores, 4 bytes each"
             if config.in_place:
                 in_step += f", once for {config.rows_between_meetings or ROWS_AT_ONCE} rows (--rows-between-meetings)"
     elif config.sharding == "auto" and world_size > 1:

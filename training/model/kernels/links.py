@@ -4,7 +4,6 @@ gloo has threads of its own, which would have to take cores from those that comp
 took ten times as long.
 """
 
-import fcntl
 import os
 import select
 import socket
@@ -17,14 +16,14 @@ import numpy.typing as npt
 import torch
 
 from training.distributed import LostPeer, RankError, World
-from training.rendezvous import TIMEOUT, address
+from training.rendezvous import TIMEOUT, address_of, own_address
 
 Floats = npt.NDArray[np.float32]
 
 _NONCE_BYTES = 16
-_SIOCGIFADDR = 0x8915  # netdevice(7)
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6}
-"""A machine that is gone without a word is noticed after 40 s. Of a process that is stopped, the system replies."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 60_000}
+"""A machine that is gone without a word is noticed within a minute, by what was sent to it (in ms) or by the system's
+questions (in s). For a process that is stopped, its system replies."""
 
 
 class Links:
@@ -109,16 +108,9 @@ def _wait(pending: dict[socket.socket, list[memoryview]]) -> None:
 
 
 def _listener() -> socket.socket:
-    """Listens at the address from which this machine reaches where ranks meet, or of the interface that gloo takes."""
-    host, port = address()
-    with suppress(OSError, KeyError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        name = os.environ["GLOO_SOCKET_IFNAME"].encode()
-        found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name[:15]))
-        return socket.create_server((socket.inet_ntoa(found[20:24]), 0))
-    family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(place)  # sends nothing
-        return socket.create_server((probe.getsockname()[0], 0), family=family)
+    """Listens at the address of the interface that gloo takes."""
+    host = address_of(os.environ.get("GLOO_SOCKET_IFNAME", "")) or own_address()
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def _packed(listener: socket.socket) -> bytes:
