@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from benchmarks.measuring.cable import ENDS, cable
+from benchmarks.measuring.cable import cable
 from benchmarks.measuring.provenance import ROOT, provenance, table
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.cli import Parser, command, count, path
@@ -139,7 +139,7 @@ def train_on_two(flags: list[str], nproc: int) -> tuple[float, list[int]]:
     with cable() as both, tempfile.TemporaryDirectory() as folder:
         machines = []
         for number, machine in enumerate(both.machines):
-            place = {"MASTER_ADDR": both.addresses[0], "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": ENDS[number]}
+            place = {"MASTER_ADDR": both.addresses[0], "MASTER_PORT": "29500"}
             environment = {**os.environ, **place, "WORLD_SIZE": "2", "RANK": str(number)}
             call = [sys.executable, str(ROOT / "training" / "train.py"), *flags, f"--output={folder}/{number}"]
             call = ["ip", "netns", "exec", machine, *call, f"--nproc={nproc}", f"--group-size={2 * nproc}"]
