@@ -216,8 +216,9 @@ def test_threads_that_a_dim_does_not_employ_are_none(data: Path, tmp_path: Path,
         ({}, True, {"world_size": 2}, None),
         ({}, True, {"threads": 2}, "but for rounding"),
         ({}, True, {"world_size": 2, "threads": 2}, "but for rounding"),
-        ({}, False, {"world_size": 4, "sharding": "columns"}, "parts of their columns: 4 instead of 1"),
-        ({"sync_every": 4}, False, {"world_size": 4, "sharding": "columns"}, "but for rounding"),
+        ({}, False, {"world_size": 4, "sharding": "columns", "group_size": 4}, "of their columns: 4 instead of 1"),
+        ({"sync_every": 4}, False, {"world_size": 4, "sharding": "columns", "group_size": 4}, "but for rounding"),
+        ({"sync_every": 4}, False, {"world_size": 4, "sharding": "columns", "group_size": 2}, "will be others"),
         ({"optimizer": "sgd"}, False, {"world_size": 2}, "but for rounding"),
         ({"sync_every": 4}, False, {"threads": 2}, "but for rounding"),
         ({"sync_every": 4}, False, {"world_size": 2}, "will be others"),
@@ -230,7 +231,7 @@ def test_ranks_and_threads_that_change_the_bits_are_said_or_refused(
     before = RunRecord(
         "0" * 32, settings, world_size=1, threads=1, kernel="cpu", start=None, progress=Progress(), metrics_bytes=0
     )
-    now = {"world_size": 1, "threads": 1, "kernel": "cpu", "sharding": "replicated", **changed}
+    now = {"world_size": 1, "threads": 1, "kernel": "cpu", "sharding": "replicated", "group_size": 1, **changed}
     found = list(differences(before, now, TrainConfig(**flags), any_world))
     assert [said is not None and said in line for line in found] == ([True] if said else [])
     if said:

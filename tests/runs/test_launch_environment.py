@@ -362,14 +362,14 @@ def test_a_hangup_saves_and_exits_with_129(data: Path, tmp_path: Path, ranks: in
 
 
 def test_a_signal_that_comes_while_ranks_communicate_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def during(values: torch.Tensor) -> None:
+    def during(values: torch.Tensor, **_: object) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         values[-1] = 1  # step until they communicate again
 
     monkeypatch.setattr(dist, "all_reduce", during)
     with StopSignal(World(0, 2, 0, 2)) as stop:
         assert not stop.agreed(1)
-        monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+        monkeypatch.setattr(dist, "all_reduce", lambda _, **__: None)
         assert stop.agreed(2)
     assert stop.exit_code == 129
 
