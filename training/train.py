@@ -129,7 +129,8 @@ def check_same(config: TrainConfig, manifest: Manifest, device: str, world: Worl
 def check_machines(config: TrainConfig, device: str, world: World) -> None:
     """Raises InputError, on every rank, if columns are to be shared and machines have unequal numbers of ranks."""
     sizes = sorted(set(Counter(world.first_here).values()))
-    if sizes == [1] and config.group_size_of(device, world.world_size, world.local_world_size) > 1:
+    here = world.local_world_size
+    if sizes == [1] and here > 1 and config.group_size_of(device, world.world_size, here) > 1:
         found = "found ranks that are not numbered machine by machine, expected those of a machine in a row"
         raise InputError(f"RANK: {found}, to share tables by columns; or take --sharding replicated")
     if len(sizes) > 1 and any(config.group_size_of(device, world.world_size, size) > 1 for size in sizes):

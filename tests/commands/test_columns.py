@@ -75,6 +75,10 @@ def each_two(rank: int) -> tuple[int, int]:
     return rank % 2, 2
 
 
+def each_one(rank: int) -> tuple[int, int]:
+    return 0, 1
+
+
 def one_and_three(rank: int) -> tuple[int, int]:
     return (0, 1) if rank == 0 else (rank - 1, 3)
 
@@ -129,12 +133,15 @@ def test_a_group_on_two_machines_has_the_bits_of_one_process(data: Path, tmp_pat
     assert_same_run(on_two(tmp_path / "warm", *flags, *warm, "--group-size=4"), again)
 
 
-def test_a_group_on_two_machines_trains_what_one_machine_trains(data: Path, tmp_path: Path) -> None:
+def test_groups_on_several_machines_train_what_one_machine_trains(data: Path, tmp_path: Path) -> None:
     """Without --deterministic the machines' sums are added up, so only rounding differs."""
     flags = *MODES["adagrad in place"], "--dim=152", "--epochs=1"
-    ours = run(4, data, tmp_path / "ours", *flags, "--group-size=4", change=partial(machines, each_two))
-    for name, expected in load_file(run(1, data, tmp_path / "one", *flags) / "vectors.safetensors").items():
-        np.testing.assert_allclose(load_file(ours / "vectors.safetensors")[name], expected, atol=1e-5)
+    expected = load_file(run(1, data, tmp_path / "one", *flags) / "vectors.safetensors")
+    for number, places in ((4, each_two), (2, each_one), (4, each_one)):
+        output, group = tmp_path / f"{number} {places.__name__}", f"--group-size={number}"
+        ours = run(number, data, output, *flags, group, change=partial(machines, places))
+        for name, found_VD in load_file(ours / "vectors.safetensors").items():
+            np.testing.assert_allclose(found_VD, expected[name], atol=1e-5)
 
 
 @pytest.mark.parametrize(
