@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 
 _NONCE_BYTES = 16
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 60_000}
-"""A machine that is gone without a word is noticed within two minutes, by what was sent to it (in ms) or by the system's
-questions (in s). For a process that is stopped, its system replies."""
+"""A machine that is gone without a word is noticed within two minutes, by what was sent to it (in ms) or by questions
+of the system (in s). For a process that is stopped, its system replies."""
 
 
 class Links:
