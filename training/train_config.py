@@ -404,6 +404,8 @@ class TrainConfig:
             return f"found {sys.platform}, expected linux, whose processes share memory without a name"
         share = f"which can share --dim {self.dim} in parts of {CHUNK}"
         wanted = self.group_size
+        if wanted is None and ranks_here == 1:
+            return "found one process on each machine, expected several, or --group-size to share between machines"
         if wanted is None and self.group_sizes(ranks_here) == [1]:
             numbers = " or ".join(map(str, self.group_sizes(self.lanes)))
             return f"found {ranks_here} processes on a machine, expected {numbers}, {share}"

@@ -50,7 +50,7 @@ ROWS_BETWEEN_MEETINGS = 512
 message (some 20 µs over NVLink, 100 µs over a network) and of three launches less often. But their slopes are computed
 before any of them moves a vector, so that the steps of a frequent word add up: on Penn Treebank without subsampling,
 where every 16th row has the same center, sgd is stable with 512 rows and diverges with 1024 (CpuTrainer with as many
-``cpu.ROWS_AT_ONCE``). With --sample 1e-4, up to 4096 rows end at the same loss."""
+``cpu.ROWS_AT_ONCE``). With --sample 1e-4, up to 1024 rows end at the same loss."""
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit  # Triton has no types for mypy; a kernel's pointers are tl.tensor
 EPSILON = tl.constexpr(ADAGRAD_EPSILON)
