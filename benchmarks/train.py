@@ -47,9 +47,9 @@ from benchmarks.measuring.train_tables import (
 )
 from pipeline.shared.cli import Parser, count, path
 from pipeline.shared.errors import InputError
+from training.judging.evaluation import analogies, word_pairs
+from training.judging.questions import read_analogies, read_pairs
 from training.model.limits import num_cores
-from training.vectors.evaluation import analogies, word_pairs
-from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
 
 BOOKS_RECIPE = ("plain", "ours-1", "ours-4", "ours-1-reference")

@@ -26,12 +26,12 @@ from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.cli import Parser, command, count, path
 from training.distributed import World
+from training.judging.heldout import Heldout, losses
 from training.model.blocks import initial_tables
 from training.model.steps import make_step
 from training.runs.checkpoint import read, steps
 from training.train_config import TrainConfig
 from training.vectors.compare import growth, neighbour_overlap
-from training.vectors.heldout import Heldout, losses
 from training.vectors.word_vectors import Tables
 
 PARTS = 11

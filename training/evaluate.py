@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
-from training.vectors.evaluation import RESTRICT_VOCAB, analogies, word_pairs
+from training.judging.evaluation import RESTRICT_VOCAB, analogies, word_pairs
 from training.vectors.word_vectors import SOURCES, STRICT, Vectors
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median, variance
 
 from benchmarks.measuring.provenance import table
-from training.vectors.evaluation import AnalogiesResult, PairsResult
+from training.judging.evaluation import AnalogiesResult, PairsResult
 
 
 @dataclass(frozen=True)

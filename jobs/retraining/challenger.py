@@ -6,8 +6,8 @@ from typing import Any
 
 from jobs.retraining.workspace import Cycle, remove
 from pipeline.shared.files import atomic_write, write, write_json
+from training.judging.heldout import Heldout
 from training.vectors.alignment import align, rotated
-from training.vectors.heldout import Heldout
 from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, Float32, read_summary, write_tables
 from training.vectors.word_vectors import Tables
 

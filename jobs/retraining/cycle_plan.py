@@ -19,8 +19,8 @@ from pipeline.shared.redact import HIDDEN, redacted_command
 from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
 from pipeline.text.corpus import Corpus, corpus, demo
+from training.judging.questions import read_analogies, read_pairs
 from training.train_config import TrainConfig
-from training.vectors.questions import read_analogies, read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 

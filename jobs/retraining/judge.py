@@ -14,9 +14,9 @@ import numpy as np
 
 from jobs.retraining.gates import Gates
 from pipeline.shared.errors import InputError
+from training.judging.evaluation import RESTRICT_VOCAB, analogies, word_pairs
+from training.judging.heldout import Heldout, losses
 from training.vectors.compare import Norms, growth, neighbour_overlap, shared_rows
-from training.vectors.evaluation import RESTRICT_VOCAB, analogies, word_pairs
-from training.vectors.heldout import Heldout, losses
 from training.vectors.word_vectors import Tables, Vectors
 
 LOSS, OVERLAP, COVERAGE, NORMS = "held-out loss", "overlap@10", "coverage", "norms"

@@ -37,9 +37,10 @@ ARROWS = {
         "model": "train_config rendezvous distributed",
         "reading": "train_config distributed run model",
         "vectors": "model",
+        "judging": "model vectors",
         "runs": "train_config distributed stopping run model vectors",
         "train": "train_config distributed stopping spawning run model reading runs",
-        "evaluate": "vectors",
+        "evaluate": "vectors judging",
         "export": "vectors",
         "neighbors": "vectors",
         "report": "runs",
@@ -122,7 +123,7 @@ for name in ("matplotlib", "jinja2", "tensorboard"):
 import training.neighbors, training.export
 del sys.modules["scipy"]
 import training.reading.stream, training.evaluate, training.report
-import training.vectors.alignment, training.vectors.heldout, training.vectors.compare
+import training.vectors.alignment, training.judging.heldout, training.vectors.compare
 """
 PIPELINE = """
 import sys

@@ -26,9 +26,9 @@ from benchmarks.measuring.train_tables import Run, Runs, Target
 from benchmarks.rivals import gensim_loop, plain_loop
 from jobs import prepare
 from pipeline.dataset.manifest_file import Manifest
+from training.judging.evaluation import AnalogiesResult, PairsResult
 from training.model.kernels import reference
 from training.train_config import parse
-from training.vectors.evaluation import AnalogiesResult, PairsResult
 
 
 @pytest.fixture(scope="module")

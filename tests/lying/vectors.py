@@ -19,8 +19,8 @@ from lying.makers import Random
 from pipeline.shared.cli import command
 from pipeline.shared.errors import InputError
 from training import evaluate, export, neighbors, train
+from training.judging.heldout import Heldout, losses
 from training.runs import report_page
-from training.vectors.heldout import Heldout, losses
 from training.vectors.word_vectors import Tables, Vectors
 
 PAIRS = "".join(f"w{a} w{b} {score}\n" for a, b, score in ((1, 2, 7.5), (3, 4, 1.25), (5, 6, 3), (2, 9, 9.5)))

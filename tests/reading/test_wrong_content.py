@@ -26,13 +26,13 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.verify import problems
 from pipeline.shared.errors import InputError
 from pipeline.shared.storage import Location
+from training.judging.heldout import HELDOUT, SCHEMA, Heldout
 from training.model.kernels.threads import Team
 from training.reading.device_feed import KeptRows
 from training.reading.petastorm_stream import petastorm_epochs
 from training.reading.plan import plan_epoch
 from training.reading.stream import ArrowStream, read_epochs
 from training.runs.report_data import read_sampled
-from training.vectors.heldout import HELDOUT, SCHEMA, Heldout
 
 Int32 = npt.NDArray[np.int32]
 NUM_WORDS = 61

@@ -14,8 +14,8 @@ from tiny import random_model, write_held_out, write_tables
 from jobs.retraining.gates import Gates
 from jobs.retraining.judge import Decision, Outcome, judge
 from pipeline.shared.errors import InputError
-from training.vectors.evaluation import word_pairs
-from training.vectors.heldout import Heldout, losses
+from training.judging.evaluation import word_pairs
+from training.judging.heldout import Heldout, losses
 from training.vectors.word_vectors import Tables, Vectors
 
 NAMES = [

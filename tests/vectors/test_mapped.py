@@ -16,8 +16,8 @@ from safetensors.numpy import save, save_file
 from tiny import edit, random_model, write_held_out, write_tables
 
 from pipeline.shared.errors import InputError
+from training.judging.heldout import Heldout
 from training.vectors import Tables, Vectors
-from training.vectors.heldout import Heldout
 from training.vectors.run_files import map_tables
 from training.vectors.run_files import write_tables as write_safetensors
 
@@ -183,7 +183,7 @@ def work(models):
 """
 EVALUATE = """
 from training.vectors import Vectors
-from training.vectors.evaluation import analogies, word_pairs
+from training.judging.evaluation import analogies, word_pairs
 
 def work(models):
     word_pairs(Vectors.load(models / "run"), models / "pairs")
@@ -210,7 +210,7 @@ RETRAIN = """
 from types import SimpleNamespace
 from jobs.retraining import challenger, judge
 from jobs.retraining.gates import Gates
-from training.vectors import heldout
+from training.judging import heldout
 
 heldout.BLOCK_ROWS = 64
 challenger.OF_THE_RUN = ()

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from pipeline.shared.errors import InputError
+from training.judging.questions import read_analogies, read_pairs
 from training.vectors.cosine import chunks, cosines, norms
-from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
 
 RESTRICT_VOCAB = 300_000

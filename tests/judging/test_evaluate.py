@@ -1,4 +1,4 @@
-"""Laws of training.vectors.evaluation, with gensim as the oracle."""
+"""Laws of training.judging.evaluation, with gensim as the oracle."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from gensim.models import KeyedVectors
 from tiny import write_run
 
 from training import evaluate
+from training.judging.evaluation import analogies, word_pairs
+from training.judging.questions import read_analogies, read_pairs
 from training.vectors import cosine, evaluation
 from training.vectors.cosine import cosines
-from training.vectors.evaluation import analogies, word_pairs
-from training.vectors.questions import read_analogies, read_pairs
 from training.vectors.word_vectors import Vectors
 
 

@@ -1,4 +1,4 @@
-"""Laws of training.vectors.heldout."""
+"""Laws of training.judging.heldout."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from tiny import random_model, random_rows, write_held_out, write_tables, write_
 
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.errors import InputError
+from training.judging.heldout import Heldout, losses
 from training.model.kernels.reference import row_losses
 from training.vectors import Tables, heldout
-from training.vectors.heldout import Heldout, losses
 
 
 def examples(num_rows: int, num_words: int, seed: int = 0) -> Heldout:
