@@ -147,10 +147,10 @@ def write_dataset(
 
 
 def write_held_out(folder: Path) -> Manifest:
-    """A tiny dataset of two sampled epochs, of which one is held out, in row groups of 100 rows."""
+    """A tiny dataset in row groups of 100 rows, whose held-out examples are another sampling of the same sequences."""
     manifest = write_tiny_dataset(folder, epochs=2, row_group_rows=100)
     shards = tuple(replace(shard, split="train" if shard.epoch else "heldout", epoch=0) for shard in manifest.shards)
-    manifest = replace(manifest, shards=shards)
+    manifest = replace(manifest, shards=shards, config=replace(manifest.config, epochs=1))
     manifest.save(folder)
     return manifest
 

@@ -42,6 +42,7 @@ from training.distributed import (
     launched,
     leave,
 )
+from training.judging.heldout import NOTHING_HELD_OUT
 from training.model.batch import Batch
 from training.model.blocks import initial_tables
 from training.model.kernels.group import Group
@@ -52,6 +53,7 @@ from training.model.steps import Step, make_step
 from training.reading.epochs import cache_of, check_position, epochs_of, shards_of, stream_of, total_steps
 from training.reading.petastorm_stream import check_petastorm
 from training.run import Run
+from training.runs.heldout_loss import HeldoutLoss
 from training.runs.metrics import Meter, Moment
 from training.runs.progress import Progress, check_same_run, differences, read_checkpoint
 from training.runs.recorder import SLOW_S, NullRecorder, Recorder, opening_lines
@@ -152,6 +154,9 @@ def check_inputs(config: TrainConfig, ranks_here: int) -> Manifest:
     if config.tensorboard:
         check_board()
     manifest = Manifest.load(config.data)
+    for name in ("evaluate_every", "patience"):
+        if getattr(config, name) and not manifest.select(0, "heldout"):
+            raise InputError(f"--{name.replace('_', '-')} with --data {config.data}: {NOTHING_HELD_OUT}")
     manifest.check_files(config.data)
     if device == "cpu":
         check_memory(config, manifest.vocab_size, ranks_here, group_size)
@@ -222,9 +227,9 @@ def train(run: Run) -> int:
         if compile_s > SLOW_S:
             recorder.say(f"compiled for this machine in {compile_s:.0f} s, once")
 
-        run_epochs(run, step, progress, recorder, stop)
+        is_done = run_epochs(run, step, progress, recorder, stop)
         recorder.wait()
-        if progress.epoch < config.epochs:
+        if not is_done:
             world.barrier()  # all wait for rank 0's checkpoint: a launcher that sees one rank end stops the others
             if world.is_first:
                 tell(f"stopped after step {progress.done:,}; --resume goes on from there")
@@ -233,12 +238,21 @@ def train(run: Run) -> int:
         return 0
 
 
-def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder, stop: StopSignal) -> None:
-    """Trains from ``progress`` on, and advances it, to the run's end or to a step where the ranks agree to stop."""
+def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder, stop: StopSignal) -> bool:
+    """Trains from ``progress`` on, and advances it, to the run's end, or to a step where the ranks agree to stop.
+
+    Returns whether it is the end: that of the epochs, or of the patience.
+    """
     config = run.config
+    heldout = HeldoutLoss(run, step) if run.manifest.select(0, "heldout") else None
 
     def measure(tables_finite: bool = True) -> None:
         progress.now = check_finite(meter.moment(tables_finite), progress, config)
+
+    def evaluate() -> None:
+        if heldout:
+            progress.evaluate(heldout())
+            recorder.heldout(progress, step)
 
     def save() -> None:
         progress.saved = progress.done
@@ -248,6 +262,8 @@ def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder,
     counts = step.group is None or step.group.member == 0
     meter = Meter(run.device, run.world, progress.now, counts)  # the run's clock starts here
     stopping = False
+    if progress.is_out_of(config.patience):
+        return True
     reading = epochs_of(run, step, progress.position)
     with closing(reading) as epochs:
         for batches in epochs:
@@ -260,22 +276,32 @@ def run_epochs(run: Run, step: Step, progress: Progress, recorder: NullRecorder,
                     measure(step.is_finite())
                     recorder.step(progress, lr)
                     progress.last_line = progress.now
+                if step.in_sync and progress.is_due(config.evaluate_every, progress.last_evaluated):
+                    evaluate()
+                    if progress.is_out_of(config.patience):
+                        measure(step.is_finite(thorough=True))
+                        recorder.epoch(progress)
+                        save()
+                        return True
                 stopping = stopping or stop.agreed(progress.done)
-                if (stopping or progress.is_due(config.checkpoint_every)) and step.in_sync:
+                if (stopping or progress.is_due(config.checkpoint_every, progress.saved)) and step.in_sync:
                     if progress.saved != progress.done:
                         measure()
                         save()
                     if stopping:
-                        return
+                        return False
             step.sync()
             if progress.epoch + 1 == config.freeze_epochs:
                 step.unfreeze()
             measure(step.is_finite(thorough=True))
             recorder.epoch(progress)
+            if progress.last_evaluated != progress.done:
+                evaluate()
             progress.end_epoch()
             save()
-            if stopping:
-                return
+            if stopping or progress.is_out_of(config.patience):
+                break
+    return progress.epoch >= config.epochs or progress.is_out_of(config.patience)
 
 
 def learning_rate(config: TrainConfig, examples_seen: int, num_examples: int) -> float:

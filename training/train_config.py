@@ -202,6 +202,25 @@ class TrainConfig:
         help="passes; pass e reads sampled epoch e modulo the number of sampled epochs",
     )
 
+    evaluate_every: int | None = setting(
+        default=None,
+        ge=1,
+        le=1 << 30,
+        group=MODEL,
+        help="steps between two measurements of the held-out loss (default: at each epoch's end)",
+        flag={"metavar": "STEPS"},
+    )
+    """Of a dataset that holds examples out. The vectors of the lowest loss are kept in best/ in the run's folder."""
+
+    patience: int | None = setting(
+        default=None,
+        ge=1,
+        le=1 << 30,
+        group=MODEL,
+        help="stop after so many measurements in a row without a lower held-out loss (default: never)",
+        flag={"metavar": "N"},
+    )
+
     sync_every: int = setting(
         default=1,
         ge=1,

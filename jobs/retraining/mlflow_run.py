@@ -18,6 +18,7 @@ ARTIFACTS = (
 )
 OF_STEPS = ("loss", "tokens_per_s", "lr")
 OF_EPOCHS = ("loss", "mean_loss", "tokens_per_s")
+OF_HELDOUT = ("loss",)
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 """MLflow's limits for one request."""
 VALUE_LENGTH = 500
@@ -73,8 +74,10 @@ def log_decision(client: Any, run: Any, cycle: Path) -> None:
 
 def curves(run: Path) -> Iterator[tuple[str, float, int]]:
     """(name, value, step) of steps and epochs in metrics.jsonl."""
-    for prefix, names, lines in zip(("", "epoch/"), (OF_STEPS, OF_EPOCHS), read_metrics(run), strict=True):
-        yield from ((prefix + name, line[name], line["step"]) for line in lines for name in names)
+    lines = read_metrics(run)
+    named = (("step", "", OF_STEPS), ("epoch", "epoch/", OF_EPOCHS), ("heldout", "heldout/", OF_HELDOUT))
+    for kind, prefix, names in named:
+        yield from ((prefix + name, line[name], line["step"]) for line in lines[kind] for name in names)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from conftest import Threads
 from launch import PYTHON, Launched
 from ranks import Change, at_batch, train_here
 from safetensors.numpy import load_file
-from tiny import damage_page, write_tiny_dataset
+from tiny import damage_page, write_held_out, write_tiny_dataset
 
 from pipeline.shared.errors import InputError
 from training import distributed, train
@@ -46,7 +46,7 @@ COLUMNS = "--sharding", "columns"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_tiny_dataset(folder, num_sequences=400)
+    write_held_out(folder)
     return folder
 
 

@@ -12,9 +12,10 @@ from gensim.models import KeyedVectors
 from tiny import write_run
 
 from training import evaluate
+from training.judging import evaluation
 from training.judging.evaluation import analogies, word_pairs
 from training.judging.questions import read_analogies, read_pairs
-from training.vectors import cosine, evaluation
+from training.vectors import cosine
 from training.vectors.cosine import cosines
 from training.vectors.word_vectors import Vectors
 

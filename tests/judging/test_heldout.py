@@ -14,7 +14,7 @@ from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.shared.errors import InputError
 from training.judging.heldout import Heldout, losses
 from training.model.kernels.reference import row_losses
-from training.vectors import Tables, heldout
+from training.vectors import Tables
 
 
 def examples(num_rows: int, num_words: int, seed: int = 0) -> Heldout:
@@ -54,8 +54,7 @@ def as_rows(found: Heldout) -> list[tuple[int, list[int], int]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_are_the_oracles_over_what_both_know(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heldout, "BLOCK_ROWS", 7)
+def test_losses_are_the_oracles_over_what_both_know(seed: int) -> None:
     found = examples(100, 30, seed)
     first = without(random_model(30, 5, 1), {"w2", "w9", "w20"})
     second = without(random_model(30, 5, 2), {"w3", "w9", "w11", "w12"})

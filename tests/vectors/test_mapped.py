@@ -210,9 +210,7 @@ RETRAIN = """
 from types import SimpleNamespace
 from jobs.retraining import challenger, judge
 from jobs.retraining.gates import Gates
-from training.judging import heldout
 
-heldout.BLOCK_ROWS = 64
 challenger.OF_THE_RUN = ()
 judge.RESTRICT_VOCAB = 1000  # scores copy the vectors of so many words, which are few beside 10 million
 

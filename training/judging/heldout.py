@@ -5,7 +5,6 @@ Every published version keeps its corpus' held-out examples, so that later versi
 B examples, L places of each (contexts, then negatives, then 0), V words, D dimensions.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from pipeline.dataset.decode import UNREADABLE, Layout, RowGroup, ShardError
 from pipeline.dataset.manifest_file import Manifest, ManifestError
 from pipeline.dataset.vocab import Vocab, VocabError
+from pipeline.shared.compiled import compiled_fast
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import atomic_write
 from pipeline.shared.storage import Location
-from training.model.skip_gram import SigmoidBCELoss, skip_gram
+from training.model.kernels.columns import slopes_and_losses
 from training.vectors.compare import rows_in
 from training.vectors.run_files import VOCAB
 from training.vectors.word_vectors import Tables
@@ -31,9 +30,6 @@ HELDOUT = "heldout.parquet"
 
 MAX_ROWS = 20_000
 """Enough for a standard error of the loss below 0.5 %, and of two models' difference far below; 2 MB."""
-
-BLOCK_ROWS = 2048
-"""How many examples have their vectors in memory at once: 50 MB at 60 places and 100 dimensions."""
 
 MAX_LEN = 2**15 - 1
 """The most places that prepare allows in a row."""
@@ -46,7 +42,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+NOTHING_HELD_OUT = "found no held-out examples, expected some to judge by; prepare with a holdout such as 0.01"
+
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -68,23 +67,9 @@ class Heldout:
         Reads the row groups that contain them, and verifies the checksums. Raises ManifestError, and InputError when
         nothing is held out.
         """
-        manifest, folder = Manifest.load(dataset), Location.of(dataset)
-        shards = manifest.select(0, "heldout")
-        total = sum(shard.rows for shard in shards)
-        if not total:
-            raise InputError(
-                f"{dataset}: found no held-out examples, expected some to judge by; prepare with a holdout such as 0.01"
-            )
-        words = manifest.read_vocab(dataset).words.to_pylist()
-        num_wanted = min(total, max_rows)
-        wanted = np.array([index * total // num_wanted for index in range(num_wanted)])
-        ends = np.cumsum([shard.rows for shard in shards])
-        parts = [
-            _rows_of_shard(folder / shard.path, manifest, shard.rows, part - (end - shard.rows))
-            for shard, end, part in zip(shards, ends, np.split(wanted, np.searchsorted(wanted, ends[:-1])), strict=True)
-        ]
-        center_B, targets_BL, num_contexts_B = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return cls(words, center_B, targets_BL, num_contexts_B)
+        manifest = Manifest.load(dataset)
+        rows = read_rows(dataset, manifest, max_rows)
+        return cls(manifest.read_vocab(dataset).words.to_pylist(), *rows)
 
     @classmethod
     def load(cls, published: Path) -> "Heldout":
@@ -136,6 +121,23 @@ def _check(center_B: Int32, ids: Int32, lengths_B: Int32, num_contexts_B: Int32,
         raise ShardError(f"found lists that do not fit their num_contexts, or of more than {MAX_LEN:,} places")
 
 
+def read_rows(dataset: str | Path, manifest: Manifest, max_rows: int = MAX_ROWS) -> tuple[Int32, Int32, Int32]:
+    """The arrays of ``Heldout.of_dataset``, without the words."""
+    folder, shards = Location.of(dataset), manifest.select(0, "heldout")
+    total = sum(shard.rows for shard in shards)
+    if not total:
+        raise InputError(f"{dataset}: {NOTHING_HELD_OUT}")
+    num_wanted = min(total, max_rows)
+    wanted = np.array([index * total // num_wanted for index in range(num_wanted)])
+    ends = np.cumsum([shard.rows for shard in shards])
+    parts = [
+        _rows_of_shard(folder / shard.path, manifest, shard.rows, part - (end - shard.rows))
+        for shard, end, part in zip(shards, ends, np.split(wanted, np.searchsorted(wanted, ends[:-1])), strict=True)
+    ]
+    center_B, targets_BL, num_contexts_B = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return center_B, targets_BL, num_contexts_B
+
+
 def _rows_of_shard(
     path: Location, manifest: Manifest, num_rows: int, wanted: npt.NDArray[np.int64]
 ) -> tuple[Int32, Int32, Int32]:
@@ -180,32 +182,53 @@ def losses(heldout: Heldout, first: Tables, second: Tables) -> Losses | None:
     alone say nothing about the text. An example's loss is the mean over its places that count; if all count, it is the
     loss of training/model/kernels/reference.py. Deterministic on one machine.
     """
-    models = [
-        (_tensor(tables.center_VD), _tensor(tables.context_VD), rows_in(heldout.words, tables.words))
-        for tables in (first, second)
-    ]
-    known_V = np.logical_and(*(rows_V > 0 for _, _, rows_V in models))
-    sums, rows, places = np.zeros(2), 0, 0
-    for begin in range(0, len(heldout.center_B), BLOCK_ROWS):
-        block = slice(begin, begin + BLOCK_ROWS)
-        center_B, targets_BL = heldout.center_B[block], heldout.contexts_negatives_BL[block]
-        label_BL = np.arange(targets_BL.shape[1]) < heldout.num_contexts_B[block, None]
-        mask_BL = known_V[targets_BL]
-        counted = np.flatnonzero(known_V[center_B] & (mask_BL & label_BL).any(axis=1))
-        label, mask = torch.from_numpy(label_BL[counted]), torch.from_numpy(mask_BL[counted])
-        for index, (center_VD, context_VD, rows_V) in enumerate(models):
-            center = torch.from_numpy(rows_V[center_B[counted]])[:, None]
-            targets = torch.from_numpy(rows_V[targets_BL[counted]])
-            scores = skip_gram(center, targets, center_VD, context_VD).squeeze(1)
-            loss_B = SigmoidBCELoss()(scores, label, mask) * (mask.shape[1] / mask.sum(1))
-            sums[index] += loss_B.double().sum().item()
-        rows, places = rows + len(counted), places + int(mask.sum())
-    if not rows:
+    known_V = np.logical_and(*(rows_in(heldout.words, tables.words) > 0 for tables in (first, second)))
+    is_context_BL = np.arange(heldout.contexts_negatives_BL.shape[1]) < heldout.num_contexts_B[:, None]
+    known_BL = known_V[heldout.contexts_negatives_BL]
+    counted = np.flatnonzero(known_V[heldout.center_B] & (known_BL & is_context_BL).any(axis=1))
+    if not counted.size:
         return None
-    return Losses(float(sums[0] / rows), float(sums[1] / rows), rows, places, int(known_V.sum()))
+    center_B, known_BL, num_contexts_B = heldout.center_B[counted], known_BL[counted], heldout.num_contexts_B[counted]
+    means = []  # of the first model and of the second
+    for tables in (first, second):
+        rows_V = rows_in(heldout.words, tables.words).astype(np.int32)
+        targets_BL = np.where(known_BL, rows_V[heldout.contexts_negatives_BL[counted]], 0)
+        losses_B = np.empty(len(counted), np.float32)
+        row_losses(rows_V[center_B], targets_BL, num_contexts_B, (tables.center_VD, tables.context_VD), losses_B)
+        means.append(mean(losses_B))
+    return Losses(means[0], means[1], len(counted), int(known_BL.sum()), int(known_V.sum()))
 
 
-def _tensor(table_VD: npt.NDArray[np.float32]) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch has no read-only tensors, and warns of a mapped table; we only read it
-        return torch.from_numpy(table_VD)
+def mean(losses_B: Float32) -> float:
+    """The loss of a model: the mean over its examples."""
+    return float(losses_B.mean(dtype=np.float64))
+
+
+@compiled_fast
+def row_losses(
+    center_B: Int32, targets_BL: Int32, num_contexts_B: Int32, tables: tuple[Float32, Float32], losses_B: Float32
+) -> None:
+    """Writes the loss of each example: the mean over its places, except those of word 0, which do not count.
+
+    ``tables`` are centers and contexts, (V, D) each. The same loss as training/model/kernels/reference.py defines.
+    """
+    center_VD, context_VD = tables
+    num_places, dim = targets_BL.shape[1], center_VD.shape[1]
+    scores_L, signs_L = np.empty(num_places, np.float32), np.empty(num_places, np.float32)
+    places_L = np.empty(num_places, np.float32)
+    for row in range(center_B.size):
+        center, count = center_B[row], 0
+        for place in range(num_places):
+            target = targets_BL[row, place]
+            if target:
+                score = np.float32(0)
+                for column in range(dim):
+                    score += center_VD[center, column] * context_VD[target, column]
+                scores_L[count] = score
+                signs_L[count] = 1 if place < num_contexts_B[row] else -1
+                count += 1
+        slopes_and_losses(scores_L, signs_L, count, places_L)
+        total = np.float32(0)
+        for place in range(count):
+            total += places_L[place]
+        losses_B[row] = total / np.float32(count)

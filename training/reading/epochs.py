@@ -46,8 +46,8 @@ def epochs_of(run: Run, step: Step, begin: Position) -> Generator[Iterator[Batch
         folder, shape = Path(config.data), (config.global_batch, *rank)
         reading = petastorm_epochs(folder, manifest, config.seed, numbers, *shape, begin.step)
     else:
-        # A batch of several steps ends where a line of metrics.jsonl or a checkpoint is due.
-        at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0)
+        # A batch of several steps ends where a line of metrics.jsonl, a checkpoint or an evaluation is due.
+        at_once = math.gcd(step.max_steps, config.log_every, config.checkpoint_every or 0, config.evaluate_every or 0)
         cores_taken = torch.get_num_threads() >= share_of_cores(world)
         if step.group:
             cores_taken = bool(step.group.agreed(cores_taken))

@@ -64,6 +64,15 @@ class Moment:
         )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of the held-out examples in epoch ``epoch``, after ``step`` steps of the run."""
+
+    epoch: Count
+    step: Count
+    loss: float
+
+
 class Meter:
     """Sums this rank's losses on its device; nothing is transferred until ``moment`` is called."""
 
@@ -128,7 +137,7 @@ class Metrics:
         if size < num_bytes:
             raise InputError(f"{path}: {size} bytes, the checkpoint was written after {num_bytes}; bring it back")
         try:
-            _, self.epochs = parsed_metrics(self._file.read(num_bytes) if num_bytes else b"")
+            self.epochs = parsed_metrics(self._file.read(num_bytes) if num_bytes else b"")["epoch"]
         except RecordError as error:
             raise InputError(f"{path}: {error}; bring back what training wrote") from None
         self._file.truncate(num_bytes)
@@ -164,6 +173,14 @@ class Metrics:
             f"epoch {epoch + 1}/{self._num_epochs}: loss {stretch.loss:.4f}, {stretch.examples:,} examples "
             f"in {stretch.seconds:.1f} s, {stretch.tokens_per_s:,.0f} tokens/s"
         )
+
+    def heldout(self, evaluated: Evaluation, best: Evaluation) -> None:
+        """A line of kind "heldout"."""
+        self._write("heldout", **asdict(evaluated))
+        lowest = "the lowest so far"
+        if best != evaluated:
+            lowest = f"the lowest was {best.loss:.4f}, after step {best.step:,} (epoch {best.epoch + 1})"
+        self._say(f"held-out loss {evaluated.loss:.4f} after step {evaluated.step:,}: {lowest}")
 
     def close(self) -> None:
         """Idempotent."""

@@ -29,7 +29,7 @@ from training.runs.checkpoint import (
     state_file,
     steps,
 )
-from training.runs.metrics import Moment
+from training.runs.metrics import Evaluation, Moment
 from training.runs.run_folder import active_folder
 from training.runs.warm_start import KEPT, Start, StartRecord
 from training.train_config import AUTO, CHUNK, NEWEST, TrainConfig
@@ -51,6 +51,12 @@ class Progress:
     now: Moment = field(default_factory=Moment)
     saved: Count = 0
     """Steps that were done at the last checkpoint."""
+    evaluated: Evaluation | None = None
+    """The last evaluation; None before the first, or if nothing is held out."""
+    best: Evaluation | None = None
+    """The one of the lowest loss, the first of these."""
+    since_best: Count = 0
+    """Evaluations since then."""
 
     def add(self, num_steps: int, global_batch: int) -> None:
         """Counts ``num_steps`` more steps of the epoch."""
@@ -63,9 +69,26 @@ class Progress:
         self.epoch, self.step = self.epoch + 1, 0
         self.examples, self.epoch_begin = self.now.examples, self.now
 
-    def is_due(self, checkpoint_every: int | None) -> bool:
-        """Whether a multiple of ``checkpoint_every`` steps has passed since the last checkpoint."""
-        return checkpoint_every is not None and self.done // checkpoint_every > self.saved // checkpoint_every
+    def is_due(self, every: int | None, last: int) -> bool:
+        """Whether a multiple of ``every`` steps has passed since ``last`` steps were done."""
+        return every is not None and self.done // every > last // every
+
+    def evaluate(self, loss: float) -> None:
+        """Notes the held-out loss of this step."""
+        self.evaluated = Evaluation(self.epoch, self.done, loss)
+        if self.best is None or loss < self.best.loss:
+            self.best, self.since_best = self.evaluated, 0
+        else:
+            self.since_best += 1
+
+    @property
+    def last_evaluated(self) -> int:
+        """Steps that were done at the last evaluation."""
+        return self.evaluated.step if self.evaluated else 0
+
+    def is_out_of(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` evaluations found no lower loss."""
+        return patience is not None and self.since_best >= patience
 
     @property
     def position(self) -> Position:

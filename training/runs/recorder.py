@@ -17,12 +17,12 @@ from training.run import Run
 from training.runs.checkpoint import Writer
 from training.runs.metrics import Metrics, Moment
 from training.runs.progress import Progress, Resumed, record_of
-from training.runs.run_folder import claim, finish, summary_of, write_pages, write_vectors, writing
+from training.runs.run_folder import claim, finish, summary_of, write_best, write_pages, write_vectors, writing
 from training.runs.tensorboard import Board
 from training.runs.warm_start import KEPT, Start
 from training.stopping import outliving_terminal
 from training.train_config import width_for
-from training.vectors.run_files import REPORT
+from training.vectors.run_files import BEST, REPORT
 
 SLOW_S = 2
 """A compilation that takes longer is mentioned."""
@@ -43,6 +43,11 @@ class NullRecorder:
     def epoch(self, progress: Progress) -> None:
         """At the end of an epoch, before ``progress.end_epoch``."""
 
+    def heldout(self, progress: Progress, step: Step) -> None:
+        """After an evaluation, once ``progress`` knows it. Writes the vectors of the lowest loss."""
+        if progress.evaluated == progress.best:
+            self._take_part(step)
+
     def save(self, progress: Progress, step: Step) -> None:
         """Starts to write a checkpoint. Raises CheckpointError when the previous one could not be written."""
         if step.group and step.group.index == 0:
@@ -53,6 +58,11 @@ class NullRecorder:
 
     def finish(self, progress: Progress, step: Step) -> None:
         """Writes vectors, report and summary, and prints the last line."""
+        self._take_part(step)
+
+    @staticmethod
+    def _take_part(step: Step) -> None:
+        """Reads the tables that rank 0 writes, if this rank shares them."""
         if step.group and step.group.index == 0:
             read(dict(zip(TABLES, step.tables(), strict=True)))
 
@@ -100,6 +110,15 @@ class Recorder(NullRecorder):
         with outliving_terminal():
             self._metrics.epoch(progress.epoch, progress.done, of_epoch, so_far.loss)
 
+    def heldout(self, progress: Progress, step: Step) -> None:
+        assert progress.evaluated
+        assert progress.best
+        with outliving_terminal():
+            self._metrics.heldout(progress.evaluated, progress.best)
+        if progress.evaluated == progress.best:
+            with writing(self._config.output):
+                write_best(self._folder, step.tables(), asdict(progress.best))
+
     def save(self, progress: Progress, step: Step) -> None:
         start, frozen = self._start, {}
         if start and progress.epoch < self._config.freeze_epochs:
@@ -121,6 +140,16 @@ class Recorder(NullRecorder):
             "device": str(self._run.device),
             **({"vocabulary_growth": asdict(self._start.growth)} if self._start else {}),
         }
+        if progress.evaluated and progress.best:
+            stopped_early = progress.epoch < self._config.epochs
+            totals["heldout"] = {
+                "last": asdict(progress.evaluated),
+                "best": asdict(progress.best),
+                "stopped_early": stopped_early,
+            }
+            if stopped_early:
+                since = f"no lower held-out loss in {progress.since_best} measurement(s)"
+                self.say(f"stops in epoch {progress.evaluated.epoch + 1} of {self._config.epochs}: {since}")
         with outliving_terminal():
             self._metrics.close()
         summary = summary_of(self._run.manifest, self._metrics.epochs, totals)
@@ -128,6 +157,9 @@ class Recorder(NullRecorder):
             center_VD = write_vectors(self._folder, step.tables())
             write_pages(self._folder, self._run, center_VD, summary)
             finish(self._folder, self._config.output, summary)
+        if progress.best:
+            best = f"{progress.best.loss:.4f}, of epoch {progress.best.epoch + 1}"
+            self.say(f"{self._config.output / BEST} has the vectors of the lowest held-out loss, {best}")
         self.say(f"{self._config.output / REPORT} shows the run")
         with outliving_terminal():
             print(f"loss {total.loss:.3f}, {total.tokens_per_s:.1f} tokens/sec on {self._run.device}", flush=True)

@@ -61,10 +61,23 @@ class FinishedRun:
     steps: Lines
     """Of metrics.jsonl, those of kind "step"."""
     epochs: Lines
+    heldout: Lines
     words: list[str]
     counts_V: npt.NDArray[np.int64]
     center_VD: npt.NDArray[np.float32]
     sampled: Sampled
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Epoch, step and loss of the lowest held-out loss; None if nothing was held out."""
+        heldout = self.summary.get("heldout")
+        return heldout["best"] if heldout else None
+
+    @property
+    def heldout_by_epoch(self) -> dict[int, float]:
+        """The held-out loss at the end of each epoch."""
+        ends = {line["step"]: line["epoch"] for line in self.epochs}
+        return {ends[line["step"]]: line["loss"] for line in self.heldout if line["step"] in ends}
 
     @classmethod
     def load(cls, folder: Path) -> "FinishedRun":
@@ -86,11 +99,12 @@ class FinishedRun:
     ) -> "FinishedRun":
         """The run whose config.json and metrics.jsonl are in ``folder``, where summary.json may not be written yet."""
         config = read_config(folder)
-        steps, epochs = read_metrics(folder)
-        if not epochs:
+        lines = read_metrics(folder)
+        if not lines["epoch"]:
             raise InputError(f"{folder / METRICS}: found no epoch; train again")
         sampled = read_sampled(config["data"], summary["dataset_id"], manifest)
-        return cls(name, config, summary, steps, epochs, words, counts_V, center_VD, sampled)
+        kinds = lines["step"], lines["epoch"], lines["heldout"]
+        return cls(name, config, summary, *kinds, words, counts_V, center_VD, sampled)
 
 
 def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = None) -> Sampled:

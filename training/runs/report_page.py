@@ -48,6 +48,8 @@ def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | 
         name=run.name,
         tiles=_tiles(run),
         epochs=run.epochs,
+        heldout=run.heldout_by_epoch,
+        best=run.best,
         data=run.config["data"],
         log_every=run.config["log_every"],
         each_point=_each_point(run),
@@ -96,6 +98,7 @@ def _tiles(run: FinishedRun) -> dict[str, str]:
     summary = run.summary
     return {
         "last epoch's loss": f"{summary['loss']:.4f}",
+        **({"lowest held-out loss": f"{run.best['loss']:.4f}"} if run.best else {}),
         "whole run's loss": f"{summary['mean_loss']:.4f}",
         "tokens/s": f"{summary['tokens_per_s']:,.0f}",
         "examples": f"{summary['examples']:,}",
@@ -171,12 +174,16 @@ def _pictures(run: FinishedRun, words: list[str], vectors_VD: npt.NDArray[np.flo
         return [(line["epoch"] + 1, line[name]) for line in run.epochs]
 
     losses = {"of the epoch": of_epochs("loss"), "of the run so far": of_epochs("mean_loss")}
+    of_steps_too = {"loss": of_steps("loss")}
+    if run.heldout:
+        losses["held out"] = [(epoch + 1, loss) for epoch, loss in run.heldout_by_epoch.items()]
+        of_steps_too["held out"] = [(line["step"], line["loss"]) for line in run.heldout]
     found = {"map": map_of(words, vectors_VD)}
     if len(run.epochs) > 1:
         alt = f"Loss of each epoch, {run.epochs[-1]['loss']:.4f} at the end"
         found["epochs"] = lines("epochs", alt, "epoch", "loss", losses)
     if run.steps:
-        found["steps"] = lines("steps", "Loss by step", "step", "loss", {"loss": of_steps("loss")})
+        found["steps"] = lines("steps", "Loss by step", "step", "loss", of_steps_too)
         speed = {"tokens/s": of_steps("tokens_per_s")}
         found["speed"] = lines("speed", "Tokens a second by step", "step", "tokens/s", speed, floor=0)
         waiting = {"waiting": [(step, 100 * share) for step, share in of_steps("wait_share")]}

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from training.runs.report_data import FinishedRun
 from training.vectors.cosine import unit
 
 MOST_POINTS = 1000
@@ -25,7 +26,7 @@ MOST_POINTS = 1000
 INK = "#0a0b0c"
 """A placeholder for the page's text colour."""
 
-BLUE, ORANGE = "#3d85c8", "#d9772b"
+BLUE, ORANGE, GREEN = "#3d85c8", "#d9772b", "#3f9a5c"
 
 Points = Sequence[tuple[float, float]]
 
@@ -41,15 +42,18 @@ def thinned(points: Points) -> Points:
     return [(float(x), float(y)) for x, y in means]
 
 
-def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]], log_every: int) -> bytes:
-    """loss.png: the loss of each ``log_every`` steps and of each epoch, from the lines of metrics.jsonl."""
+def loss_png(run: FinishedRun, log_every: int) -> bytes:
+    """loss.png: the loss of each ``log_every`` steps and of each epoch, and that of the held-out examples."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    if steps:
-        points = [(line["step"], line["loss"]) for line in steps]
+    if run.steps:
+        points = [(line["step"], line["loss"]) for line in run.steps]
         axes.plot(*zip(*points, strict=True), linewidth=1, color=BLUE, label=f"mean of {log_every:,} steps")
-    ends = [(line["step"], line["loss"]) for line in epochs]
+    ends = [(line["step"], line["loss"]) for line in run.epochs]
     axes.plot(*zip(*ends, strict=True), "o-", color=ORANGE, label="mean of an epoch, at its end")
+    if run.heldout:
+        points = [(line["step"], line["loss"]) for line in run.heldout]
+        axes.plot(*zip(*points, strict=True), "o-", color=GREEN, label="of held-out examples")
     axes.set(xlabel="step", ylabel="loss, mean per example")
     axes.grid(alpha=0.25)
     _whole_numbers(axes)
@@ -60,10 +64,10 @@ def loss_png(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str,
 
 
 def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], floor: float | None = None) -> str:
-    """A picture of one or two lines, with marks if there are few points. The y axis begins at ``floor``."""
+    """A picture of up to three lines, with marks if there are few points. The y axis begins at ``floor``."""
 
     def draw(axes: Axes) -> None:
-        for (label, points), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+        for (label, points), colour in zip(series.items(), (BLUE, ORANGE, GREEN), strict=False):
             mark = "o-" if len(points) <= 20 else "-"
             axes.plot(*zip(*thinned(points), strict=True), mark, color=colour, linewidth=1.2, markersize=4, label=label)
         axes.set(xlabel=x, ylabel=y)

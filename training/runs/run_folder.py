@@ -29,6 +29,7 @@ from training.runs.checkpoint import FOLDER, newest
 from training.runs.tensorboard import write_projector
 from training.train_config import TrainConfig
 from training.vectors.run_files import (
+    BEST,
     BOARD,
     REPORT,
     SUMMARY,
@@ -48,7 +49,7 @@ OWN_FILES = (SUMMARY, VECTORS, VOCAB, "config.json", "metrics.jsonl", "loss.png"
 def check_free(config: TrainConfig) -> None:
     """Raises InputError if the output holds foreign files, or a run that was not to be overwritten or resumed."""
     output = config.output
-    names = (*OWN_FILES, NEW, FOLDER, REMOVED, BOARD, LOCK)
+    names = (*OWN_FILES, NEW, FOLDER, REMOVED, BOARD, BEST, LOCK)
     check_output(output, (*names, *(f".{name}.*" for name in OWN_FILES)), "run")
     if config.overwrite or config.resume is not None:
         return
@@ -98,7 +99,8 @@ def claim(run: Run, resumed: bool) -> Path:
         make_folder(folder)
         for name in OWN_FILES:
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / BOARD, ignore_errors=True)
+        for name in (BOARD, BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_json(folder / "config.json", asdict(config))
     vocab.write(folder / VOCAB)
     return folder
@@ -111,6 +113,18 @@ def write_vectors(folder: Path, tables: BlockTables) -> npt.NDArray[np.float32]:
     with atomic_write(folder / VECTORS) as file:
         write_tables(file, tables[0].shape, blocks)
     return map_tables(folder / VECTORS, TABLES[0])[0]
+
+
+def write_best(folder: Path, tables: BlockTables, evaluated: dict[str, Any]) -> None:
+    """Writes FOLDER/best, which Vectors.load reads. It has no summary, so is not loaded, while it is being replaced."""
+    best = folder / BEST
+    best.mkdir(exist_ok=True)
+    (best / SUMMARY).unlink(missing_ok=True)
+    if not (best / VOCAB).exists():
+        with atomic_write(best / VOCAB) as file:
+            file.write((folder / VOCAB).read_bytes())
+    write_vectors(best, tables)
+    write_json(best / SUMMARY, evaluated)
 
 
 def summary_of(manifest: Manifest, epochs: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +152,7 @@ def write_pages(folder: Path, run: Run, center_VD: npt.NDArray[np.float32], summ
     words, counts_V = vocab.words.to_pylist(), vocab.counts_V
     name = run.config.output.absolute().name
     finished = report_data.FinishedRun.at_end(folder, name, summary, words, counts_V, center_VD, run.manifest)
-    write(folder / "loss.png", report_plots.loss_png(finished.steps, finished.epochs, run.config.log_every))
+    write(folder / "loss.png", report_plots.loss_png(finished, run.config.log_every))
     report_page.write_report(finished, folder)
     if run.config.tensorboard:
         write_projector(folder, words, counts_V, center_VD)
@@ -159,10 +173,11 @@ def holds_finished(output: Path) -> bool:
 def _replace(output: Path) -> None:
     """Replaces the old run in ``output`` by the finished one inside it. Idempotent: repeated, it does what is left."""
     if (output / SUMMARY).exists():
-        shutil.rmtree(output / BOARD, ignore_errors=True)  # the new run may have none
+        for name in (BOARD, BEST):  # the new run may have none
+            shutil.rmtree(output / name, ignore_errors=True)
         (output / SUMMARY).unlink()
     new = output / NEW
-    for name in (FOLDER, BOARD):
+    for name in (FOLDER, BOARD, BEST):
         if (new / name).exists():
             shutil.rmtree(output / name, ignore_errors=True)
             (new / name).replace(output / name)

@@ -27,6 +27,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 BOARD = "tensorboard"
+BEST = "best"
+"""A folder with the vectors of the lowest held-out loss, whose summary.json says which that was."""
 
 MAX_HEADER_BYTES = 100_000_000
 """Of a .safetensors file, as safetensors has it; less than eight letters of text read as a number."""
@@ -63,8 +65,36 @@ class EpochLine(TypedDict):
     wait_share: float
 
 
+@with_config(STRICT)
+class HeldoutLine(TypedDict):
+    """A line of metrics.jsonl: the loss of the held-out examples after ``step`` steps of the run."""
+
+    kind: Literal["heldout"]
+    epoch: Count
+    step: Count
+    loss: float
+
+
 Lines = list[dict[str, Any]]
-Line = Annotated[StepLine | EpochLine, Field(discriminator="kind")]
+Line = Annotated[StepLine | EpochLine | HeldoutLine, Field(discriminator="kind")]
+
+
+@with_config(STRICT)
+class Evaluated(TypedDict):
+    """The held-out loss in epoch ``epoch``, after ``step`` steps of the run."""
+
+    epoch: Count
+    step: Count
+    loss: float
+
+
+@with_config(STRICT)
+class HeldoutSummary(TypedDict):
+    """The last held-out loss and the lowest; and whether the run stopped early because none was lower."""
+
+    last: Evaluated
+    best: Evaluated
+    stopped_early: bool
 
 
 @with_config(STRICT)
@@ -84,6 +114,7 @@ class Summary(TypedDict):
     device: str
     sharding: NotRequired[str]
     group_size: NotRequired[Count]
+    heldout: NotRequired[HeldoutSummary]
     vocabulary_growth: NotRequired[dict[str, int | float]]
     epochs: list[EpochLine]
     dataset_id: str
@@ -128,8 +159,8 @@ def read_config(run: Path) -> dict[str, Any]:
     return _read(run / CONFIG, RunConfig)
 
 
-def read_metrics(run: Path) -> tuple[Lines, Lines]:
-    """The lines of metrics.jsonl, by their kind. Raises InputError."""
+def read_metrics(run: Path) -> dict[str, Lines]:
+    """The lines of metrics.jsonl by their kind: "step", "epoch", "heldout". Raises InputError."""
     path = run / METRICS
     try:
         with path.open("rb") as file:
@@ -138,17 +169,16 @@ def read_metrics(run: Path) -> tuple[Lines, Lines]:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); train again") from None
 
 
-def parsed_metrics(content: bytes) -> tuple[Lines, Lines]:
+def parsed_metrics(content: bytes) -> dict[str, Lines]:
     """The lines by their kind. Raises RecordError, which names the line."""
-    steps: Lines = []
-    epochs: Lines = []
+    lines: dict[str, Lines] = {"step": [], "epoch": [], "heldout": []}
     for number, text in enumerate(content.splitlines(), 1):
         try:
             line: Any = checked(loads(text), Line)  # type: ignore[arg-type]
         except RecordError as error:
             raise RecordError(f"line {number}: {error}") from None
-        (steps if line["kind"] == "step" else epochs).append(line)
-    return steps, epochs
+        lines[line["kind"]].append(line)
+    return lines
 
 
 def _read(path: Path, kind: Any) -> dict[str, Any]:
