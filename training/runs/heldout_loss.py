@@ -50,7 +50,7 @@ class HeldoutLoss:
             threads = torch.get_num_threads()
             parts = zip(*(np.array_split(array, threads) for array in arrays), strict=True)
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(lambda part: row_losses(*part[:3], tables, part[3]), parts))
+                list(pool.map(lambda part: row_losses(part[0], part[1], part[2], tables, part[3]), parts))
             losses_B[self._own] = losses_P
         # Of each example all ranks but one add 0, so the order in which they are added changes nothing.
         return mean(self._world.all_reduce(torch.from_numpy(losses_B).to(self._device)).cpu().numpy())
