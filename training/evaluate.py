@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
 from training.judging.evaluation import RESTRICT_VOCAB, analogies, word_pairs
-from training.judging.next_item import LAST, TOPK, next_item
+from training.judging.next_item import LAST, NS_EXPONENT, TOPK, next_item
 from training.vectors.word_vectors import SOURCES, STRICT, Tables, Vectors
 
 
@@ -52,6 +52,9 @@ def main() -> None:
     next_items.add_argument(
         "--history", type=path, metavar="FILE", help="sequences to count co-occurrences in, instead of those of FILE"
     )
+    next_items.add_argument(
+        "--ns-exponent", type=float, default=NS_EXPONENT, help="that of prepare, for the score model_popularity"
+    )
     next_items.add_argument("--column", metavar="NAME", help="the files are Parquet, with the sequences in this column")
     parser.add_argument("--strict", action="store_true", help=STRICT)
     with command():
@@ -66,6 +69,8 @@ def _check(arguments: Namespace) -> None:
     for name in ("restrict_vocab", "topk", "last"):
         if getattr(arguments, name) < 1:
             raise InputError.flag(name, getattr(arguments, name), "1 or more")
+    if not -4 <= arguments.ns_exponent <= 4:  # as in prepare; a number that is none is refused, too
+        raise InputError.flag("ns_exponent", arguments.ns_exponent, "a number from -4 to 4")
     for name in ("history", "column"):
         if getattr(arguments, name) is not None and not arguments.next_item:
             raise InputError.flag(name, getattr(arguments, name), "it together with --next-item; name that file too")
@@ -88,7 +93,14 @@ def _report(arguments: Namespace) -> dict[str, Any]:
         report["analogies"] = {"file": str(file), **asdict(analogies(vectors, file, restrict_vocab))}
     if file := arguments.next_item:
         found = next_item(
-            vectors, file, context_VD, arguments.history, arguments.column, topk=arguments.topk, last=arguments.last
+            vectors,
+            file,
+            context_VD,
+            history=arguments.history,
+            column=arguments.column,
+            topk=arguments.topk,
+            last=arguments.last,
+            ns_exponent=arguments.ns_exponent,
         )
         report["next_item"] = {"file": str(file), **asdict(found)}
     return report

@@ -32,7 +32,7 @@ from training.vectors.word_vectors import Tables, Vectors
 
 Float32 = npt.NDArray[np.float32]
 Lines = list[list[str]]
-SCORES = ("cosine", "model", "popularity", "cooccurrence")
+SCORES = ("cosine", "model", "model_popularity", "popularity", "cooccurrence")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def whole_numbers(num_words: int, seed: int) -> Tables:
     center_VD, context_VD = rng.integers(-1, 2, (2, num_words, 4)).astype(np.float32)
     center_VD[0] = context_VD[0] = 0
     center_VD[5] = 0
-    return replace(model, center_VD=center_VD, context_VD=context_VD, counts_V=model.counts_V // 1000)
+    return replace(model, center_VD=center_VD, context_VD=context_VD, counts_V=1 + model.counts_V // 1000)
 
 
 def random_lines(words: list[str], num: int, seed: int, repeat: bool) -> Lines:
@@ -82,6 +82,7 @@ def scores_by_hand(model: Tables, last: list[str], counted: Lines) -> dict[str, 
         dict(zip(model.words, table_VD.tolist(), strict=True)) for table_VD in (model.center_VD, model.context_VD)
     )
     items = model.words[1:]
+    count_of = dict(zip(items, model.counts_V[1:].tolist(), strict=True))
     containing = {item: {number for number, line in enumerate(counted) if item in line} for item in items}
 
     def similarity(a: str, b: str) -> float:
@@ -97,7 +98,8 @@ def scores_by_hand(model: Tables, last: list[str], counted: Lines) -> dict[str, 
     return {
         "cosine": {item: by_cosine(item) if any(center[item]) else 0.0 for item in items},
         "model": {item: by_model(item) for item in items},
-        "popularity": dict(zip(items, model.counts_V[1:].tolist(), strict=True)),
+        "model_popularity": {item: by_model(item) / len(last) + 0.3 * math.log(count_of[item]) for item in items},
+        "popularity": count_of,
         "cooccurrence": {item: sum(similarity(item, other) for other in last) for item in items},
     }
 
@@ -150,7 +152,7 @@ def assert_agrees(
     [
         pytest.param(partial(random_model, 41, 5), SCORES, id="vectors of any numbers"),
         # Cosines of different vectors that are equal on paper are rounded differently.
-        pytest.param(partial(whole_numbers, 41), SCORES[1:], id="many equal scores"),
+        pytest.param(partial(whole_numbers, 41), ("model", "popularity", "cooccurrence"), id="many equal scores"),
     ],
 )
 def test_metrics_are_those_of_loops(
@@ -167,7 +169,9 @@ def test_metrics_are_those_of_loops(
     lines = random_lines(model.words, 70, topk, repeat)
     # Two items have the same cosine to the mean of both, on paper.
     lines = [line for line in lines if len({*line[:-1]} & {*model.words[1:]}) != 2]
-    found = next_item(vectors_of(model), write(tmp_path / "items", lines), model.context_VD, topk=topk, last=num_last)
+    found = next_item(
+        vectors_of(model), write(tmp_path / "items", lines), model.context_VD, topk=topk, last=num_last, ns_exponent=0.3
+    )
     assert found.seen == ("may be recommended" if repeat else "left out")
     assert_agrees(found, by_hand(model, lines, [line[:-1] for line in lines], topk, num_last), names)
 
@@ -178,7 +182,7 @@ def test_cooccurrences_are_those_of_the_history(tmp_path: Path) -> None:
     lines = random_lines(model.words, 60, 0, repeat=False)
     counted = random_lines(model.words, 200, 1, repeat=True)
     file, history = write(tmp_path / "items", lines), write(tmp_path / "history", counted)
-    found = next_item(vectors_of(model), file, model.context_VD, history, topk=5, last=3)
+    found = next_item(vectors_of(model), file, model.context_VD, history, topk=5, last=3, ns_exponent=0.3)
     assert found.seen == "left out"
     assert_agrees(found, by_hand(model, lines, counted, 5, 3))
 
@@ -369,8 +373,7 @@ def test_a_file_of_vectors_has_no_score_of_the_model(call: Command, tmp_path: Pa
     file = write(tmp_path / "items", [["a", "b"], ["c", "a"]])
     ended = call(evaluate.main, tmp_path / "vectors", "--next-item", file, "--topk", 1)
     scores: dict[str, Any] = json.loads(ended.stdout)["next_item"]["scores"]
-    assert scores.pop("model") is None
-    assert None not in scores.values()
+    assert [name for name, score in scores.items() if score is None] == ["model", "model_popularity"]
 
 
 def test_parquet_is_read_on_both_sides(call: Command, run: Path, tmp_path: Path) -> None:
@@ -443,6 +446,8 @@ def test_parquet_without_sequences_is_refused(
         ("--last 0", "--last found 0 1 or more"),
         ("--topk 20", "--topk found 20 fewer than the 20 items"),
         ("--topk ten", "--topk ten"),
+        ("--ns-exponent 5", "--ns-exponent found 5 a number from -4 to 4"),
+        ("--ns-exponent nan", "--ns-exponent found nan"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(call: Command, run: Path, tmp_path: Path, flags: str, words: str) -> None:

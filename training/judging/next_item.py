@@ -22,6 +22,8 @@ from training.vectors.word_vectors import Vectors
 
 TOPK = 10
 LAST = 5
+NS_EXPONENT = 0.75
+"""As in prepare."""
 
 RESAMPLES = 1000
 """Of the bootstrap. The 2.5 and 97.5 % percentiles are then of 25 resamples each."""
@@ -71,7 +73,7 @@ class NextItemResult:
     coverage: float
     """The share of sequences of two items or more that were used."""
     scores: dict[str, ScoreResult | None]
-    """``model`` is None if there is no context table."""
+    """Those of the model are None if there is no context table."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,14 @@ def next_item(
     column: str | None = None,
     topk: int = TOPK,
     last: int = LAST,
+    ns_exponent: float = NS_EXPONENT,
 ) -> NextItemResult:
     """Ranks the last item of each sequence of ``file`` among all items, given those before it.
 
     ``history`` is the file whose sequences ``cooccurrence`` counts; without it, these are the sequences of ``file``
-    without their targets. ``column`` names the column of both files if they are Parquet. Deterministic on one machine.
-    Raises InputError for a malformed file, and for one without a sequence whose target and history are known.
+    without their targets. ``column`` names the column of both files if they are Parquet. ``ns_exponent`` is that of the
+    noise law with which the dataset was prepared. Deterministic on one machine. Raises InputError for a malformed file,
+    and for one without a sequence whose target and history are known.
     """
     num_items = len(vectors)
     if topk >= num_items:
@@ -116,12 +120,18 @@ def next_item(
         )
     may_repeat = bool((matrix_SI.data > 1).any())
     counted = _matrix(read_sequences(history, row_of, column) if history else histories, num_items)
+    center_ID = vectors.center_VD[1:]
     scores: dict[str, Score | None] = {
-        "cosine": _cosine(vectors.center_VD[1:], queries.last_QI),
-        "model": None if context_VD is None else _model(vectors.center_VD[1:], context_VD[1:], queries.last_QI),
+        "cosine": _cosine(center_ID, queries.last_QI),
+        "model": None,
+        "model_popularity": None,
         "popularity": _popularity(vectors),
         "cooccurrence": _cooccurrence(counted, queries.last_QI),
     }
+    if context_VD is not None and vectors.counts_V is not None:
+        log_noise_I = ns_exponent * np.log(np.maximum(vectors.counts_V[1:], 1)).astype(np.float32)
+        scores["model"] = _model(center_ID, context_VD[1:], queries.last_QI)
+        scores["model_popularity"] = _model(center_ID, context_VD[1:], queries.last_QI, log_noise_I)
     left_out_QI = csr_array(queries.history_QI.shape) if may_repeat else queries.history_QI
 
     def result_of(score: Score) -> ScoreResult:
@@ -191,18 +201,27 @@ def _cosine(center_ID: Float32, last_QI: csr_array) -> Score:
     return _products(mean_QD, lambda chunk: center_ID[chunk] / norms_I[chunk, None], center_ID.shape[1])
 
 
-def _model(center_ID: Float32, context_ID: Float32, last_QI: csr_array) -> Score:
-    """The sum over the last items of center times context, the log-odds of the skip-gram."""
-    sum_QD = last_QI @ center_ID
-    if not np.isfinite(lengths(sum_QD).max() * lengths(context_ID).max()):  # the bound of Cauchy and Schwarz
+def _model(center_ID: Float32, context_ID: Float32, last_QI: csr_array, log_noise_I: Float32 | None = None) -> Score:
+    """The sum over the last items of center times context, the log-odds of the skip-gram.
+
+    With ``log_noise_I``, the logarithm of the noise law, their mean plus that: the mean over the last items of
+    log p(item | last item), but for a constant.
+    """
+    queries_QD = last_QI @ center_ID
+    if log_noise_I is not None:
+        queries_QD /= last_QI.sum(axis=1)[:, None]
+    if not np.isfinite(lengths(queries_QD).max() * lengths(context_ID).max()):  # the bound of Cauchy and Schwarz
         raise InputError("found vectors too long for their products in float32; scale the vectors")
-    return _products(sum_QD, lambda chunk: context_ID[chunk], context_ID.shape[1])
+    return _products(queries_QD, lambda chunk: context_ID[chunk], context_ID.shape[1], log_noise_I)
 
 
-def _products(queries_QD: Float32, rows: Callable[[slice], Float32], dim: int) -> Score:
+def _products(
+    queries_QD: Float32, rows: Callable[[slice], Float32], dim: int, addend_I: Float32 | None = None
+) -> Score:
     def of_chunk(chunk: slice) -> OfBlock:
         rows_DC = rows(chunk).T
-        return lambda block: np.asarray(queries_QD[block] @ rows_DC)
+        addend_C = 0 if addend_I is None else addend_I[chunk]
+        return lambda block: np.asarray(queries_QD[block] @ rows_DC + addend_C)
 
     return Score(of_chunk, dim)
 
