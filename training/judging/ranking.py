@@ -97,7 +97,7 @@ def _keep_best(best_BK: Float32, top_BK: Int64, scores_BC: Float32, begin: int) 
     is_better_BC = scores_BC > best_BK[:, -1:]
     if begin == 0 and scores_BC.shape[1] > topk:  # the lists are empty, and sorting a whole chunk is slow
         is_better_BC &= scores_BC >= np.partition(scores_BC, -topk, axis=1)[:, -topk, None]
-    found_N, columns_N = is_better_BC.nonzero()
+    found_N, columns_N = np.divmod(np.flatnonzero(is_better_BC), scores_BC.shape[1])  # 10 times as fast as nonzero
     if not found_N.size:
         return
     rows_R, owner_N = np.unique(found_N, return_inverse=True)
