@@ -225,6 +225,7 @@ def test_the_report_is_json_and_says_what_was_left_out(call: Command, run: Path,
         "restrict_vocab": 300_000,
         "pairs": [pairs, pairs],
         "analogies": {"file": str(tmp_path / "questions"), **counts, "sections": [family, none]},
+        "next_item": None,
     }
     assert json.loads(call(evaluate.main, run, *files[:3]).stdout)["analogies"] is None
     assert json.loads(call(evaluate.main, run, *files[3:]).stdout)["pairs"] == []
@@ -298,7 +299,7 @@ def test_files_that_cannot_be_read_are_named(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("", "--pairs --analogies"),
+        ("", "--pairs --analogies --next-item"),
         ("--pairs", "--pairs"),
         ("--pairs x --restrict-vocab 0", "--restrict-vocab found 0"),
         ("--pairs x --restrict-vocab many", "--restrict-vocab many"),

@@ -24,6 +24,7 @@ from training.runs import report_page
 from training.vectors.word_vectors import Tables, Vectors
 
 PAIRS = "".join(f"w{a} w{b} {score}\n" for a, b, score in ((1, 2, 7.5), (3, 4, 1.25), (5, 6, 3), (2, 9, 9.5)))
+ITEMS = "w1 w2 w3\nw4 w5 w6 w7\nw8 w9 w1\n"
 ANALOGIES = ": first\nw1 w2 w3 w4\nw5 w6 w7 w8\n: second\nw2 w4 w6 w8\n"
 
 
@@ -63,6 +64,12 @@ def judge_evaluation(ended: lies.Ended) -> str | None:
     found = json.loads(ended.stdout)
     rates = [found["analogies"]["accuracy"], *(abs(pair["spearman"]) for pair in found["pairs"])]
     return None if all(isinstance(rate, float) and 0 <= rate <= 1.001 for rate in rates) else "rates that are none"
+
+
+def judge_next_items(ended: lies.Ended) -> str | None:
+    scores = json.loads(ended.stdout)["next_item"]["scores"].values()
+    rates = [score[name]["value"] for score in scores for name in ("hit_rate", "ndcg", "mrr")]
+    return judge_evaluation(ended) if all(0 <= rate <= 1 for rate in rates) else "rates that are none"
 
 
 class RunLies:
@@ -124,17 +131,19 @@ class Word2vecLies:
 
 
 class QuestionLies:
-    """Files of word pairs and of analogies, read by evaluate."""
+    """Files of word pairs, of analogies and of sequences, read by evaluate."""
 
     def __init__(self, home: Path):
         self.run = home / "asked"
         tiny.write_tables(self.run, tiny.random_model(40, 8, 0))
 
     def lie(self, place: Path, rng: Random) -> Case:
-        (place / "pairs").write_text(PAIRS)
-        (place / "analogies").write_text(ANALOGIES)
-        about = change(place / rng.choice(("pairs", "analogies")), rng.choice((makers.damage, makers.lie_in_text)), rng)
-        return Case(about, evaluate.main, evaluate_flags(self.run, place), judge_evaluation)
+        texts = {"pairs": PAIRS, "analogies": ANALOGIES, "items": ITEMS}
+        for name, text in texts.items():
+            (place / name).write_text(text)
+        about = change(place / rng.choice(sorted(texts)), rng.choice((makers.damage, makers.lie_in_text)), rng)
+        flags = [*evaluate_flags(self.run, place), "--next-item", str(place / "items")]
+        return Case(about, evaluate.main, flags, judge_next_items)
 
 
 class EvaluationLies:
