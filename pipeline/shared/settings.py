@@ -212,17 +212,33 @@ def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
             return f"a list, such as {shown(found.split())}" if isinstance(found, str) else "a list"
         kinds = [_bare(get_args(kinds[0])[0])]
     quotes = ", in quotes" if kinds[0] is str and found is not None and not isinstance(found, str | list | dict) else ""
-    return " or ".join(_SPELLED.get(kind, str(kind)) for kind in kinds) + quotes
+    return " or ".join(_SPELLED.get(kind) or _words(kind) for kind in kinds) + quotes
 
 
 def limits(field: FieldInfo, is_flag: bool = True) -> str:
     """The values that a field accepts, for people."""
-    kind = _types(field)[0]
+    kind, *others = _types(field)
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    bounds = {
-        name: getattr(entry, name) for entry in field.metadata for name in ("ge", "gt", "le") if hasattr(entry, name)
-    }
+        return _words(kind)
+    words = "".join(f", or {_words(other)}" for other in others if get_origin(other) is Literal)
+    return _numbers(kind, _bounds(field), is_flag) + words
+
+
+def _words(kind: Any) -> str:
+    """The values of a Literal, or the name of another type."""
+    return " or ".join(map(str, get_args(kind) or [kind]))
+
+
+def _bounds(field: FieldInfo) -> dict[str, Any]:
+    """The limits of a field, and of the first of its types if that has its own."""
+    first = (get_args(field.annotation) or (None,))[0]
+    own = [entry for info in getattr(first, "__metadata__", ()) for entry in getattr(info, "metadata", ())]
+    entries = [*field.metadata, *own]
+    return {name: getattr(entry, name) for entry in entries for name in ("ge", "gt", "le") if hasattr(entry, name)}
+
+
+def _numbers(kind: Any, bounds: dict[str, Any], is_flag: bool) -> str:
+    """The numbers within ``bounds``; without any, what a type accepts."""
     least, above, most = map(bounds.get, ("ge", "gt", "le"))
     if above is not None:
         return f"a number above {above:,}, {most:g} at most"
