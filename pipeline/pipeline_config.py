@@ -1,6 +1,7 @@
 """PipelineConfig: every setting on which the bytes of a dataset depend. Checked once, and stored in the manifest."""
 
 from argparse import ArgumentTypeError, BooleanOptionalAction
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -25,8 +26,29 @@ MAX_SEQUENCE_CONTEXTS = 50
 CORPUS, SAMPLING = "corpus", "sampling"
 """Titles of flag groups in ``--help``."""
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "words": {"window": 5, "window_kind": "dynamic", "min_count": 10, "sample": 1e-4, "ns_exponent": 0.75},
+    "items": {"window": 10, "window_kind": "fixed", "min_count": 5, "sample": 0.0, "ns_exponent": 0.5},
+}
+"""The usual values of settings for each preset; docs/data.md says why they differ."""
+
 ADDED = {"window_kind": "dynamic", "window_side": "both"}
 """Settings that datasets of earlier versions do not have, with the values after which those were made."""
+
+
+def _usual(name: str) -> Callable[[dict[str, Any]], Any]:
+    """The default_factory of a setting whose usual value depends on the preset."""
+    return lambda given: PRESETS[given["preset"]][name]
+
+
+def _kind(given: dict[str, Any]) -> str:
+    return "fixed" if given["window"] == SEQUENCE else str(_usual("window_kind")(given))
+
+
+def _default(name: str) -> str:
+    """What the help says of a usual value that depends on the preset."""
+    words, items = (preset[name] for preset in PRESETS.values())
+    return f"default: {words}" if words == items else f"default: {words}; items: {items}"
 
 
 def _window(text: str) -> int | str:
@@ -74,20 +96,25 @@ class PipelineConfig:
         flag={"action": BooleanOptionalAction, "default": None},
     )
 
+    preset: Literal["words", "items"] = setting(
+        default="words", group=SAMPLING, help="what tokens are; other settings have usual values for each"
+    )
+    """It changes nothing but the usual values in PRESETS."""
+
     window: Annotated[int, Field(ge=1)] | Literal["sequence"] = setting(
-        default=5,
+        default_factory=_usual("window"),
         group=SAMPLING,
         help=f"largest distance of a context from its center, in tokens; {SEQUENCE}: all other tokens are contexts, "
-        f"or {MAX_SEQUENCE_CONTEXTS} of them at random",
+        f"or {MAX_SEQUENCE_CONTEXTS} of them at random ({_default('window')})",
         flag={"type": _window, "metavar": f"N|{SEQUENCE}"},
     )
     """Distances are between kept tokens."""
 
     window_kind: Literal["dynamic", "fixed"] = setting(
-        default_factory=lambda given: "fixed" if given["window"] == SEQUENCE else "dynamic",
+        default_factory=_kind,
         group=SAMPLING,
         help=f"dynamic: each center draws a radius from 1 to the window; fixed: the window is the radius "
-        f"(default: dynamic; fixed with --window {SEQUENCE})",
+        f"({_default('window_kind')}; always fixed with --window {SEQUENCE})",
     )
 
     window_side: Literal["both", "left", "right"] = setting(
@@ -97,7 +124,12 @@ class PipelineConfig:
 
     negatives: int = setting(default=5, ge=1, group=SAMPLING, help="noise words for each context (K)")
 
-    min_count: int = setting(default=10, ge=1, group=SAMPLING, help="words seen fewer times become <unk>")
+    min_count: int = setting(
+        default_factory=_usual("min_count"),
+        ge=1,
+        group=SAMPLING,
+        help=f"words seen fewer times become <unk> ({_default('min_count')})",
+    )
     """<unk> is never a center, context or negative."""
 
     max_vocab: int | None = setting(
@@ -106,11 +138,11 @@ class PipelineConfig:
     """<unk> is not counted."""
 
     sample: Number = setting(
-        default=1e-4,
+        default_factory=_usual("sample"),
         ge=0,
         le=1,
         group=SAMPLING,
-        help="subsampling threshold t, a relative frequency; 0 keeps every token",
+        help=f"subsampling threshold t, a relative frequency; 0 keeps every token ({_default('sample')})",
     )
 
     subsample_rule: Literal["paper", "word2vec"] = setting(
@@ -118,7 +150,13 @@ class PipelineConfig:
     )
     """The probability of keeping a token of relative frequency f; word2vec.c and gensim follow ``word2vec``."""
 
-    ns_exponent: Number = setting(default=0.75, ge=-4, le=4, group=SAMPLING, help="the noise law is count ** this")
+    ns_exponent: Number = setting(
+        default_factory=_usual("ns_exponent"),
+        ge=-4,
+        le=4,
+        group=SAMPLING,
+        help=f"the noise law is count ** this ({_default('ns_exponent')})",
+    )
     """0 is uniform; a negative exponent favors rare words."""
 
     num_shards: int | None = setting(
@@ -180,6 +218,8 @@ class PipelineConfig:
     def identity(self) -> dict[str, Any]:
         """The settings for digests: equal ones give equal datasets.
 
-        Those of ADDED are left out where they have the values of datasets without them, which so keep their digests.
+        Those of ADDED are left out where they have the values of datasets without them, which so keep their digests;
+        ``preset`` always, since the settings that follow from it are there.
         """
-        return {name: value for name, value in asdict(self).items() if (name, value) not in ADDED.items()}
+        left_out = {**ADDED, "preset": self.preset}.items()
+        return {name: value for name, value in asdict(self).items() if (name, value) not in left_out}

@@ -66,7 +66,7 @@ def keep_threshold(count: int, total: int, sample: float, rule: str) -> float:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a manifest's config is part of its dataset's id."""
-    before = {"window_kind": "dynamic", "window_side": "both"}
+    before = {"window_kind": "dynamic", "window_side": "both", "preset": config.get("preset")}
     return {name: value for name, value in config.items() if name not in before or value != before[name]}
 
 

@@ -9,6 +9,7 @@ number``; and the setting's row in docs/settings.md.
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -22,6 +23,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
 
 from pipeline.shared.cli import Parser, path
 from pipeline.shared.errors import InputError, shown
+
+DEFAULT_NOTE = re.compile(r" ?\(default: ([^)]*)\)")
+"""What a help text says of a default that depends on other settings, or that needs words."""
 
 Config = TypeVar("Config")
 Element = TypeVar("Element")
@@ -140,6 +144,8 @@ def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> 
         about = cast(dict[str, Any], field.json_schema_extra)
         if about["group"] and name not in omitted:
             options = _options(name, field, defaults.get(name, field.default)) | about
+            if name in defaults:  # the parser shows it
+                options["help"] = DEFAULT_NOTE.sub("", options["help"])
             parser.group(options.pop("group")).add_argument(options.pop("flag"), **options)
 
 

@@ -91,7 +91,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--window 0", "--window found 0 expected 1"),
+        ("--window 0", "--window found 0 expected 1 or more sequence"),
         ("--window -1", "--window found -1"),
         ("--window 3000", "--window found 3000 6000 contexts 36000"),
         ("--window 6000 --window-side left", "--window found 6000 6000 contexts 36000"),
@@ -310,6 +310,15 @@ def test_the_same_command_twice_says_so_and_starts_no_spark(
     assert (ended.code, ended.stderr) == (0, "")
     assert "already there" in ended.stdout
     assert tree(output) == before
+
+
+def test_a_preset_is_another_name_of_the_settings_that_follow_from_it(
+    job: Command, prepared: tuple[Path, Path], output: Path
+) -> None:
+    same = *SMALL, "--preset", "items", "--window-kind", "dynamic", "--ns-exponent", "0.75"
+    assert "already there" in job("--input", prepared[0], "--output", output, *same).stdout
+    other = job("--input", prepared[0], "--output", output, *SMALL, "--preset", "items")
+    other.assert_refused("--window-kind dynamic, now fixed", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -759,7 +768,10 @@ def test_what_is_about_to_happen_is_said_before_the_long_work(
     """The settings, the width of a row, what is read, and what will be written, each with its arithmetic."""
     lines = said(spark_job, sentences, tmp_path, "--epochs", "2")
     assert lines[0].startswith(f"{tmp_path / 'out'} from {sentences}")
-    assert "window 2, window_kind dynamic, window_side both, negatives 5, min_count 2, sample 0.0," in lines[1]
+    assert (
+        "preset words, window 2, window_kind dynamic, window_side both, negatives 5, min_count 2, sample 0.0,"
+        in lines[1]
+    )
     assert "rows of 4 contexts x (1 + 5) = 24" in lines[1]
     assert lines[2] == "counting words in 1 file(s) of 0.0 MB"
     forecast = next(number for number, line in enumerate(lines) if line.startswith("about "))

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import oracles
 import pytest
 from scipy import stats
 
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import PRESETS, PipelineConfig
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
 from pipeline.sampling.sample import Examples, Slice, Tables, sample
@@ -311,6 +312,17 @@ def test_tables_of_an_arbitrary_vocabulary_are_golden() -> None:
 
 GOLDEN_KEEP = [0, 503446385, 872431044, 3559903535, 3559903535, 4294967296]
 GOLDEN_WEIGHTS = [0, 22162545684, 9715224013, 1178669759, 1178669758, 124629154]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_usual_values_and_what_is_given_wins(preset: Literal["words", "items"]) -> None:
+    found = PipelineConfig(preset=preset)
+    assert found.identity == PipelineConfig(**PRESETS[preset]).identity
+    given = {"window": 9, "window_kind": "dynamic", "min_count": 3, "sample": 0.5, "ns_exponent": 1.0}
+    assert given.keys() == PRESETS[preset].keys()
+    for name, value in given.items():
+        changed: Any = {name: value}
+        assert asdict(PipelineConfig(preset=preset, **changed)) == {**asdict(found), **changed}
 
 
 @pytest.mark.parametrize(
