@@ -115,10 +115,11 @@ def test_the_next_item_follows_from_the_last_and_not_from_popularity(events: Eve
     assert hits_by_popularity / len(sessions) < 0.12
 
 
-def test_the_command_writes_the_events_by_time(events: Events, tmp_path: Path, call: Command) -> None:
-    ended = call(shop.main, "--output", tmp_path / "shop.parquet")
+def test_the_command_writes_the_events_by_time(tmp_path: Path, call: Command) -> None:
+    events = shop_events(30, 2000, seed=7)
+    ended = call(shop.main, "--output", tmp_path / "shop.parquet", "--users", "30", "--events", "2000", "--seed", "7")
     assert (ended.code, ended.stderr) == (0, "")
-    assert ended.stdout == f"{tmp_path / 'shop.parquet'}: 100,000 events of 2,000 users, 2,000 items\n"
+    assert ended.stdout == f"{tmp_path / 'shop.parquet'}: 2,000 events of 30 users, 2,000 items\n"
     table = pq.read_table(tmp_path / "shop.parquet")
     assert table.equals(shop_table(events))
     assert table.schema == pa.schema({"user_id": pa.int64(), "ts": pa.timestamp("us", tz="UTC"), "item": pa.string()})
@@ -126,7 +127,7 @@ def test_the_command_writes_the_events_by_time(events: Events, tmp_path: Path, c
     rows = table.to_pandas().groupby("user_id")["item"].agg(list)
     expected: defaultdict[int, list[str]] = defaultdict(list)
     for session, items in enumerate(shop_sessions(events)):
-        expected[session % 2000] += items
+        expected[session % 30] += items
     assert rows.to_dict() == dict(expected)
 
 
