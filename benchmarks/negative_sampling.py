@@ -244,14 +244,14 @@ def avoided(data: Path) -> list[str]:
 
 
 def contexts_and_negatives(data: Path, manifest: Manifest) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The contexts of each row of the first sampled epoch (R, 2·window), 0-padded, and counts of negatives (V,)."""
+    """The contexts of each row of the first sampled epoch (R, max_contexts), 0-padded; counts of negatives (V,)."""
     contexts, counts_V = [], np.zeros(manifest.vocab_size, dtype=np.int64)
     for shard in manifest.select(0):
         columns = pq.read_table(data / shard.path, columns=["contexts_negatives", "label", "mask"])
         ids, label, mask = (
             column.combine_chunks().flatten().to_numpy().reshape(shard.rows, -1) for column in columns.columns
         )
-        contexts.append(np.where(label, ids, 0)[:, : 2 * manifest.config.window].astype(np.int32))
+        contexts.append(np.where(label, ids, 0)[:, : manifest.config.max_contexts].astype(np.int32))
         counts_V += np.bincount(ids[(mask == 1) & (label == 0)], minlength=counts_V.size)
     return np.concatenate(contexts), counts_V
 

@@ -186,7 +186,7 @@ def is_there(
         return False
     manifest = Manifest.load(output)
     manifest.check_files(output)
-    before, now = asdict(manifest.config), asdict(config)
+    before, now = asdict(manifest.config), {**asdict(config), "preset": manifest.config.preset}  # it changes no byte
     differing = [
         f"--{name.replace('_', '-')} {before[name]}, now {now[name]}" for name in now if before[name] != now[name]
     ]

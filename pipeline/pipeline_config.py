@@ -1,8 +1,11 @@
 """PipelineConfig: every setting on which the bytes of a dataset depend. Checked once, and stored in the manifest."""
 
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from pipeline.shared.cli import uri
 from pipeline.shared.errors import InputError
@@ -14,8 +17,46 @@ MAX_SEQUENCE_TOKENS = 1 << 17
 MAX_EPOCHS = 1000
 """A task keeps a file open for each epoch."""
 
+SEQUENCE = "sequence"
+"""The window that is a whole sequence."""
+
+MAX_SEQUENCE_CONTEXTS = 50
+"""The most contexts of a row if the window is a whole sequence. Longer sequences give each center a sample."""
+
 CORPUS, SAMPLING = "corpus", "sampling"
 """Titles of flag groups in ``--help``."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "words": {"window": 5, "window_kind": "dynamic", "min_count": 10, "sample": 1e-4, "ns_exponent": 0.75},
+    "items": {"window": 10, "window_kind": "fixed", "min_count": 5, "sample": 0.0, "ns_exponent": 0.5},
+}
+"""The usual values of settings for each preset; docs/data.md says why they differ."""
+
+ADDED = {"window_kind": "dynamic", "window_side": "both"}
+"""Settings that datasets of earlier versions do not have, with the values after which those were made."""
+
+
+def _usual(name: str) -> Callable[[dict[str, Any]], Any]:
+    """The default_factory of a setting whose usual value depends on the preset."""
+    return lambda given: PRESETS[given["preset"]][name]
+
+
+def _kind(given: dict[str, Any]) -> str:
+    return "fixed" if given["window"] == SEQUENCE else str(_usual("window_kind")(given))
+
+
+def _default(name: str) -> str:
+    """What the help says of a usual value that depends on the preset."""
+    words, items = (preset[name] for preset in PRESETS.values())
+    return f"default: {words}" if words == items else f"default: {words}; items: {items}"
+
+
+def _window(text: str) -> int | str:
+    """A window given as a flag; the config checks the number."""
+    try:
+        return text if text == SEQUENCE else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"found {text}, expected a whole number, or {SEQUENCE}") from None
 
 
 @settings()
@@ -55,14 +96,40 @@ class PipelineConfig:
         flag={"action": BooleanOptionalAction, "default": None},
     )
 
-    window: int = setting(
-        default=5, ge=1, group=SAMPLING, help="largest distance of a context from its center, in tokens"
+    preset: Literal["words", "items"] = setting(
+        default="words", group=SAMPLING, help="what tokens are; other settings have usual values for each"
     )
-    """Distances are between kept tokens; the radius is uniform in 1..window."""
+    """It changes nothing but the usual values in PRESETS."""
+
+    window: Annotated[int, Field(ge=1)] | Literal["sequence"] = setting(
+        default_factory=_usual("window"),
+        group=SAMPLING,
+        help=f"largest distance of a context from its center, in tokens; {SEQUENCE}: all other tokens are contexts, "
+        f"or {MAX_SEQUENCE_CONTEXTS} of them at random ({_default('window')})",
+        flag={"type": _window, "metavar": f"N|{SEQUENCE}"},
+    )
+    """Distances are between kept tokens."""
+
+    window_kind: Literal["dynamic", "fixed"] = setting(
+        default_factory=_kind,
+        group=SAMPLING,
+        help=f"dynamic: each center draws a radius from 1 to the window; fixed: the window is the radius "
+        f"({_default('window_kind')}; always fixed with --window {SEQUENCE})",
+    )
+
+    window_side: Literal["both", "left", "right"] = setting(
+        default="both", group=SAMPLING, help="where contexts are: left is before their center, right after it"
+    )
+    """With one side alone, a token at that end of its sequence gives no example."""
 
     negatives: int = setting(default=5, ge=1, group=SAMPLING, help="noise words for each context (K)")
 
-    min_count: int = setting(default=10, ge=1, group=SAMPLING, help="words seen fewer times become <unk>")
+    min_count: int = setting(
+        default_factory=_usual("min_count"),
+        ge=1,
+        group=SAMPLING,
+        help=f"words seen fewer times become <unk> ({_default('min_count')})",
+    )
     """<unk> is never a center, context or negative."""
 
     max_vocab: int | None = setting(
@@ -71,11 +138,11 @@ class PipelineConfig:
     """<unk> is not counted."""
 
     sample: Number = setting(
-        default=1e-4,
+        default_factory=_usual("sample"),
         ge=0,
         le=1,
         group=SAMPLING,
-        help="subsampling threshold t, a relative frequency; 0 keeps every token",
+        help=f"subsampling threshold t, a relative frequency; 0 keeps every token ({_default('sample')})",
     )
 
     subsample_rule: Literal["paper", "word2vec"] = setting(
@@ -83,7 +150,13 @@ class PipelineConfig:
     )
     """The probability of keeping a token of relative frequency f; word2vec.c and gensim follow ``word2vec``."""
 
-    ns_exponent: Number = setting(default=0.75, ge=-4, le=4, group=SAMPLING, help="the noise law is count ** this")
+    ns_exponent: Number = setting(
+        default_factory=_usual("ns_exponent"),
+        ge=-4,
+        le=4,
+        group=SAMPLING,
+        help=f"the noise law is count ** this ({_default('ns_exponent')})",
+    )
     """0 is uniform; a negative exponent favors rare words."""
 
     num_shards: int | None = setting(
@@ -115,17 +188,38 @@ class PipelineConfig:
     seed: int = setting(default=0, group=SAMPLING, help="of subsampling, windows and negatives; any integer")
 
     def __post_init__(self) -> None:
+        if self.window == SEQUENCE and self.window_kind == "dynamic":
+            raise InputError.flag("window_kind", "dynamic", f"fixed with --window {SEQUENCE}, which has no radius")
         if self.max_len > 2**15 - 1:
             raise InputError.flag(
-                "window", self.window, f"2 * window * (1 + negatives) <= 32767 (here it is {self.max_len})"
+                "window",
+                self.window,
+                f"{self.max_contexts} contexts x (1 + negatives) <= 32767 (here it is {self.max_len})",
             )
 
     def __str__(self) -> str:
         """All settings that are not None, then the width of a row, for people."""
         settings = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None)
-        return f"{settings}; rows of 2 x {self.window} x (1 + {self.negatives}) = {self.max_len}"
+        return f"{settings}; rows of {self.max_contexts} contexts x (1 + {self.negatives}) = {self.max_len}"
+
+    @property
+    def max_contexts(self) -> int:
+        """The most contexts of a row."""
+        if isinstance(self.window, str):
+            return MAX_SEQUENCE_CONTEXTS
+        return self.window * (2 if self.window_side == "both" else 1)
 
     @property
     def max_len(self) -> int:
-        """L, the width of a row: room for 2·window contexts and K negatives for each."""
-        return 2 * self.window * (1 + self.negatives)
+        """L, the width of a row: room for ``max_contexts``, and K negatives for each."""
+        return self.max_contexts * (1 + self.negatives)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings for digests: equal ones give equal datasets.
+
+        Those of ADDED are left out where they have the values of datasets without them, which so keep their digests;
+        ``preset`` always, since the settings that follow from it are there.
+        """
+        left_out = {**ADDED, "preset": self.preset}.items()
+        return {name: value for name, value in asdict(self).items() if (name, value) not in left_out}

@@ -101,10 +101,10 @@ def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
         raise InputError(
             f"no word reaches --min-count {config.min_count} in {num_tokens} tokens; lower it or give a larger corpus"
         )
-    if num_words <= 2 * config.window:
+    if num_words <= config.max_contexts:
         raise InputError(
-            f"the vocabulary has {num_words} words, expected more than 2 * window = {2 * config.window}, or a row's "
-            f"contexts could leave no word for its negatives; lower --window or --min-count"
+            f"the vocabulary has {num_words} words, expected more than {config.max_contexts}, the most contexts of a "
+            f"row, which could leave no word for its negatives; take a smaller --window or --min-count"
         )
 
 

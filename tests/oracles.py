@@ -4,7 +4,7 @@ under test but the formulas and the numbers of the purposes."""
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MASK = (1 << 64) - 1
 
@@ -64,12 +64,31 @@ def keep_threshold(count: int, total: int, sample: float, rule: str) -> float:
     return min(1.0, math.sqrt(ratio) + (ratio if rule == "word2vec" else 0)) * 2**32
 
 
-def windows(ids: Sequence[int], radius: Sequence[int]) -> list[list[int]]:
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a manifest's config is part of its dataset's id."""
+    before = {"window_kind": "dynamic", "window_side": "both", "preset": config.get("preset")}
+    return {name: value for name, value in config.items() if name not in before or value != before[name]}
+
+
+def windows(ids: Sequence[int], radius: Sequence[int], side: str = "both") -> list[list[int]]:
     """The contexts of every token of one sequence."""
     return [
-        [ids[j] for j in range(i - radius[i], i + radius[i] + 1) if j != i and 0 <= j < len(ids)]
+        [
+            ids[j]
+            for j in range(i - radius[i], i + radius[i] + 1)
+            if j != i and 0 <= j < len(ids) and not (side == "left" and j > i) and not (side == "right" and j < i)
+        ]
         for i in range(len(ids))
     ]
+
+
+def sample_of(found: Sequence[int], size: int, stream: int) -> list[int]:
+    """``size`` of the elements, or all if there are no more, in their order, by Floyd's algorithm."""
+    places: set[int] = set()
+    for slot, last in enumerate(range(max(0, len(found) - size), len(found))):
+        place = (fold(stream, slot) >> 32) * (last + 1) >> 32
+        places.add(last if place in places else place)
+    return [found[place] for place in sorted(places)]
 
 
 class NoiseTables(NamedTuple):
@@ -108,10 +127,12 @@ def examples(
     lines: Iterable[str],
     *,
     min_count: int,
-    window: int,
+    window: int | str,
     negatives: int,
     keep: Sequence[int],
     tables: NoiseTables,
+    kind: str = "dynamic",
+    side: str = "both",
     seed: int = 0,
     epoch: int = 0,
     max_length: int = 1000,
@@ -133,8 +154,10 @@ def examples(
             return fold_all(seed, purpose, epoch, key, repeat, position)
 
         kept = [p for p, word in enumerate(ids) if draw(1, p) >> 32 < keep[word]]
-        radius = [1 + ((draw(2, p) >> 32) * window >> 32) for p in kept]
-        for p, contexts in zip(kept, windows([ids[p] for p in kept], radius), strict=True):
+        largest = len(kept) if isinstance(window, str) else window
+        radius = [1 + ((draw(2, p) >> 32) * largest >> 32) if kind == "dynamic" else largest for p in kept]
+        for p, others in zip(kept, windows([ids[p] for p in kept], radius, side), strict=True):
+            contexts = sample_of(others, 50, draw(2, p)) if isinstance(window, str) else others
             if not contexts:
                 continue
             stream, noise = draw(3, p), []

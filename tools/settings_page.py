@@ -3,7 +3,6 @@
 python tools/settings_page.py > docs/settings.md
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -20,7 +19,7 @@ from jobs.retraining.gates import Gates
 from jobs.retraining.retrain_config import CorpusSettings, RegistrySettings, RetrainConfig, WarmStart
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser
-from pipeline.shared.settings import fields_of, limits
+from pipeline.shared.settings import DEFAULT_NOTE, fields_of, limits
 from training.train_config import TrainCommand
 
 SECTIONS: tuple[tuple[str, str, type], ...] = (
@@ -60,7 +59,7 @@ def page() -> Iterator[str]:
 def row(name: str, field: FieldInfo) -> str:
     """The row of a field. If the default depends on other settings, the text of the field gives it."""
     text = str(field.description).replace("<unk>", "`<unk>`")
-    note = re.search(r" ?\(default: ([^)]*)\)", text)
+    note = DEFAULT_NOTE.search(text)
     default = note[1] if note else "must be given" if field.is_required() else shown(field.default)
     return f"| `{name}` | {default} | {limits(field, is_flag=False)} | {text.replace(note[0], '') if note else text} |"
 

@@ -135,6 +135,7 @@ class RetrainConfig:
         """All settings that change the vectors. They and the corpus determine a cycle's run id."""
         kept = ("corpus", "prepare", "train", "warm_start", "torchrun")
         found = {name: value for name, value in asdict(self).items() if name in kept}
+        found["prepare"] = self.prepare.identity
         for name in ("input", "demo", "may_shrink"):  # the corpus' state lists the files
             del found["corpus"][name]
         return found

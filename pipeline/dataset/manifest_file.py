@@ -118,10 +118,10 @@ class Manifest:
 
     @property
     def dataset_id(self) -> str:
-        """A digest of format, config, vocabulary and shards: equal for equal data, in any folder."""
+        """A digest of format, settings, vocabulary and shards: equal for equal data, in any folder."""
         identity = {
             "format_version": self.format_version,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.identity,
             "vocab": self.vocab_digest,
             "shards": [[shard.split, shard.epoch, shard.rows, shard.sha256] for shard in self.shards],
         }

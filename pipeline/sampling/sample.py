@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import MAX_SEQUENCE_TOKENS, PipelineConfig
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
 from pipeline.sampling.subsample import keep_thresholds
-from pipeline.sampling.window import copy_contexts, draw_radius
+from pipeline.sampling.window import choose_contexts, copy_contexts, draw_radius
 from pipeline.shared.compiled import compiled, inner
 from pipeline.shared.draws import draw
 from pipeline.shared.randomness import U64, Purpose, stream
@@ -94,6 +94,14 @@ class EpochParameters(NamedTuple):
     window_stream: np.uint64
     negative_stream: np.uint64
     window: int
+    """The largest radius."""
+    is_dynamic: bool
+    """Whether radii are drawn. Otherwise all are ``window``."""
+    has_left: bool
+    """Whether tokens before the center are contexts."""
+    has_right: bool
+    """Whether tokens after the center are contexts."""
+    max_contexts: int
     negatives: int
     keep_V: U64
     noise: Noise
@@ -109,7 +117,11 @@ def sample(piece: Slice, tables: Tables, config: PipelineConfig, epoch: int) -> 
         subsample_stream=epoch_stream(Purpose.SUBSAMPLE),
         window_stream=epoch_stream(Purpose.WINDOW),
         negative_stream=epoch_stream(Purpose.NEGATIVE),
-        window=config.window,
+        window=MAX_SEQUENCE_TOKENS if isinstance(config.window, str) else config.window,
+        is_dynamic=config.window_kind == "dynamic",
+        has_left=config.window_side != "right",
+        has_right=config.window_side != "left",
+        max_contexts=config.max_contexts,
         negatives=config.negatives,
         keep_V=tables.keep_V,
         noise=tables.noise,
@@ -132,7 +144,7 @@ def sample(piece: Slice, tables: Tables, config: PipelineConfig, epoch: int) -> 
 def keep_tokens(piece: Slice, parameters: EpochParameters, kept: Kept) -> int:
     """Writes the tokens that subsampling keeps to ``kept``. Returns the number of examples.
 
-    A sequence with one token left has no example.
+    A sequence with one token left has no example. With contexts on one side alone, one of its ends has none either.
     """
     ids_T, lengths_Q = piece.ids, piece.lengths
     kept_ids_T, kept_positions_T, kept_lengths_Q = kept
@@ -148,7 +160,7 @@ def keep_tokens(piece: Slice, parameters: EpochParameters, kept: Kept) -> int:
             token += 1
         kept_lengths_Q[q] = num_kept - start
         if kept_lengths_Q[q] > 1:
-            num_examples += kept_lengths_Q[q]
+            num_examples += kept_lengths_Q[q] - 2 + parameters.has_left + parameters.has_right
     return num_examples
 
 
@@ -166,9 +178,19 @@ def fill_rows(piece: Slice, kept: Kept, parameters: EpochParameters, examples: E
         window_stream = sequence_stream(parameters.window_stream, piece, q)
         negative_stream = sequence_stream(parameters.negative_stream, piece, q)
         for token in range(start, stop):
-            row_L, position = examples.contexts_negatives_NL[example], np.uint64(positions_T[token])
-            radius = draw_radius(window_stream, position, parameters.window)
-            n = copy_contexts(ids_T, start, token, stop, radius, row_L)
+            position, radius = np.uint64(positions_T[token]), parameters.window
+            if parameters.is_dynamic:
+                radius = draw_radius(window_stream, position, parameters.window)
+            begin = max(start, token - radius) if parameters.has_left else token
+            end = min(stop, token + 1 + radius) if parameters.has_right else token + 1
+            n = min(end - begin - 1, parameters.max_contexts)
+            if n == 0:
+                continue
+            row_L = examples.contexts_negatives_NL[example]
+            if n < end - begin - 1:
+                choose_contexts(ids_T, begin, token, end, draw(window_stream, position), row_L[:n])
+            else:
+                copy_contexts(ids_T, begin, token, end, row_L)
             real = n * (1 + parameters.negatives)
             row_stream = draw(negative_stream, position)
             if draw_negatives(row_L[n:real], row_L[:n], row_stream, noise):

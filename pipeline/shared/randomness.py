@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     DEMO = 6
     SEQUENCE = 7
     HOLDOUT = 8
+    SHOP = 9
 
 
 def splitmix64(stream: Number, part: Number) -> Number:

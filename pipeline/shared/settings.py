@@ -9,6 +9,7 @@ number``; and the setting's row in docs/settings.md.
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -22,6 +23,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
 
 from pipeline.shared.cli import Parser, path
 from pipeline.shared.errors import InputError, shown
+
+DEFAULT_NOTE = re.compile(r" ?\(default: ([^)]*)\)")
+"""What a help text says of a default that depends on other settings, or that needs words."""
 
 Config = TypeVar("Config")
 Element = TypeVar("Element")
@@ -140,6 +144,8 @@ def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> 
         about = cast(dict[str, Any], field.json_schema_extra)
         if about["group"] and name not in omitted:
             options = _options(name, field, defaults.get(name, field.default)) | about
+            if name in defaults:  # the parser shows it
+                options["help"] = DEFAULT_NOTE.sub("", options["help"])
             parser.group(options.pop("group")).add_argument(options.pop("flag"), **options)
 
 
@@ -212,17 +218,33 @@ def _expected(problem: ErrorDetails, field: FieldInfo, is_flag: bool) -> str:
             return f"a list, such as {shown(found.split())}" if isinstance(found, str) else "a list"
         kinds = [_bare(get_args(kinds[0])[0])]
     quotes = ", in quotes" if kinds[0] is str and found is not None and not isinstance(found, str | list | dict) else ""
-    return " or ".join(_SPELLED.get(kind, str(kind)) for kind in kinds) + quotes
+    return " or ".join(_SPELLED.get(kind) or _words(kind) for kind in kinds) + quotes
 
 
 def limits(field: FieldInfo, is_flag: bool = True) -> str:
     """The values that a field accepts, for people."""
-    kind = _types(field)[0]
+    kind, *others = _types(field)
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    bounds = {
-        name: getattr(entry, name) for entry in field.metadata for name in ("ge", "gt", "le") if hasattr(entry, name)
-    }
+        return _words(kind)
+    words = "".join(f", or {_words(other)}" for other in others if get_origin(other) is Literal)
+    return _numbers(kind, _bounds(field), is_flag) + words
+
+
+def _words(kind: Any) -> str:
+    """The values of a Literal, or the name of another type."""
+    return " or ".join(map(str, get_args(kind) or [kind]))
+
+
+def _bounds(field: FieldInfo) -> dict[str, Any]:
+    """The limits of a field, and of the first of its types if that has its own."""
+    first = (get_args(field.annotation) or (None,))[0]
+    own = [entry for info in getattr(first, "__metadata__", ()) for entry in getattr(info, "metadata", ())]
+    entries = [*field.metadata, *own]
+    return {name: getattr(entry, name) for entry in entries for name in ("ge", "gt", "le") if hasattr(entry, name)}
+
+
+def _numbers(kind: Any, bounds: dict[str, Any], is_flag: bool) -> str:
+    """The numbers within ``bounds``; without any, what a type accepts."""
     least, above, most = map(bounds.get, ("ge", "gt", "le"))
     if above is not None:
         return f"a number above {above:,}, {most:g} at most"

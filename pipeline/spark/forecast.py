@@ -21,9 +21,9 @@ def expected_examples(vocab: Vocab, tables: Tables) -> float:
 
 
 def bytes_an_example(vocab_size: int, config: PipelineConfig) -> float:
-    """Bytes of an example if sequences are long. If they are short, centers have up to a third fewer contexts."""
+    """Bytes of an example if sequences are long. If they are short, centers have fewer contexts."""
     bits = math.ceil(math.log2(vocab_size))
-    return mean_contexts(config.window) * (1 + config.negatives) * bits / 8 + OTHER_BYTES
+    return mean_contexts(config) * (1 + config.negatives) * bits / 8 + OTHER_BYTES
 
 
 def core_seconds(num_tokens: int, epochs: int) -> float:

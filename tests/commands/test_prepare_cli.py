@@ -91,9 +91,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--window 0", "--window found 0 expected 1"),
+        ("--window 0", "--window found 0 expected 1 or more sequence"),
         ("--window -1", "--window found -1"),
-        ("--window 3000", "--window found 3000 36000"),
+        ("--window 3000", "--window found 3000 6000 contexts 36000"),
+        ("--window 6000 --window-side left", "--window found 6000 6000 contexts 36000"),
+        ("--window sequence --negatives 700", "--window found sequence 50 contexts 35050"),
+        ("--window sequence --window-kind dynamic", "--window-kind found dynamic expected fixed --window sequence"),
+        ("--window wide", "--window: found wide expected whole number sequence"),
         ("--negatives 0", "--negatives found 0 expected 1"),
         ("--negatives -5", "--negatives found -5"),
         ("--min-count 0", "--min-count found 0"),
@@ -308,6 +312,15 @@ def test_the_same_command_twice_says_so_and_starts_no_spark(
     assert tree(output) == before
 
 
+def test_a_preset_is_another_name_of_the_settings_that_follow_from_it(
+    job: Command, prepared: tuple[Path, Path], output: Path
+) -> None:
+    same = *SMALL, "--preset", "items", "--window-kind", "dynamic", "--ns-exponent", "0.75"
+    assert "already there" in job("--input", prepared[0], "--output", output, *same).stdout
+    other = job("--input", prepared[0], "--output", output, *SMALL, "--preset", "items")
+    other.assert_refused("--window-kind dynamic, now fixed", "--overwrite")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -383,8 +396,9 @@ def test_overwriting_replaces_a_dataset_whatever_its_state(
     ("flags", "words"),
     [
         ("--min-count 100000", "no word --min-count 100000 1600 tokens"),
-        ("--window 15", "30 words 2 * window = 30 --window --min-count"),
-        ("--max-vocab 3", "3 words 2 * window = 4"),
+        ("--window 15", "30 words more than 30 --window --min-count"),
+        ("--max-vocab 3", "3 words more than 4"),
+        ("--window sequence", "30 words more than 50 --window --min-count"),
         ("--sample 1e-30", "no line"),
     ],
 )
@@ -754,8 +768,11 @@ def test_what_is_about_to_happen_is_said_before_the_long_work(
     """The settings, the width of a row, what is read, and what will be written, each with its arithmetic."""
     lines = said(spark_job, sentences, tmp_path, "--epochs", "2")
     assert lines[0].startswith(f"{tmp_path / 'out'} from {sentences}")
-    assert "window 2, negatives 5, min_count 2, sample 0.0," in lines[1]
-    assert "rows of 2 x 2 x (1 + 5) = 24" in lines[1]
+    assert (
+        "preset words, window 2, window_kind dynamic, window_side both, negatives 5, min_count 2, sample 0.0,"
+        in lines[1]
+    )
+    assert "rows of 4 contexts x (1 + 5) = 24" in lines[1]
     assert lines[2] == "counting words in 1 file(s) of 0.0 MB"
     forecast = next(number for number, line in enumerate(lines) if line.startswith("about "))
     assert lines[forecast].startswith("about 1,600 examples an epoch x 2 epoch(s) x at most about 31 bytes = 0.1 MB; ")

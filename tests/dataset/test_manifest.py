@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import oracles
 import pytest
 from tiny import write_tiny_dataset
 
 from pipeline.dataset.manifest_file import FILE_NAME, Manifest, ManifestError
+from pipeline.pipeline_config import PipelineConfig
 
 Lie = Callable[[dict[str, Any]], object]
 
@@ -22,7 +24,7 @@ def rewrite(dataset: Path, lie: Lie) -> None:
     shards = [shard for shard in found["shards"] if shard] if isinstance(found["shards"], list) else []
     identity = {
         "format_version": found["format_version"],
-        "config": found["config"],
+        "config": oracles.identity(found["config"]),
         "vocab": found["vocab_digest"],
         "shards": [[shard[name] for name in ("split", "epoch", "rows", "sha256") if name in shard] for shard in shards],
     }
@@ -130,4 +132,45 @@ def test_another_format_version_is_refused(tmp_path: Path, version: object) -> N
     write_tiny_dataset(tmp_path, num_sequences=40)
     rewrite(tmp_path, top(format_version=version))
     with pytest.raises(ManifestError, match="format version"):
+        Manifest.load(tmp_path)
+
+
+BEFORE = {
+    **{"tokenizer": "whitespace", "lowercase": False, "window": 5, "negatives": 5, "min_count": 10, "max_vocab": None},
+    **{"sample": 0.0001, "subsample_rule": "paper", "ns_exponent": 0.75, "num_shards": None, "epochs": 1},
+    **{"holdout": 0.0, "max_sentence_length": 1000, "seed": 0},
+}
+"""The config in a manifest that was written before window_kind and window_side existed."""
+
+
+def with_config(config: dict[str, Any], dataset_id: str, max_len: int = 60) -> dict[str, Any]:
+    """A manifest of made-up contents."""
+    nothing = dict.fromkeys(("nulls", "invalid_utf8_lines", "too_short", "long_tokens"), 0)
+    counts = {"lines": 3, "sequences": 3, "tokens": 30, "unknown": 1, "subsampled": 2, "examples": 20, "pairs": 100}
+    shard = {"path": "gen-0/s", "split": "train", "epoch": 0, "rows": 20, "bytes": 2000, "sha256": "b" * 64}
+    return {
+        **{"dataset_id": dataset_id, "generation": "gen-0", "config": config, "source_state": []},
+        **{"counts": {**nothing, **counts}, "vocab_size": 9, "vocab_digest": "a" * 64, "max_len": max_len},
+        **{"row_group_rows": 16384, "versions": {"numpy": "2.0"}, "shards": [shard], "format_version": 2},
+    }
+
+
+ID_BEFORE = "fabdc9f22dddec29c3730daffaa05d7d"
+
+
+def test_a_dataset_keeps_its_id_when_settings_are_added(tmp_path: Path) -> None:
+    """This one was computed before. If it changes, somebody's runs and vectors have lost their dataset."""
+    (tmp_path / FILE_NAME).write_text(json.dumps(with_config(BEFORE, ID_BEFORE)))
+    manifest = Manifest.load(tmp_path)
+    assert manifest.dataset_id == ID_BEFORE
+    assert manifest.config == PipelineConfig()
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("change", [{"window_kind": "fixed"}, {"window_side": "left"}, {"window": "sequence"}], ids=str)
+def test_an_added_setting_changes_the_id_where_it_has_another_value(tmp_path: Path, change: dict[str, Any]) -> None:
+    max_len = PipelineConfig(**change).max_len
+    (tmp_path / FILE_NAME).write_text(json.dumps(with_config({**BEFORE, **change}, ID_BEFORE, max_len)))
+    with pytest.raises(ManifestError, match="dataset_id does not fit"):
         Manifest.load(tmp_path)

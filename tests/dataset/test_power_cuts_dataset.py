@@ -26,7 +26,7 @@ def prepare(output: Path, template: Manifest, num_words: int) -> Manifest:
         before = current_generation(where)
         vocab.write(generation / "vocab.parquet")
         for number in range(2):
-            rows = random_rows(200, num_words, config.window, config.negatives, seed=number, num_contexts=2)
+            rows = random_rows(200, num_words, config.max_contexts // 2, config.negatives, seed=number, num_contexts=2)
             center_N, targets_NL, num_contexts_N = (column.numpy() for column in rows)
             with ShardFile(generation, "train", 0, number, config) as file:
                 file.append(Examples(center_N, targets_NL, num_contexts_N, 0))

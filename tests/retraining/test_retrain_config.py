@@ -41,6 +41,11 @@ def test_every_section_may_be_left_out_but_the_corpus() -> None:
     assert config.registry.tracking_uri is None
 
 
+def test_a_preset_gives_usual_values_and_what_the_file_says_wins() -> None:
+    prepare = config_of(with_(prepare=yaml.safe_load("preset: items\nwindow: sequence\nsample: 1e-3"))).prepare
+    assert prepare == PipelineConfig(preset="items", window="sequence", sample=1e-3, holdout=0.01)
+
+
 def test_a_number_that_yaml_takes_for_text_is_one() -> None:
     assert isinstance(yaml.safe_load("lr: 1e-3")["lr"], str)
     config = config_of(with_(train=yaml.safe_load("lr: 1e-3"), prepare=yaml.safe_load("sample: 1e-4")))
@@ -68,7 +73,8 @@ def test_a_number_that_yaml_takes_for_text_is_one() -> None:
         (with_(prepare={"__dataclass_self__": 3}), ["prepare", "found __dataclass_self__", "window"]),
         (with_(self=3), ["found self", "workspace"]),
         (with_(prepare={"window": 0}), ["prepare.window", "found 0", "1 or more"]),
-        (with_(prepare={"window": True}), ["prepare.window", "True", "a whole number"]),
+        (with_(prepare={"window": True}), ["prepare.window", "True", "a whole number or sequence"]),
+        (with_(prepare={"preset": "item"}), ["prepare.preset", "'item'", "words or items"]),
         (with_(prepare={"holdout": 0}), ["heldout_increase", "holdout 0", "null"]),
         (with_(train={"data": "x"}), ["train", "found data", "a cycle sets it"]),
         (with_(train={"freeze_epochs": 1}), ["train", "freeze_epochs", "warm_start"]),

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from conftest import Command
 from tiny import write_tiny_dataset
 
 from pipeline.dataset.manifest_file import Manifest
+from pipeline.pipeline_config import PipelineConfig
 from training import train
 from training.runs import report_data
 from training.runs import report_page as report
@@ -179,6 +182,29 @@ def test_what_subsampling_did_is_counted_in_the_dataset(trained: Path, run: Path
         share = count / (counts.tokens - counts.unknown)
         after = centers_V[rank]
         assert f"{word}{rank}{count:,}{share:.4%}{after:,}{after / rows.read:.4%}" in text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "drawn from 1 to 5, over the kept tokens, so an example has up to 10 contexts; the mean is"),
+        (
+            {"window_kind": "fixed", "window_side": "left"},
+            "always 5, over the kept tokens before the center, so .* 5 con",
+        ),
+        (
+            {"window": "sequence", "window_side": "right"},
+            "of the sequence after the center, or a .* sample .* 50 contexts",
+        ),
+    ],
+    ids=str,
+)
+def test_the_page_says_what_windows_are(run: Path, settings: dict[str, Any], said: str) -> None:
+    found = report_data.FinishedRun.load(run)
+    assert found.sampled.manifest is not None
+    manifest = replace(found.sampled.manifest, config=PipelineConfig(**settings))
+    text = report.page(replace(found, sampled=replace(found.sampled, manifest=manifest)))
+    assert re.search(said, " ".join(text.split()))
 
 
 def test_only_the_first_rows_of_a_large_dataset_are_read(

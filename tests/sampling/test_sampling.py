@@ -3,7 +3,8 @@
 import math
 import random
 from collections import Counter
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import oracles
 import pytest
 from scipy import stats
 
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import PRESETS, PipelineConfig
 from pipeline.sampling.negatives import draw_negatives, redraw_contexts
 from pipeline.sampling.noise import Noise, build_noise, noise_weights
 from pipeline.sampling.sample import Examples, Slice, Tables, sample
@@ -72,13 +73,15 @@ def test_kept_tokens_fit_the_keep_probability(rule: Literal["paper", "word2vec"]
 
 def test_windows_of_the_books_toy() -> None:
     """d2l 15.3.3: two sentences of 7 and 3 words; nothing crosses from one to the other."""
-    ids, row = np.arange(10, dtype=np.int32), np.empty(4, dtype=np.int32)
+    ids = np.arange(10, dtype=np.int32)
     radius = [2, 1, 2, 2, 1, 1, 2, 1, 1, 2]
     found = []
     for start, stop in [(0, 7), (7, 10)]:
         for token in range(start, stop):
-            num_contexts = copy_contexts(ids, start, token, stop, radius[token], row)
-            found.append(row[:num_contexts].tolist())
+            begin, end = max(start, token - radius[token]), min(stop, token + 1 + radius[token])
+            row = np.empty(end - begin - 1, dtype=np.int32)
+            copy_contexts(ids, begin, token, end, row)
+            found.append(row.tolist())
     expected = oracles.windows(list(range(7)), radius[:7]) + oracles.windows([7, 8, 9], radius[7:])
     assert expected[0] == [1, 2]
     assert expected[8] == [7, 9]
@@ -86,21 +89,28 @@ def test_windows_of_the_books_toy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_words", "window", "negatives", "t", "exponent"),
+    ("num_words", "settings"),
     [
-        (3, 1, 1, 0.0, 0.75),
-        (11, 5, 5, 0.0, 0.75),  # contexts often leave so few words that sixteen redraws do not suffice
-        (20, 2, 3, 0.0, 4.0),  # one word has nearly all the mass
-        (45, 20, 2, 0.0, 0.75),
-        (300, 5, 5, 0.01, 0.75),
-        (300, 20, 20, 0.001, -0.5),
-        (1000, 1, 1, 0.1, 1.0),
+        (3, {"window": 1, "negatives": 1}),
+        (11, {}),  # contexts often leave so few words that sixteen redraws do not suffice
+        (20, {"window": 2, "negatives": 3, "ns_exponent": 4.0}),  # one word has nearly all the mass
+        (45, {"window": 20, "negatives": 2}),
+        (300, {"sample": 0.01}),
+        (300, {"sample": 0.001, "window": 20, "negatives": 20, "ns_exponent": -0.5}),
+        (1000, {"sample": 0.1, "window": 1, "negatives": 1, "ns_exponent": 1.0}),
+        (30, {"window": 3, "window_kind": "fixed"}),
+        (30, {"window": 3, "window_side": "left"}),
+        (300, {"sample": 0.01, "window": 3, "window_side": "right"}),
+        (300, {"sample": 0.01, "window": 3, "window_kind": "fixed", "window_side": "left"}),
+        (60, {"window": "sequence", "negatives": 2}),
+        (300, {"sample": 0.01, "window": "sequence", "window_side": "left"}),
+        (300, {"window": "sequence", "window_side": "right", "negatives": 1}),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_a_slice_gives_the_oracles_examples(
-    num_words: int, window: int, negatives: int, t: float, exponent: float, epoch: int
-) -> None:
+def test_a_slice_gives_the_oracles_examples(num_words: int, settings: dict[str, Any], epoch: int) -> None:
+    config = PipelineConfig(**{"sample": 0, "seed": -9} | settings)
     chance = random.Random(num_words)
     words, weights = [f"w{i}" for i in range(num_words)], [1 / (1 + i) for i in range(num_words)]
     sequences = [chance.choices(words, weights, k=chance.choice([2, 3, 5, 20, 90])) for _ in range(25)]
@@ -114,13 +124,14 @@ def test_a_slice_gives_the_oracles_examples(
         keys=np.array(keys, dtype=np.uint64),
         repeats=np.array([keys[:i].count(key) for i, key in enumerate(keys)]),
     )
-    config = PipelineConfig(window=window, negatives=negatives, sample=t, ns_exponent=exponent, seed=-9)
     tables = Tables.build(np.array([count for _, count in known]), config)
     expected = oracles.examples(
         [" ".join(sequence) for sequence in sequences],
         min_count=1,
-        window=window,
-        negatives=negatives,
+        window=config.window,
+        kind=config.window_kind,
+        side=config.window_side,
+        negatives=config.negatives,
         keep=tables.keep_V.tolist(),
         tables=oracles.NoiseTables.of(tables.noise.ends_V.tolist(), tables.noise.slots_S.tolist()),
         seed=-9 & oracles.MASK,
@@ -134,12 +145,29 @@ def test_a_slice_gives_the_oracles_examples(
     assert len(rows) > 100
 
 
-def test_a_slice_of_nothing_gives_nothing() -> None:
-    config = PipelineConfig(sample=0)
+@pytest.mark.parametrize("side", ["both", "left", "right"])
+def test_a_slice_of_nothing_gives_nothing(side: Literal["both", "left", "right"]) -> None:
+    config = PipelineConfig(sample=0, window_side=side)
     tables = Tables.build(ZIPF_V, config)
     for piece in (piece_of([]), piece_of([[1], [5], [9]])):
         found = sample(piece, tables, config, 0)
-        assert (found.center_N.size, found.contexts_negatives_NL.shape, found.num_subsampled) == (0, (0, 60), 0)
+        nothing = (0, (0, config.max_len), 0)
+        assert (found.center_N.size, found.contexts_negatives_NL.shape, found.num_subsampled) == nothing
+
+
+def test_a_sample_of_a_long_sequence_is_uniform_and_in_order() -> None:
+    """Of 60 words, the first of which is the center, each is among the 50 contexts equally often, and so is each pair
+    of neighbours."""
+    config = PipelineConfig(sample=0, window="sequence", negatives=1)
+    found = sample(piece_of([list(range(1, 61))] * 3000), Tables.build(ZIPF_V, config), config, 0)
+    contexts = found.contexts_negatives_NL[found.center_N == 1, :50]
+    assert (np.diff(contexts) > 0).all()
+    assert contexts.min() == 2
+    chosen = (contexts[:, :, None] == np.arange(2, 61)).any(axis=1)
+    both = chosen[:, 1:] & chosen[:, :-1]
+    for hits, share in ((chosen, 50 / 59), (both, 50 / 59 * 49 / 58)):
+        errors = (hits.sum(axis=0) - 3000 * share) / math.sqrt(3000 * share * (1 - share))
+        assert np.abs(errors).max() < 4.5
 
 
 def test_radii_are_uniform() -> None:
@@ -152,17 +180,22 @@ def test_radii_are_uniform() -> None:
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, 20])
-def test_a_center_far_from_the_ends_has_the_mean_number_of_contexts(window: int) -> None:
+@pytest.mark.parametrize("side", ["both", "left", "right"])
+@pytest.mark.parametrize("kind", ["dynamic", "fixed"])
+@pytest.mark.parametrize("window", [1, 2, 5, 20, "sequence"])
+def test_a_center_far_from_the_ends_has_the_mean_number_of_contexts(
+    window: Any, kind: Literal["dynamic", "fixed"], side: Literal["both", "left", "right"]
+) -> None:
     """``mean_contexts`` follows from the law of the radius; the forecast of a dataset's size uses it."""
-    config = PipelineConfig(sample=0, window=window, negatives=1)
+    kind = "fixed" if window == "sequence" else kind
+    config = PipelineConfig(sample=0, window=window, window_kind=kind, window_side=side, negatives=1)
     long = [[1 + token % 190 for token in range(20_000)]]
     found = sample(piece_of(long), Tables.build(ZIPF_V, config), config, 0)
-    error = found.num_contexts_N[window:-window].std() / math.sqrt(20_000)
-    assert abs(found.num_contexts_N[window:-window].mean() - mean_contexts(window)) <= 5 * error
+    num_contexts = found.num_contexts_N[config.max_contexts : -config.max_contexts]
+    assert abs(num_contexts.mean() - mean_contexts(config)) <= 5 * num_contexts.std() / math.sqrt(20_000)
 
 
-@pytest.mark.parametrize("exponent", [0.75, 1.0, 0.0, -0.5])
+@pytest.mark.parametrize("exponent", [0.75, 1.0, 0.0, -0.5, -1.0])
 def test_noise_weights_are_the_law_and_the_alias_table_is_exact(exponent: float) -> None:
     weights = noise_weights(ZIPF_V, exponent)
     law = ZIPF_V[1:].astype(np.float64) ** exponent
@@ -218,21 +251,35 @@ def test_negatives_follow_the_law_without_the_contexts(counts: list[int]) -> Non
     assert stats.chisquare(found[law > 0], law[law > 0] * found.sum()).pvalue > 1e-4
 
 
-def test_every_row_has_n_contexts_and_n_k_negatives_that_are_no_contexts() -> None:
-    config = PipelineConfig(window=3, negatives=4, sample=1e-2)
-    found = sample(zipf_piece(), Tables.build(ZIPF_V, config), config, 0)
+WINDOWS = pytest.mark.parametrize(
+    "window",
+    [
+        {"window": 3},
+        {"window": 3, "window_kind": "fixed", "window_side": "left"},
+        {"window": "sequence"},
+        {"window": "sequence", "window_side": "right"},
+    ],
+    ids=str,
+)
+
+
+@WINDOWS
+def test_every_row_has_n_contexts_and_n_k_negatives_that_are_no_contexts(window: dict[str, Any]) -> None:
+    config = PipelineConfig(negatives=4, sample=1e-2, **window)
+    found = sample(zipf_piece(100, 200), Tables.build(ZIPF_V, config), config, 0)
     assert found.center_N.size > 5000
     for row, n in zip(found.contexts_negatives_NL, found.num_contexts_N, strict=True):
         real = row[: n * 5]
-        assert 1 <= n <= 6
+        assert 1 <= n <= config.max_contexts
         assert (real > 0).all()
         assert not row[n * 5 :].any()
         assert not set(real[:n]) & set(real[n:])
 
 
-def test_slices_may_be_cut_anywhere_between_sequences() -> None:
-    config = PipelineConfig(sample=1e-2)
-    tables, whole = Tables.build(ZIPF_V, config), zipf_piece()
+@WINDOWS
+def test_slices_may_be_cut_anywhere_between_sequences(window: dict[str, Any]) -> None:
+    config = PipelineConfig(sample=1e-2, **window)
+    tables, whole = Tables.build(ZIPF_V, config), zipf_piece(100, 200)
     parts = [whole.where(np.arange(whole.lengths.size) % 2 == side) for side in (0, 1)]
     rows = [
         sorted((c, tuple(r)) for p in pieces for e in [sample(p, tables, config, 1)] for c, r in rows_of(e))
@@ -267,16 +314,29 @@ GOLDEN_KEEP = [0, 503446385, 872431044, 3559903535, 3559903535, 4294967296]
 GOLDEN_WEIGHTS = [0, 22162545684, 9715224013, 1178669759, 1178669758, 124629154]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_usual_values_and_what_is_given_wins(preset: Literal["words", "items"]) -> None:
+    found = PipelineConfig(preset=preset)
+    assert found.identity == PipelineConfig(**PRESETS[preset]).identity
+    given = {"window": 9, "window_kind": "dynamic", "min_count": 3, "sample": 0.5, "ns_exponent": 1.0}
+    assert given.keys() == PRESETS[preset].keys()
+    for name, value in given.items():
+        changed: Any = {name: value}
+        assert asdict(PipelineConfig(preset=preset, **changed)) == {**asdict(found), **changed}
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"window": 0}, {"negatives": 0}, {"min_count": -1}, {"sample": -1e-4}, {"sample": math.nan}, {"epochs": 0},
         {"max_sentence_length": 1}, {"subsample_rule": "mine"}, {"ns_exponent": math.inf}, {"holdout": 0.9},
-        {"num_shards": 0}, {"max_vocab": 0}, {"window": 20_000},
+        {"num_shards": 0}, {"max_vocab": 0}, {"window": 20_000}, {"window": "wide"}, {"window": 2.5},
+        {"window_kind": "dynamic", "window": "sequence"}, {"window_side": "up"},
+        {"window": "sequence", "negatives": 655},
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_refused_by_name(bad: dict[str, float]) -> None:
+def test_settings_that_make_no_sense_are_refused_by_name(bad: dict[str, Any]) -> None:
     name = next(iter(bad)).replace("_", "-")
     with pytest.raises(InputError, match=f"^--{name}: found .*, expected "):
-        PipelineConfig(**bad)  # type: ignore[arg-type]
+        PipelineConfig(**bad)

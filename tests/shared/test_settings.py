@@ -87,6 +87,9 @@ def test_a_flag_gives_a_value_of_the_fields_type() -> None:
 
 def test_a_job_may_omit_flags_and_have_defaults_of_its_own() -> None:
     assert parsed(heat=90)["heat"] == 90
+    parser = Parser("oven.py", "Bakes.", "python oven.py")
+    add_flags(parser, Oven, rate=2.0)
+    assert "--rate X degrees a second (default: 2.0)" in " ".join(parser.format_help().split())
     with pytest.raises(InputError, match="--mode"):
         parsed("--mode", "top")
 

@@ -126,7 +126,7 @@ def read_sampled(data: str, dataset_id: str | None, manifest: Manifest | None = 
 def read_rows(data: str, manifest: Manifest) -> Rows:
     """Reads whole row groups, MOST_ROWS rows or a few more, of sampled epoch 0. Raises UNREADABLE."""
     centers_V = np.zeros(manifest.vocab_size, np.int64)
-    num_contexts = np.zeros(2 * manifest.config.window + 1, np.int64)
+    num_contexts = np.zeros(manifest.config.max_contexts + 1, np.int64)
     for batch in _batches(data, manifest):
         centers_V += np.bincount(batch["center"].to_numpy(), minlength=centers_V.size)
         num_contexts += np.bincount(batch["num_contexts"].to_numpy(), minlength=num_contexts.size)

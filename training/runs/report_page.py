@@ -57,7 +57,8 @@ def page(run: FinishedRun, probes: Sequence[str] = (), evaluation: Evaluation | 
         sampling=_sampling(manifest) if manifest else None,
         words=_before_after(run, rows) if rows else None,
         rows_read=_rows_read(rows) if rows else None,
-        window=manifest.config.window if manifest else None,
+        windows=_windows(manifest) if manifest else None,
+        max_contexts=manifest.config.max_contexts if manifest else None,
         mean_contexts=np.dot(rows.num_contexts, range(len(rows.num_contexts))) / max(1, rows.read) if rows else None,
         neighbours={word: vectors.most_similar(word, NUM_NEIGHBOURS) for word in shown},
         probes=probes,
@@ -131,6 +132,16 @@ def _sampling(manifest: Manifest) -> dict[str, str]:
         found["known tokens per sequence"] = f"{about}{before:.2f} before, {after:.2f} after subsampling"
     found["examples"] = f"{counts.examples:,} in all sampled epochs, with {counts.pairs:,} contexts"
     return found
+
+
+def _windows(manifest: Manifest) -> str:
+    """What the contexts of a center are."""
+    config = manifest.config
+    where = {"both": "", "left": " before the center", "right": " after the center"}[config.window_side]
+    if isinstance(config.window, str):
+        return f"Contexts are all other kept tokens of the sequence{where}, or a random sample of them"
+    radius = "drawn from 1 to" if config.window_kind == "dynamic" else "always"
+    return f"The radius of each window is {radius} {config.window}, over the kept tokens{where}"
 
 
 def _before_after(run: FinishedRun, rows: Rows) -> list[dict[str, Any]]:
