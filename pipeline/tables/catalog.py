@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from pyspark.errors import AnalysisException, ParseException
+from pyspark.logger import PySparkLogger
 from pyspark.sql import DataFrame, SparkSession
 
 from pipeline.shared.errors import InputError, one_line
@@ -69,8 +70,9 @@ class CatalogTable:
     def _snapshot(self, spark: SparkSession) -> int:
         """The number of an Iceberg table's snapshot, from the metadata table that its catalog has beside it."""
         try:
-            newest = spark.sql(f"SELECT snapshot_id FROM {self.table}.history ORDER BY made_current_at DESC LIMIT 1")
-            return int(newest.collect()[0][0])
+            with _quiet():
+                history = spark.sql(f"SELECT * FROM {self.table}.history ORDER BY made_current_at DESC LIMIT 1")
+                return int(history.collect()[0]["snapshot_id"])
         except (AnalysisException, ParseException, IndexError):
             raise InputError(
                 f"--table {self.table}: Spark names no files and no snapshot of it, expected one of them, to tell "
@@ -79,10 +81,25 @@ class CatalogTable:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Lets Spark print no exception that it also raises."""
+    loggers = [PySparkLogger.getLogger(f"{kind}QueryContextLogger") for kind in ("SQL", "DataFrame")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
+
+
+@contextmanager
 def _one_line(found: str, expected: str) -> Iterator[None]:
     """Raises Spark's objection as an InputError."""
     try:
-        yield
+        with _quiet():
+            yield
     except (AnalysisException, ParseException) as error:
         line = one_line(str(error).strip().partition("\n")[0])
         raise InputError(f"{found}: {line}; expected {expected}") from None

@@ -26,7 +26,7 @@ def delta(given: str, columns: dict[str, str], as_of: int | None) -> TableCorpus
     """
     path = local_path(given)
     place = given.rstrip("/") if path is None else str(path.absolute())
-    table = _opened(given, place, as_of)
+    table = _opened(given, place if path is None else path.absolute().as_uri(), as_of)
     what = f"the Delta table {given}"
     names = [field.name for field in table.schema().fields]
     check_columns(columns, names, what)
@@ -48,14 +48,14 @@ def delta(given: str, columns: dict[str, str], as_of: int | None) -> TableCorpus
     return TableCorpus(FileCorpus(tuple(sorted(paths)), given, "parquet", column, _by_name), version)
 
 
-def _opened(given: str, place: str, as_of: int | None) -> Any:
+def _opened(given: str, uri: str, as_of: int | None) -> Any:
     try:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
     except ModuleNotFoundError:
         raise InputError("--format delta: deltalake is not installed; pip install 'shardvec[delta]'") from None
     try:
-        newest = DeltaTable(place)
+        newest = DeltaTable(uri)
     except TableNotFoundError:
         raise InputError(f"--input {given}: found no Delta table, expected a folder with a _delta_log") from None
     except (DeltaError, OSError, ValueError) as error:
@@ -65,7 +65,7 @@ def _opened(given: str, place: str, as_of: int | None) -> Any:
     if as_of is None or as_of == newest.version():
         return newest
     try:
-        return DeltaTable(place, version=as_of)
+        return DeltaTable(uri, version=as_of)
     except (DeltaError, OSError, ValueError):
         raise InputError(
             f"--as-of {as_of}: not in the log of {given}, expected a version that it still has; the newest is "

@@ -78,6 +78,8 @@ class EventCorpus:
         """How many sequences there are, and whose order time does not decide."""
         found = self._counted[0].get
         remarks = [f"{found['sequences']:,} sequences of equal {self.group_by}, in order of {self.order_by}"]
+        if found["is_number"]:
+            remarks.append(f"{self.order_by} is a number, read as seconds: --max-gap is {self.max_gap}")
         if found["ties"]:
             remarks.append(
                 f"{found['ties']:,} events have the {self.order_by} of the event before them; the items' text decides "
