@@ -208,7 +208,7 @@ def test_settings_that_do_not_go_together_are_one_line(given: dict[str, Any], wo
     ("text", "seconds"), [("45s", 45), ("30m", 1800), ("12h", 43_200), ("1d", 86_400), ("0s", None), ("1w", None)]
 )
 def test_a_gap_has_a_unit(text: str, seconds: int | None) -> None:
-    made = {"table": "t", "column": "c", "group_by": "u", "order_by": "t", "max_gap": text}
+    made: dict[str, Any] = {"table": "t", "column": "c", "group_by": "u", "order_by": "t", "max_gap": text}
     if seconds is None:
         with pytest.raises(InputError, match="--max-gap"):
             Source(**made)

@@ -29,11 +29,17 @@ from pipeline.text.corpus import Corpus
 CONFIG = PipelineConfig(window=2, min_count=1, sample=0, num_shards=1)
 SMALL = ("--window", "2", "--min-count", "1", "--sample", "0", "--num-shards", "1")
 RNG = random.Random(0)
-ROWS = [{"id": number, "items": RNG.choices("abcdefghij", k=5), "who": number % 3} for number in range(60)]
+ROWS: list[dict[str, Any]] = [
+    {"id": number, "items": RNG.choices("abcdefghij", k=5), "who": number % 3} for number in range(60)
+]
 SCHEMA = pa.schema([("id", pa.int64()), ("items", pa.list_(pa.string())), ("who", pa.int64())])
 OLD = ROWS[:40]
 NEW = [row if row["id"] != 7 else {**row, "items": ["new", "a", "new"]} for row in ROWS if row["id"] % 10 != 5]
 """After an append, an update and a delete."""
+
+
+def source(**given: Any) -> Source:
+    return Source(**given)
 
 
 def arrow(rows: list[dict[str, Any]]) -> pa.Table:
@@ -114,7 +120,7 @@ def test_a_table_gives_the_dataset_of_its_live_rows(
     ended = job(*flags)
     assert (ended.code, ended.stderr) == (0, "")
     pq.write_table(arrow(NEW), tmp_path / "x.parquet")
-    plain = corpus_of(Source(input=str(tmp_path / "x.parquet"), format="parquet", column="items"))
+    plain = corpus_of(source(input=str(tmp_path / "x.parquet"), format="parquet", column="items"))
     expected = stages.prepare(spark, plain, CONFIG, tmp_path / "plain")
     assert Manifest.load(tmp_path / "out").dataset_id == expected.dataset_id
     assert "already there" in job(*flags).stdout
@@ -123,7 +129,7 @@ def test_a_table_gives_the_dataset_of_its_live_rows(
 def test_an_older_version_gives_the_older_rows(spark: SparkSession, table: tuple[str, Path, list[int]]) -> None:
     format, place, (old, new) = table
     for version, rows in ((old, OLD), (new, NEW), (None, NEW)):
-        made = corpus_of(Source(input=str(place), format=format, column="items", as_of=version))
+        made = corpus_of(source(input=str(place), format=format, column="items", as_of=version))
         assert values(spark, made) == items(rows)
         assert made.state(lambda: spark)[0]["rows"] == len(rows)
 
@@ -165,7 +171,7 @@ def test_a_format_without_its_library_names_the_extra(
 
 def state(place: Path, format: str, as_of: int | None = None) -> Any:
     """Neither table needs Spark to say it."""
-    return corpus_of(Source(input=str(place), format=format, column="items", as_of=as_of)).state(pytest.fail)
+    return corpus_of(source(input=str(place), format=format, column="items", as_of=as_of)).state(pytest.fail)
 
 
 def test_a_delta_tables_state_changes_with_its_rows_and_not_with_its_files(spark: SparkSession, tmp_path: Path) -> None:
@@ -177,7 +183,7 @@ def test_a_delta_tables_state_changes_with_its_rows_and_not_with_its_files(spark
     table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     assert len(list((tmp_path / "t").glob("*.parquet"))) == 1
     assert state(tmp_path / "t", "delta") == before
-    made = corpus_of(Source(input=str(tmp_path / "t"), format="delta", column="items"))
+    made = corpus_of(source(input=str(tmp_path / "t"), format="delta", column="items"))
     assert values(spark, made) == items([*NEW, *ROWS[5:7]])
     with pytest.raises(InputError, match=r"--as-of 0: 1 of the version's 1 files are gone .*vacuum"):
         state(tmp_path / "t", "delta", as_of=0)
@@ -192,7 +198,7 @@ def test_an_iceberg_tables_state_changes_with_its_rows_and_not_with_its_files(tm
     place = tmp_path / "w" / "db" / "t"
     before = state(place, "iceberg")
     with table.transaction() as changed:
-        changed.set_properties(**{"owner": "us"})
+        changed.set_properties({"owner": "us"})
     assert state(place, "iceberg") == before
     file = next((place / "metadata").glob("00006-*.metadata.json"), None) or max((place / "metadata").glob("0*.json"))
     metadata = json.loads(file.read_text())
@@ -215,7 +221,7 @@ def test_an_iceberg_tables_state_changes_with_its_rows_and_not_with_its_files(tm
 def test_a_column_that_delta_files_lack_is_null_there(spark: SparkSession, tmp_path: Path) -> None:
     write_deltalake(str(tmp_path / "t"), arrow(OLD).drop_columns(["items"]))
     write_deltalake(str(tmp_path / "t"), arrow(ROWS[40:]), mode="append", schema_mode="merge")
-    made = corpus_of(Source(input=str(tmp_path / "t"), format="delta", column="items"))
+    made = corpus_of(source(input=str(tmp_path / "t"), format="delta", column="items"))
     found = [row[0] for row in made.read(spark).collect()]
     assert found.count(None) == len(OLD)
     assert sorted(filter(None, found)) == items(ROWS[40:])
@@ -229,14 +235,14 @@ def test_a_renamed_iceberg_column_is_read_by_its_number(spark: SparkSession, tmp
     with table.update_schema() as change:
         change.add_column("items", table.schema().find_field("words").field_type)
     place = str(tmp_path / "w" / "db" / "t")
-    assert values(spark, corpus_of(Source(input=place, format="iceberg", column="words"))) == items(NEW)
-    nothing = corpus_of(Source(input=place, format="iceberg", column="items")).read(spark).collect()
+    assert values(spark, corpus_of(source(input=place, format="iceberg", column="words"))) == items(NEW)
+    nothing = corpus_of(source(input=place, format="iceberg", column="items")).read(spark).collect()
     assert {row[0] for row in nothing} == {None}
 
 
 def refused(place: Path, format: str, *words: str) -> None:
     with pytest.raises(InputError) as line:
-        corpus_of(Source(input=str(place), format=format, column="items"))
+        corpus_of(source(input=str(place), format=format, column="items"))
     assert [word for word in words if word not in str(line.value)] == [], line.value
 
 
@@ -354,13 +360,13 @@ def test_a_table_that_is_not_in_the_catalog_is_one_line(job: Command, spark: Spa
 
 GAPS_MIN = (0, 25, 50, 115, 140)
 """When a user clicks: one gap is longer than 30 minutes."""
-CLICKS = [
+CLICKS: list[dict[str, Any]] = [
     {"item": item, "user": row["id"], "ts": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)}
     for row in NEW
     for item, minutes in zip(row["items"], GAPS_MIN, strict=False)
 ]
 CLICK = pa.schema([("item", pa.string()), ("user", pa.int64()), ("ts", pa.timestamp("us", "UTC"))])
-BY_USER = {"column": "item", "group_by": "user", "order_by": "ts", "max_gap": "30m"}
+BY_USER: dict[str, Any] = {"column": "item", "group_by": "user", "order_by": "ts", "max_gap": "30m"}
 
 
 @pytest.fixture(scope="module")
@@ -374,26 +380,26 @@ def as_parquet(place: Path, clicks: pa.Table) -> Source:
     for number, kind in enumerate((pa.int64(), pa.int16(), pa.string())):
         part = clicks.take(list(range(number, len(clicks), 3)))
         pq.write_table(part.set_column(1, "user", part["user"].cast(kind)), place / f"{number}.parquet")
-    return Source(input=str(place), format="parquet", **BY_USER)
+    return source(input=str(place), format="parquet", **BY_USER)
 
 
 def as_delta(place: Path, clicks: pa.Table) -> Source:
     write_deltalake(str(place), clicks.slice(0, 100))
     write_deltalake(str(place), clicks.slice(100), mode="append")
-    return Source(input=str(place), format="delta", **BY_USER)
+    return source(input=str(place), format="delta", **BY_USER)
 
 
 def as_iceberg(place: Path, clicks: pa.Table) -> Source:
     table = iceberg_catalog(place).create_table("db.t", CLICK)
     table.append(clicks)
-    return Source(input=str(place / "db" / "t"), format="iceberg", **BY_USER)
+    return source(input=str(place / "db" / "t"), format="iceberg", **BY_USER)
 
 
 def as_catalog(place: Path, clicks: pa.Table) -> Source:
     place.mkdir()
     pq.write_table(clicks, place / "x.parquet")
     SparkSession.active().sql(f"CREATE TABLE shop_tests USING parquet LOCATION '{place}'")
-    return Source(table="shop_tests", **BY_USER)
+    return source(table="shop_tests", **BY_USER)
 
 
 @pytest.fixture(scope="module")
@@ -435,9 +441,9 @@ def test_events_of_a_data_frame_give_it_too_and_those_without_a_user_are_counted
 def test_equal_times_are_told(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [(word, user, 5) for user in range(9) for word in ("b", "a", "a", "c")]
     pq.write_table(pa.table(dict(zip(("item", "user", "ts"), zip(*rows, strict=True), strict=True))), tmp_path / "x")
-    source = Source(input=str(tmp_path / "x"), format="parquet", **{**BY_USER, "max_gap": "1s"})
+    given = source(input=str(tmp_path / "x"), format="parquet", **{**BY_USER, "max_gap": "1s"})
     caplog.set_level("INFO", logger="pipeline")
-    stages.prepare(spark, corpus_of(source), PipelineConfig(window=1, min_count=1, sample=0), tmp_path / "out")
+    stages.prepare(spark, corpus_of(given), PipelineConfig(window=1, min_count=1, sample=0), tmp_path / "out")
     assert "18 events have the ts of the event before them; the items' text decides their order" in caplog.text
     assert "ts is a number, read as seconds" in caplog.text
 
@@ -460,13 +466,13 @@ def test_events_of_other_types_are_refused_before_spark_reads_them(
     damaged = two.drop_columns([column]) if values is None else two.set_column(place, column, values)
     pq.write_table(damaged, tmp_path / "x")
     with pytest.raises(InputError) as line:
-        corpus_of(Source(input=str(tmp_path / "x"), format="parquet", **BY_USER))
+        corpus_of(source(input=str(tmp_path / "x"), format="parquet", **BY_USER))
     assert words in str(line.value)
 
 
 def test_times_of_two_kinds_are_refused(spark: SparkSession, tmp_path: Path, clicks: pa.Table) -> None:
     pq.write_table(clicks, tmp_path / "x")
     pq.write_table(clicks.set_column(2, "ts", clicks["ts"].cast(pa.int64())), tmp_path / "y")
-    made = corpus_of(Source(input=[str(tmp_path / "x"), str(tmp_path / "y")], format="parquet", **BY_USER))
+    made = corpus_of(source(input=[str(tmp_path / "x"), str(tmp_path / "y")], format="parquet", **BY_USER))
     with pytest.raises(InputError, match=r"--order-by ts: is timestamp in .*x and bigint in .*y, expected one type"):
         made.read(spark)
