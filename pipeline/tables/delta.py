@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.storage import Location, is_uri, local_path
-from pipeline.tables.table_versions import TableCorpus, check_columns, check_files
+from pipeline.tables.table_versions import TableCorpus, check_columns, live_files
 from pipeline.text.corpus import FileCorpus
 from pipeline.text.parquet_column import Find
 
@@ -38,14 +38,13 @@ def delta(given: str, columns: dict[str, str], as_of: int | None) -> TableCorpus
                 f"of the files, such as a copy of it"
             )
     alive = pa.table(table.get_add_actions()).select(["path", "num_records"]).to_pylist()
-    paths = [_joined(place, unquote(file["path"])) for file in alive]
-    check_files(paths, given, as_of)
+    files = live_files([_joined(place, unquote(file["path"])) for file in alive], given, as_of)
     version: dict[str, str | int] = {"format": "delta", "table": str(table.metadata().id)}
     version["version"] = _last_change(place, table.version())
     if all(file["num_records"] is not None for file in alive):
         version["rows"] = sum(file["num_records"] for file in alive)
     column = next(iter(columns.values()))
-    return TableCorpus(FileCorpus(tuple(sorted(paths)), given, "parquet", column, _by_name), version)
+    return TableCorpus(FileCorpus(files, given, "parquet", column, _by_name), version)
 
 
 def _opened(given: str, uri: str, as_of: int | None) -> Any:

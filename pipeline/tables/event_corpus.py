@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
@@ -36,7 +36,8 @@ class EventCorpus:
     group_by: str
     order_by: str
     max_gap: timedelta | None = None
-    _counted: list[Observation] = field(default_factory=list, compare=False, repr=False)
+    _seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What ``read`` leaves for ``remarks``."""
 
     def __post_init__(self) -> None:
         if len({self.item, self.group_by, self.order_by}) < 3:
@@ -63,22 +64,20 @@ class EventCorpus:
     def read(self, spark: SparkSession) -> DataFrame:
         """(value array<string>); null for an event without a group or a time."""
         events = self.source.events(spark, self.item, self.group_by, self.order_by)
-        counted = Observation()
-        self._counted[:] = [counted]
         rows = sequences_of_events(events, self.max_gap)
         sums = F.count("items").alias("sequences"), F.coalesce(F.sum("ties"), F.lit(0)).alias("ties")
-        is_number = is_integer(events.schema["time"].dataType) and self.max_gap is not None
-        unit = F.lit(is_number).alias("is_number")
-        return rows.observe(counted, *sums, F.first(unit).alias("is_number")).select(F.col("items").alias("value"))
+        self._seen["sums"] = Observation()
+        self._seen["is_number"] = is_integer(events.schema["time"].dataType)
+        return rows.observe(self._seen["sums"], *sums).select(F.col("items").alias("value"))
 
     def values(self, rows: DataFrame) -> Values:
         return as_they_are
 
     def remarks(self) -> list[str]:
         """How many sequences there are, and whose order time does not decide."""
-        found = self._counted[0].get
+        found = self._seen["sums"].get
         remarks = [f"{found['sequences']:,} sequences of equal {self.group_by}, in order of {self.order_by}"]
-        if found["is_number"]:
+        if self._seen["is_number"] and self.max_gap is not None:
             remarks.append(f"{self.order_by} is a number, read as seconds: --max-gap is {self.max_gap}")
         if found["ties"]:
             remarks.append(

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import os_errors
 from pipeline.shared.storage import Location, local_path
-from pipeline.tables.table_versions import TableCorpus, check_columns, check_files
+from pipeline.tables.table_versions import TableCorpus, check_columns, live_files
 from pipeline.text.corpus import FileCorpus
 from pipeline.text.parquet_column import Find, Finder
 
@@ -43,12 +43,11 @@ def iceberg(given: str, columns: dict[str, str], as_of: int | None) -> TableCorp
         ) from None
     for task in tasks:
         _check_task(task, given)
-    paths = [_path(task.file.file_path) for task in tasks]
-    check_files(paths, given, as_of)
+    files = live_files([_path(task.file.file_path) for task in tasks], given, as_of)
     version: dict[str, str | int] = {"format": "iceberg", "table": str(metadata.table_uuid)}
     version |= {"version": _last_change(metadata, snapshot), "rows": sum(task.file.record_count for task in tasks)}
     find = _by_id(table, {name: field.field_id for name, field in fields.items()}, what)
-    return TableCorpus(FileCorpus(tuple(sorted(paths)), given, "parquet", next(iter(columns.values())), find), version)
+    return TableCorpus(FileCorpus(files, given, "parquet", next(iter(columns.values())), find), version)
 
 
 def _opened(given: str) -> Any:

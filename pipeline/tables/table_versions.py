@@ -10,6 +10,7 @@ from pipeline.shared.errors import InputError
 from pipeline.shared.storage import is_uri
 from pipeline.text.corpus import FileCorpus, State, Values, as_they_are
 from pipeline.text.parquet_column import listed
+from pipeline.text.remote_files import pattern_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def check_columns(columns: dict[str, str], names: Iterable[str], description: st
             raise InputError(f"{flag} {column}: not in {description}; it has {listed(names)}")
 
 
-def check_files(paths: list[str], description: str, as_of: int | None) -> None:
-    """Raises InputError if a version has no file, or one that is no longer on this machine."""
+def live_files(paths: list[str], description: str, as_of: int | None) -> tuple[str, ...]:
+    """The files of a version, as FileCorpus names them. Raises InputError if there are none, or if a local one is gone.
+
+    Java says so of others.
+    """
     if not paths:
         raise InputError(f"--input {description}: the table has no rows, expected some")
     gone = [path for path in paths if not is_uri(path) and not Path(path).is_file()]
@@ -67,3 +71,4 @@ def check_files(paths: list[str], description: str, as_of: int | None) -> None:
             f"{where}: {len(gone)} of the version's {len(paths)} files are gone ({gone[0]}), expected all; a vacuum "
             f"removes the files of old versions, so name a newer one"
         )
+    return tuple(sorted(pattern_of(path) if is_uri(path) else path for path in paths))
