@@ -1,8 +1,11 @@
-"""Makes a dataset of any corpus: text, or a column of Parquet or JSON lines that holds strings or arrays.
+"""Makes a dataset of any corpus: text, or a column of Parquet, JSON lines or a table that holds strings or arrays.
 
 spark-submit jobs/prepare.py --input corpus.txt --output data/mine
 spark-submit jobs/prepare.py --input 'hdfs:///logs/2026-*/*.gz' --output s3://bucket/words --tokenizer words
 spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items
+spark-submit jobs/prepare.py --input events/ --format delta --column item --group-by user_id --order-by ts --max-gap 30m
+    --output data/sessions
+spark-submit jobs/prepare.py --table shop.baskets --column items --where "day >= '2026-01-01'" --output data/baskets
 """
 
 import argparse
@@ -10,8 +13,8 @@ import argparse
 from jobs.session import OUTPUT, add_common_flags, config_from, parsed, run, run_prepare
 from pipeline.pipeline_config import Source
 from pipeline.shared.cli import Parser, uri
-from pipeline.shared.settings import add_flags
-from pipeline.text.corpus import corpus
+from pipeline.shared.settings import add_flags, fields_of
+from pipeline.tables.sources import corpus_of
 
 
 def parse() -> argparse.Namespace:
@@ -20,6 +23,7 @@ def parse() -> argparse.Namespace:
         "Makes a dataset of any corpus, for training/train.py.",
         "spark-submit jobs/prepare.py --input 'texts/*.gz' --tokenizer words --output data/mine",
         "spark-submit jobs/prepare.py --input sessions/ --format parquet --column items --output data/items",
+        "spark-submit jobs/prepare.py --table shop.baskets --column items --output data/baskets",
     )
     add_flags(parser, Source)
     parser.add_argument("--output", type=uri, required=True, help=OUTPUT)
@@ -32,8 +36,9 @@ def main() -> None:
     if arguments.lowercase is None:
         arguments.lowercase = arguments.tokenizer == "words"
     config = config_from(arguments)
-    column = vars(arguments).get("column")  # absent unless it was given
-    run_prepare(corpus(arguments.input, arguments.format, column), config, arguments.output, arguments.overwrite)
+    given = vars(arguments)  # without what has no default and was not given
+    source = Source(**{name: given[name] for name in fields_of(Source) if name in given})
+    run_prepare(corpus_of(source), config, arguments.output, arguments.overwrite)
 
 
 if __name__ == "__main__":

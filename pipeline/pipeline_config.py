@@ -1,8 +1,10 @@
 """PipelineConfig: every setting on which the bytes of a dataset depend. Checked once, and stored in the manifest."""
 
+import re
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -59,6 +61,12 @@ def _window(text: str) -> int | str:
         raise ArgumentTypeError(f"found {text}, expected a whole number, or {SEQUENCE}") from None
 
 
+FROM_COLUMNS = ("parquet", "json", "delta", "iceberg")
+"""Formats whose rows have columns."""
+WITH_VERSIONS = ("delta", "iceberg")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
 @settings()
 class Source:
     """Where sequences come from."""
@@ -66,18 +74,91 @@ class Source:
     input: OneOrMore[Text] = setting(
         default=(),
         group="options",
-        help="files, folders, patterns, or URIs that Spark reads",
-        flag={"type": uri, "nargs": "+", "required": True},
+        help="files, folders, patterns, or URIs that Spark reads; of Delta or Iceberg, the table's folder",
+        flag={"type": uri, "nargs": "+"},
     )
-    format: Literal["text", "parquet", "json"] = setting(
+    table: Text | None = setting(
+        default=None,
+        group="options",
+        help="instead of --input: a table or view of Spark's catalog",
+        flag={"metavar": "NAME"},
+    )
+    where: Text | None = setting(
+        default=None,
+        group=CORPUS,
+        help="of --table: a condition that its rows must meet",
+        flag={"metavar": "SQL"},
+    )
+    format: Literal["text", "parquet", "json", "delta", "iceberg"] = setting(
         default="text", group=CORPUS, help="text is one sequence a line, plain, .gz, .bz2 or .zst"
+    )
+    as_of: int | None = setting(
+        default=None,
+        ge=0,
+        group=CORPUS,
+        help="version of a Delta table, or snapshot of an Iceberg table (default: the newest)",
+        flag={"metavar": "VERSION"},
     )
     column: Text | None = setting(
         default=None,
         group=CORPUS,
-        help="of Parquet or JSON: strings, or arrays of strings or integers",
+        help="of Parquet, JSON or a table: strings, or arrays of strings or integers; of events, their item",
         flag={"metavar": "NAME"},
     )
+    group_by: Text | None = setting(
+        default=None,
+        group=CORPUS,
+        help="each row is an event, and a sequence is the events with the same value here, such as a user",
+        flag={"metavar": "NAME"},
+    )
+    order_by: Text | None = setting(
+        default=None,
+        group=CORPUS,
+        help="the time of events, by which they are sorted: a timestamp, a date or an integer",
+        flag={"metavar": "NAME"},
+    )
+    max_gap: Text | None = setting(
+        default=None,
+        group=CORPUS,
+        help="a longer gap between two events begins another sequence: 45s, 30m, 12h or 1d; integers are seconds "
+        "(default: none does)",
+        flag={"metavar": "TIME"},
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.input) == (self.table is not None):
+            found = "it with --input" if self.input else "neither it nor --input"
+            raise InputError(f"--table: found {found}, expected one of the two")
+        self.check_columns()
+
+    def check_columns(self) -> None:
+        """Raises InputError if some settings do not go together."""
+        if self.table is not None and self.format != "text":
+            raise InputError(f"--format: found {self.format} with --table, expected none: Spark's catalog knows it")
+        if self.where is not None and self.table is None:
+            raise InputError("--where: found it without --table, expected a table of Spark's catalog")
+        if self.as_of is not None and self.format not in WITH_VERSIONS:
+            raise InputError(f"--as-of: found it without --format {' or '.join(WITH_VERSIONS)}, which have versions")
+        has_columns = self.table is not None or self.format in FROM_COLUMNS
+        if has_columns and self.column is None:
+            of = f"--table {self.table}" if self.table else f"--format {self.format}"
+            raise InputError(f"--column: found None, for {of} expected the name of a column")
+        if (self.group_by is None) != (self.order_by is None):
+            given, other = ("group", "order") if self.order_by is None else ("order", "group")
+            raise InputError(
+                f"--{given}-by: found it without --{other}-by, expected both: whose events, and their time"
+            )
+        if self.group_by is not None and (not has_columns or self.format == "json"):
+            raise InputError(f"--group-by: found it with --format {self.format}, expected Parquet or a table")
+        if self.max_gap is not None and (self.group_by is None or self.gap is None):
+            expected = "a time such as 45s, 30m, 12h or 1d" if self.gap is None else "--group-by and --order-by with it"
+            raise InputError.flag("max_gap", self.max_gap, expected)
+
+    @property
+    def gap(self) -> timedelta | None:
+        """``max_gap`` as a duration; None if it is none."""
+        found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", self.max_gap or "")
+        return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
 
 
 @settings()

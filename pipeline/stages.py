@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -52,16 +52,20 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
     next run removes what a killed run left behind. Raises InputError for errors that the user can fix.
     """
     output = Location.of(output).absolute()  # executors may have another working directory
-    with new_generation(output) as generation, input_errors(corpus.description), exact_names(spark):
+    names = exact_names(spark) if corpus.has_exact_names else nullcontext()
+    with new_generation(output) as generation, input_errors(corpus.description), names:
         before = current_generation(output)
         source_state, identities = corpus.state(lambda: spark), corpus.identities()
         rows = corpus.read(spark)
         values = corpus.values(rows)
 
         sizes = [int(entry["bytes"]) for entry in source_state if "bytes" in entry]
-        log.info("counting words in %d file(s) of %.1f MB", len(sizes), sum(sizes) / 1e6)
+        files = f"in {len(sizes)} file(s) of {sum(sizes) / 1e6:.1f} MB"
+        log.info("counting words %s", files if sizes else f"of {corpus.description}")
         with log_duration("counting"):
             vocab, seen = count_words(rows, values, config, generation)
+        for remark in corpus.remarks():
+            log.info("%s", remark)
         check_vocab(vocab, config)
         tables = Tables.build(vocab.counts_V, config)
         with writing(output), log_duration("writing the vocabulary and its tables"):
@@ -77,7 +81,8 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             sample_and_write(sequences, config, generation)
 
         manifest = manifest_of(generation, config, source_state, vocab, seen)
-        check_unchanged((*source_state, *identities), (*corpus.state(lambda: spark), *corpus.identities()))
+        after = (*corpus.state(lambda: spark), *corpus.identities())
+        check_unchanged((*source_state, *identities), after, corpus.description)
         check_shared(manifest, output)
         publish(manifest, output, before)
         remove_unlisted(output, manifest)
@@ -196,12 +201,12 @@ def spelled(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def check_unchanged(before: State, after: State) -> None:
-    """Raises InputError if a file of the corpus changed while it was read, in two passes that then disagree."""
-    if changed := [file for file in (*before, *after) if (file in before) != (file in after)]:
+def check_unchanged(before: State, after: State, description: str) -> None:
+    """Raises InputError if the corpus changed while it was read, in two passes that then disagree."""
+    if changed := [entry for entry in (*before, *after) if (entry in before) != (entry in after)]:
         raise InputError(
-            f"--input {changed[0]['path']}: changed while it was read, expected one corpus for both passes; "
-            f"run again when nothing writes to it"
+            f"--input {changed[0].get('path', description)}: changed while it was read, expected one corpus for both "
+            f"passes; run again when nothing writes to it"
         )
 
 

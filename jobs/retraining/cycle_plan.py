@@ -13,12 +13,14 @@ from pyspark.sql import SparkSession
 from jobs.retraining.cycle_records import card
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import DEMO, Workspace
+from pipeline.pipeline_config import Source
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
 from pipeline.shared.redact import HIDDEN, redacted_command
 from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
-from pipeline.text.corpus import Corpus, corpus, demo
+from pipeline.tables.sources import corpus_of as corpus_of_source
+from pipeline.text.corpus import Corpus, demo
 from training.judging.questions import read_analogies, read_pairs
 from training.train_config import TrainConfig
 
@@ -31,13 +33,14 @@ def corpus_of(config: RetrainConfig, workspace: Workspace) -> Corpus:
     """The corpus as it is now. Raises InputError if it is missing or empty."""
     if config.corpus.demo:
         return demo(workspace.folder / DEMO)
-    return corpus(config.corpus.input, config.corpus.format, config.corpus.column)
+    return corpus_of_source(config.corpus)
 
 
 def state_of(config: RetrainConfig, workspace: Workspace, session: Callable[[], SparkSession]) -> State:
     """One entry for each file of the corpus: its path, its size, and its time or the digest of its content.
 
-    Equal states mean an unchanged corpus. Remote files are listed by Spark; ``session`` is called only for them.
+    Of a Delta or Iceberg table, its version instead. Equal states mean an unchanged corpus. Spark lists remote files
+    and those of tables in its catalog; ``session`` is called only for them.
     """
     found = [dict(entry) for entry in corpus_of(config, workspace).state(session)]
     if config.corpus.changed_by == "content":
@@ -72,23 +75,29 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def num_bytes(state: State) -> int:
-    return sum(int(entry.get("bytes", 0)) for entry in state)
+def size_of(state: State) -> tuple[int, str]:
+    """The size of a corpus and its unit: the rows of a table whose log counts them; else the bytes of its files."""
+    unit = "rows" if any("rows" in entry for entry in state) else "bytes"
+    return sum(int(entry.get(unit, 0)) for entry in state), unit
 
 
 def check_grown(state: State, config: RetrainConfig, workspace: Workspace, current: Path | None) -> str:
     """Describes the corpus, compared with that of the published vectors. Raises InputError if it has shrunk."""
-    files, size = sum("path" in entry for entry in state), num_bytes(state)
-    found = f"{files:,} file(s), {size:,} bytes"
+    size, unit = size_of(state)
+    versions = [f"version {entry['version']}" for entry in state if "version" in entry]
+    files = f"{sum('path' in entry for entry in state):,} file(s)"
+    found = f"{', '.join(versions) or files}, {size:,} {unit}"
     plan = workspace.cycle(card(current)["run_id"]).read("plan") if current else None
     if current is None or plan is None:
         return found
-    before = num_bytes(plan["source_state"])
+    before, unit_before = size_of(plan["source_state"])
     gone = sorted({entry["path"] for entry in plan["source_state"] if "path" in entry} - {e.get("path") for e in state})
     missing = f"; {len(gone)} of its files are gone ({gone[0]})" if gone else ""
+    if not before or unit != unit_before:
+        return found
     if size < before and not config.corpus.may_shrink:
         raise InputError(
-            f"corpus: found {found}, expected the {before:,} bytes of version {current.name} or more{missing}; "
+            f"corpus: found {found}, expected the {before:,} {unit} of version {current.name} or more{missing}; "
             f"restore the missing files, or set may_shrink: true"
         )
     return f"{found}, {size / before - 1:+.1%} since version {current.name}{missing}"
@@ -116,10 +125,10 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
     """The command of `prepare`: spark-submit with every setting of the sampling."""
     source = config.corpus
     inputs = [str(workspace.folder / DEMO)] if source.demo else source.input
-    column = ["--column", source.column] if source.column is not None else []
+    where = ["--input", *inputs] if inputs else []
+    columns = _flags({name: getattr(source, name) for name in fields_of(Source) if name != "input"})
     command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
-    where = ["--input", *inputs, "--output", str(dataset), "--format", source.format]
-    return [*command, *where, *column, *_flags(asdict(config.prepare))]
+    return [*command, *where, "--output", str(dataset), *columns, *_flags(asdict(config.prepare))]
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:

@@ -54,9 +54,12 @@ class CorpusSettings(Source):
     may_shrink: bool = setting(default=False, help="accept a corpus that has become smaller")
 
     def __post_init__(self) -> None:
-        if bool(self.input) == self.demo:
-            found = "both input and demo" if self.demo else "no input"
-            raise InputError(f"found {found}, expected input (files, folders, patterns or URIs), or demo: true")
+        given = [name for name, value in (("input", self.input), ("table", self.table), ("demo", self.demo)) if value]
+        if len(given) != 1:
+            found = f"both {' and '.join(given)}" if given else "no input"
+            expected = "input (files, folders, patterns or URIs), table, or demo: true"
+            raise InputError(f"found {found}, expected one of {expected}")
+        self.check_columns()
         for uri in self.input:
             refuse_credentials(uri)
 
@@ -136,8 +139,9 @@ class RetrainConfig:
         kept = ("corpus", "prepare", "train", "warm_start", "torchrun")
         found = {name: value for name, value in asdict(self).items() if name in kept}
         found["prepare"] = self.prepare.identity
-        for name in ("input", "demo", "may_shrink"):  # the corpus' state lists the files
-            del found["corpus"][name]
+        for name in fields_of(CorpusSettings):  # the corpus' state has the others
+            if name not in ("format", "column", "changed_by"):
+                del found["corpus"][name]
         return found
 
 

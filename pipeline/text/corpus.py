@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors, write
@@ -18,19 +18,46 @@ from pipeline.shared.storage import is_uri, local_path
 from pipeline.text import json_lines
 from pipeline.text.demo import demo_lines
 from pipeline.text.local_files import local_files, without_repeats
-from pipeline.text.parquet_column import column_type
-from pipeline.text.remote_files import RemoteFiles, pattern_of
+from pipeline.text.parquet_column import Finder, Stored, Wanted, stored_columns
+from pipeline.text.parquet_files import event_columns, for_spark, read_events, read_sequences
+from pipeline.text.remote_files import RemoteFiles
 from pipeline.text.text_files import check_json, check_text
 
-NO_ELEMENTS = T.ArrayType(T.NullType())
 _CASE_SENSITIVE = "spark.sql.caseSensitive"
 State = tuple[dict[str, str | int], ...]
 Values = Callable[[pa.Array], pa.Array]
 """From a batch's first column to values: lines (string or binary), or sequences (lists of string or binary)."""
 
 
+class Corpus(Protocol):
+    """What prepare reads: sequences that Spark can read twice. The dataset does not depend on their order."""
+
+    @property
+    def description(self) -> str:
+        """What messages call it."""
+
+    @property
+    def has_exact_names(self) -> bool:
+        """Whether upper and lower case tell its columns apart, as in files; in Spark's catalog they do not."""
+
+    def state(self, session: Callable[[], SparkSession]) -> State:
+        """What the manifest keeps of it. Equal states mean an unchanged corpus, unless the corpus has no versions."""
+
+    def identities(self) -> State:
+        """What else must stay the same while prepare runs, and means nothing later."""
+
+    def read(self, spark: SparkSession) -> DataFrame:
+        """(value): what ``values`` takes, one row for each sequence. A value may be null."""
+
+    def values(self, rows: DataFrame) -> Values:
+        """What makes values of the ``rows`` that ``read`` gave, in Spark's Python workers."""
+
+    def remarks(self) -> list[str]:
+        """What the user should know of its rows. Called after they were read once."""
+
+
 @dataclass(frozen=True)
-class Corpus:
+class FileCorpus:
     """Files of one format. The dataset does not depend on which file a sequence is in."""
 
     paths: tuple[str, ...]
@@ -39,6 +66,9 @@ class Corpus:
     format: str = "text"
     column: str | None = None
     """The column of strings, or of arrays of strings or integers. None for text, where each line is a value."""
+    find: Finder | None = None
+    """For the files that a table's log names: where a file has a column of the table. None for other files."""
+    has_exact_names = True
 
     def state(self, session: Callable[[], SparkSession]) -> State:
         """Path, size and time of every file: equal states mean an unchanged corpus. Java lists remote files."""
@@ -65,11 +95,12 @@ class Corpus:
         A string may be invalid UTF-8: Spark passes its bytes on unchanged. Raises InputError for a Parquet column that
         cannot hold sequences.
         """
-        remote = self._remote(spark)
-        remote.check_no_table(self.description)
         if self.format == "parquet":
-            return self._read_parquet(spark, remote)
-        return spark.read.text([*map(_for_spark, self._local_paths), *remote.patterns()]).select("value")
+            column = str(self.column)
+            wanted = Wanted(column, find=self.find(column) if self.find else None)
+            return read_sequences(spark, self._by_types(spark, [wanted]), self.description, column)
+        remote = self._checked_remote(spark)
+        return spark.read.text([*map(for_spark, self._local_paths), *remote.patterns()]).select("value")
 
     def values(self, rows: DataFrame) -> Values:
         """What makes values of the ``rows`` that ``read`` gave, batch by batch, in Spark's Python workers.
@@ -78,7 +109,7 @@ class Corpus:
         if the column is missing or has no such kind.
         """
         if self.format != "json":
-            return _as_they_are
+            return as_they_are
         column = str(self.column)
 
         def kinds(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -95,6 +126,13 @@ class Corpus:
             json_lines.values, column=column, kind=json_lines.kind_of_corpus(found, column, self.description)
         )
 
+    def remarks(self) -> list[str]:
+        return []
+
+    def events(self, spark: SparkSession, item: str, group_by: str, order_by: str) -> DataFrame:
+        """(item, group, time) of Parquet files: three of their columns, one row an event. See ``read_events``."""
+        return read_events(spark, self._by_types(spark, event_columns(item, group_by, order_by, self.find)))
+
     @property
     def _local_paths(self) -> list[str]:
         return [path for path in self.paths if not is_uri(path)]
@@ -102,36 +140,21 @@ class Corpus:
     def _remote(self, spark: SparkSession) -> RemoteFiles:
         return RemoteFiles(spark, [path for path in self.paths if is_uri(path)])
 
-    def _read_parquet(self, spark: SparkSession, remote: RemoteFiles) -> DataFrame:
-        """The column of every file, by the type that it has there: one read for each type."""
-        column = str(self.column)
-        types = {path: column_type(path, path, column) for path in self._local_paths}
-        types |= remote.map(lambda name, file: column_type(file, name, column))
-        by_type: dict[T.DataType, list[str]] = {}
-        for path, kind in types.items():
-            by_type.setdefault(kind, []).append(path)
-        one_of = {
-            isinstance(kind, T.ArrayType): paths[0]
-            for kind, paths in by_type.items()
-            if kind not in (T.NullType(), NO_ELEMENTS)
-        }
-        if len(one_of) == 2:
-            raise InputError(
-                f"--input {self.description}: --column {column} is string in {one_of[False]} and an array in "
-                f"{one_of[True]}, expected one of the two in all files"
-            )
-        wanted = "string" if False in one_of else "array<string>"
-        return reduce(DataFrame.unionAll, [_column(spark, column, kind, by_type[kind], wanted) for kind in by_type])
+    def _checked_remote(self, spark: SparkSession) -> RemoteFiles:
+        remote = self._remote(spark)
+        if self.find is None:
+            remote.check_no_table(self.description)
+        return remote
 
-
-def _column(spark: SparkSession, column: str, kind: T.DataType, paths: list[str], wanted: str) -> DataFrame:
-    """(value): the column of files where it has the type ``kind``, as ``wanted``."""
-    stored = {T.NullType(): T.IntegerType(), NO_ELEMENTS: T.ArrayType(T.IntegerType())}.get(kind, kind)
-    rows = spark.read.schema(T.StructType([T.StructField(column, stored)])).parquet(*map(_for_spark, paths))
-    value = F.col(f"`{column.replace('`', '``')}`")
-    if kind == T.NullType() or (kind == NO_ELEMENTS and wanted == "string"):
-        value = F.lit(None)
-    return rows.select(value.cast(wanted).alias("value"))
+    def _by_types(self, spark: SparkSession, wanted: list[Wanted]) -> dict[tuple[Stored, ...], list[str]]:
+        """The files, as Spark names them, that have the ``wanted`` columns by the same names and types."""
+        found: dict[tuple[Stored, ...], list[str]] = {}
+        for path in self._local_paths:
+            found.setdefault(stored_columns(path, path, wanted), []).append(for_spark(path))
+        remote = self._checked_remote(spark)
+        for path, stored in remote.map(lambda name, file: stored_columns(file, name, wanted)).items():
+            found.setdefault(stored, []).append(path)
+        return found
 
 
 @contextmanager
@@ -145,18 +168,18 @@ def exact_names(spark: SparkSession) -> Iterator[None]:
         spark.conf.set(_CASE_SENSITIVE, before)
 
 
-def _as_they_are(values: pa.Array) -> pa.Array:
+def as_they_are(values: pa.Array) -> pa.Array:
+    """The values of corpora whose rows are values already."""
     return values
 
 
-def _for_spark(path: str) -> str:
-    return path if is_uri(path) else f"file:{pattern_of(path)}"
-
-
-def corpus(given: Iterable[str], format: str = "text", column: str | None = None) -> Corpus:
+def corpus(
+    given: Iterable[str], format: str = "text", column: str | None = None, wanted: Iterable[Wanted] = ()
+) -> FileCorpus:
     """The corpus in the files, folders, patterns and URIs ``given``. Local files are found and checked at once.
 
-    As in Spark, a folder means the files directly inside it whose names begin with neither . nor _ .
+    As in Spark, a folder means the files directly inside it whose names begin with neither . nor _ . Parquet files are
+    checked for the ``wanted`` columns: by default for a ``column`` of sequences.
     """
     if (column is None) != (format == "text"):
         expected = "no column: its lines are the sequences" if format == "text" else "the name of a column"
@@ -173,17 +196,18 @@ def corpus(given: Iterable[str], format: str = "text", column: str | None = None
         else:
             files += local_files(name, path, what)
     files = without_repeats(files)
+    columns = tuple(wanted) or (Wanted(str(column)),)
     check: Callable[[Path], object] = {
         "text": check_text,
         "json": check_json,
-        "parquet": lambda path: column_type(str(path), str(path), str(column)),
+        "parquet": lambda path: stored_columns(str(path), str(path), columns),
     }[format]
     for file in files:
         check(file)
     description = ", ".join(map(str, given))
     if files and not remote and not any(file.stat().st_size for file in files):
         raise InputError(f"--input {description}: empty, expected {what}")
-    return Corpus((*map(str, files), *remote), description, format, column)
+    return FileCorpus((*map(str, files), *remote), description, format, column)
 
 
 def _local_path(given: str) -> Path | None:
@@ -193,17 +217,17 @@ def _local_path(given: str) -> Path | None:
         raise InputError(f"--input {error}") from None
 
 
-def text(given: Path) -> Corpus:
+def text(given: Path) -> FileCorpus:
     """The corpus in the text file ``given``, or in all files of the folder ``given``."""
     return corpus([str(given)])
 
 
-def demo(cache: Path) -> Corpus:
+def demo(cache: Path) -> FileCorpus:
     """The generated demo corpus. Writes it to ``cache`` unless ``cache`` has the same text already."""
     content = "".join(f"{line}\n" for line in demo_lines()).encode()
     if not cache.is_file() or cache.read_bytes() != content:
         write_copy(cache, content)
-    return Corpus((str(cache.absolute()),), f"the built-in demo corpus, {cache}")
+    return FileCorpus((str(cache.absolute()),), f"the built-in demo corpus, {cache}")
 
 
 def write_copy(path: Path, content: bytes) -> None:

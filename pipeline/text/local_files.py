@@ -70,9 +70,11 @@ def without_repeats(files: Iterable[Path]) -> list[Path]:
 
 def table_refused(given: str, kind: str, folder: object) -> InputError:
     """The error of a table that has a log of its files."""
+    format = {"a Delta table": "delta", "an Iceberg table": "iceberg"}.get(kind)
+    remedy = f"name its folder with --format {format}" if format else "write its present rows as Parquet first"
     return InputError(
         f"--input {given}: found {kind} ({folder}), whose folder also holds files that are no longer part of it, "
-        f"expected plain files; write its present rows as Parquet or JSON lines first"
+        f"expected plain files; {remedy}"
     )
 
 

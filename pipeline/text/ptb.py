@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.shared.errors import InputError, one_line
-from pipeline.text.corpus import Corpus, text, write_copy
+from pipeline.text.corpus import FileCorpus, text, write_copy
 
 PTB_FILE = "ptb.train.txt"
 PTB_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
@@ -27,7 +27,7 @@ MAX_BYTES = 64 << 20
 log = logging.getLogger(__name__)
 
 
-def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corpus:
+def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> FileCorpus:
     """Penn Treebank: ``given`` (a file, a folder with ptb.train.txt, or any text), else ``cache``, else a download.
 
     A cached or downloaded copy must have the SHA-256 of the published text. Raises InputError.
@@ -41,7 +41,7 @@ def ptb(given: Path | None, cache: Path, urls: Iterable[str] = PTB_URLS) -> Corp
         write_copy(cache, _download(urls))
     elif _sha256(cache.read_bytes()) != PTB_SHA256:
         raise InputError(f"{cache}: not the published {PTB_FILE} (SHA-256 differs); remove it, or name it with --input")
-    return Corpus((str(cache.absolute()),), str(cache))
+    return FileCorpus((str(cache.absolute()),), str(cache))
 
 
 def _download(urls: Iterable[str]) -> bytes:

@@ -22,6 +22,7 @@ ARROWS = {
         "pipeline_config": "shared",
         "dataset": "shared pipeline_config",
         "text": "shared pipeline_config dataset",
+        "tables": "shared pipeline_config text",
         "sampling": "shared pipeline_config",
         "spark": "shared pipeline_config dataset text sampling",
         "stages": "shared pipeline_config dataset text sampling spark",
@@ -127,8 +128,8 @@ import training.vectors.alignment, training.judging.heldout, training.vectors.co
 """
 PIPELINE = """
 import sys
-sys.modules |= dict.fromkeys(["torch", "mlflow"])
-import pipeline.stages, pipeline.text.corpus, pipeline.text.demo, pipeline.manifest, pyspark
+sys.modules |= dict.fromkeys(["torch", "mlflow", "deltalake", "pyiceberg"])
+import pipeline.stages, pipeline.text.demo, pipeline.tables.sources, pipeline.manifest, pyspark
 assert not pyspark.SparkContext._active_spark_context
 """
 
