@@ -48,7 +48,7 @@ SLOW = {"torch", "torch._C", "mlflow", "matplotlib", "pandas", "tensorboard"}
 """What takes a second or so to import."""
 
 NO_DEFAULT = {"--to", "--input", "--column", "--pairs", "--analogies", "--init-from", "--resume", "--shard-cache"} | {
-    *("--probe", "--evaluation", "--table", "--where", "--group-by", "--order-by")
+    *("--probe", "--evaluation", "--next-item", "--history", "--table", "--where", "--group-by", "--order-by")
 }
 """Flags with a value that may be left out, and then mean that there is no such thing."""
 
