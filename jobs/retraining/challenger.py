@@ -8,7 +8,7 @@ from jobs.retraining.workspace import Cycle, remove
 from pipeline.shared.files import atomic_write, write, write_json
 from training.judging.heldout import Heldout
 from training.vectors.alignment import align, rotated
-from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, Float32, read_summary, write_tables
+from training.vectors.run_files import BEST, SUMMARY, VECTORS, VOCAB, Float32, read_summary, write_tables
 from training.vectors.word_vectors import Tables
 
 OF_THE_RUN = (
@@ -19,12 +19,17 @@ OF_THE_RUN = (
 
 
 def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None:
-    """Makes CYCLE/challenger, atomically. Equal runs give equal bytes. ``current`` is the published version."""
+    """Makes CYCLE/challenger, atomically. Equal runs give equal bytes. ``current`` is the published version.
+
+    Of a run that its patience ended, the vectors of the lowest held-out loss: those of its end are known to be worse.
+    """
     temporary = cycle.challenger.with_name(".challenger")
     remove(temporary)
     remove(cycle.challenger)
     temporary.mkdir()
-    new = Tables.load(cycle.run)
+    summary = read_summary(cycle.run)
+    stopped_early = "heldout" in summary and summary["heldout"]["stopped_early"]
+    new = Tables.load(cycle.run / BEST if stopped_early else cycle.run)
     tables: dict[str, Iterable[Float32]] = {"center": [new.center_VD], "context": [new.context_VD]}
     if current is not None:
         alignment = align(new, Tables.load(current))
@@ -38,7 +43,6 @@ def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None
     with atomic_write(temporary / VECTORS) as file:
         write_tables(file, new.center_VD.shape, tables)
     write(temporary / VOCAB, (cycle.run / VOCAB).read_bytes())
-    summary = read_summary(cycle.run)
     card: dict[str, Any] = {name: summary[name] for name in OF_THE_RUN}
     card |= {"run_id": cycle.run_id, "dim": new.center_VD.shape[1], "supersedes": current.name if current else None}
     write_json(temporary / SUMMARY, card)

@@ -1,4 +1,4 @@
-"""docs/tutorial.md does what it says: its commands and its Python, in order, in a folder of their own.
+"""docs/tutorial.md and docs/items.md do what they say: their commands and Python, in order, in a folder of their own.
 
 In its outputs ``...`` stands for anything, as in doctest.
 """
@@ -20,7 +20,7 @@ from tiny import write_run
 
 from pipeline.text.demo import GROUPS
 
-PAGE = ROOT / "docs" / "tutorial.md"
+PAGE, ITEMS = ROOT / "docs" / "tutorial.md", ROOT / "docs" / "items.md"
 BIN = Path(sys.executable).parent
 OPTIONS = doctest.ELLIPSIS
 
@@ -35,8 +35,8 @@ class Block:
     """Where it begins in the page."""
 
 
-def blocks() -> list[Block]:
-    page = PAGE.read_text(encoding="utf-8")
+def blocks(file: Path) -> list[Block]:
+    page = file.read_text(encoding="utf-8")
     return [
         Block(found[1], found[2], page.count("\n", 0, found.start(2)))
         for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -71,13 +71,14 @@ def run(command: str, printed: str, folder: Path) -> None:
 
 
 class Python:
-    """The session that the pycon blocks of the page are: each goes on where the one before ended."""
+    """The session that the pycon blocks of a page are: each goes on where the one before ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: Path) -> None:
+        self.page = page
         self.names: dict[str, object] = {}
 
     def run(self, block: Block, compared: bool = True) -> None:
-        test = doctest.DocTestParser().get_doctest(block.text, self.names, "page", str(PAGE), block.line)
+        test = doctest.DocTestParser().get_doctest(block.text, self.names, "page", str(self.page), block.line)
         assert test.examples
         if not compared:
             for example in test.examples:
@@ -89,9 +90,10 @@ class Python:
 
 
 @pytest.mark.long
-def test_the_page_does_what_it_says(folder: Path) -> None:
-    python = Python()
-    for block in blocks():
+@pytest.mark.parametrize("page", [PAGE, ITEMS], ids=lambda page: page.stem)
+def test_the_page_does_what_it_says(folder: Path, page: Path) -> None:
+    python = Python(page)
+    for block in blocks(page):
         if block.language == "console":
             for command, printed in commands(block):
                 run(command, printed, folder)
@@ -115,8 +117,8 @@ def test_the_pages_python_runs_and_its_small_commands(folder: Path, call: Comman
         write_stand_in(folder / name)
     (folder / "data" / "cache").mkdir()
     (folder / "data" / "cache" / "demo.txt").write_text("a text\n" * 20_000)
-    python, count = Python(), 0
-    for block in blocks():
+    python, count = Python(PAGE), 0
+    for block in blocks(PAGE):
         if block.language == "pycon":
             python.run(block, compared=False)
             count += 1
