@@ -21,7 +21,7 @@ PETASTORM_TESTS := $(READER_TESTS) $(addprefix tests/, $(addsuffix .py, shared/t
     $(addprefix model/test_, kernels lazy_adam in_place model) \
     $(addprefix reading/test_, stream plan device_feed prefetch) \
     $(addprefix runs/test_, checkpoint warm_start report board) \
-    $(addprefix vectors/test_, align compare heldout) commands/test_train))
+    $(addprefix vectors/test_, align compare) judging/test_heldout commands/test_train))
 
 .DEFAULT_GOAL := help
 .PHONY: help run setup setup-retrain setup-petastorm setup-airflow setup-dev test test-all lint bench chromium clean

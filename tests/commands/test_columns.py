@@ -397,7 +397,7 @@ def test_a_stopped_rank_only_delays(data: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_shard_that_one_rank_reads_ends_all_with_one_line(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "data"))
-    damage_page(next(copy.glob("*/train/epoch=0/*.parquet")), "contexts_negatives")
+    damage_page(next(copy.glob("*/train/epoch=1/*.parquet")), "contexts_negatives")
     ended = train_here("--nproc", 2, "--data", copy, "--output", tmp_path / "run", *SETTINGS, *COLUMNS, logs=tmp_path)
     ended.assert_refused("damaged or unreadable", "shard-")
 

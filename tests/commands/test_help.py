@@ -16,7 +16,7 @@ from tiny import write_run, write_tiny_dataset
 from jobs import prepare, prepare_demo, prepare_ptb, retrain
 from pipeline import manifest
 from pipeline.shared.cli import HELP_COLUMNS, Parser, uri
-from pipeline.text import shop
+from pipeline.tables import shop
 from training import evaluate, export, neighbors, train
 from training.runs import report_page as report
 
@@ -35,7 +35,7 @@ COMMANDS: dict[str, Main] = {
     "-m training.export": export.main,
     "-m training.report": report.main,
     "-m pipeline.manifest": manifest.main,
-    "-m pipeline.text.shop": shop.main,
+    "-m pipeline.tables.shop": shop.main,
 }
 QUICK = [
     name

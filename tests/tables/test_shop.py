@@ -12,8 +12,8 @@ import pytest
 from conftest import Command
 
 from pipeline.shared.errors import InputError
-from pipeline.text import shop
-from pipeline.text.shop import (
+from pipeline.tables import shop
+from pipeline.tables.shop import (
     GROUP_SIZE,
     LONGEST,
     NUM_GROUPS,

@@ -1,7 +1,7 @@
 """The shop: generated events of users who look at items, with a known order to find again.
 
-python -m pipeline.text.shop --output shop.parquet
-python -m pipeline.text.shop --output shop.parquet --users 500 --events 20000 --seed 1
+python -m pipeline.tables.shop --output shop.parquet
+python -m pipeline.tables.shop --output shop.parquet --users 500 --events 20000 --seed 1
 
 The shop has 100 groups of 20 items: shop-0000 to shop-0019 are the first. A session is a walk through a group, mostly
 from an item to the next, so the order of items says what comes next, while the ten most popular items together have
@@ -149,8 +149,8 @@ class _Draws:
 
 
 def main(argv: list[str] | None = None) -> None:
-    example = "python -m pipeline.text.shop --output shop.parquet --users 500 --events 20000"
-    parser = Parser("python -m pipeline.text.shop", "Writes the events of a generated shop as Parquet.", example)
+    example = "python -m pipeline.tables.shop --output shop.parquet --users 500 --events 20000"
+    parser = Parser("python -m pipeline.tables.shop", "Writes the events of a generated shop as Parquet.", example)
     parser.add_argument("--output", type=path, required=True, metavar="FILE", help="a Parquet file; it is replaced")
     parser.add_argument("--users", type=count, default=2_000, help="number of users")
     parser.add_argument("--events", type=count, default=100_000, help="number of events, over all users")
