@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from pipeline.dataset.manifest_file import VOCAB, CorpusCounts, Counts, Manifest, ManifestError, ShardInfo
 from pipeline.dataset.vocab import Vocab
@@ -35,6 +36,7 @@ from pipeline.spark.sink import RESULTS, ShardSink
 from pipeline.spark.spark_errors import input_errors
 from pipeline.spark.task import TABLES, from_the_driver, to_binary
 from pipeline.text.corpus import Corpus, State, Values, exact_names
+from pipeline.text.remote_files import is_connect
 from pipeline.text.tokens import tokenized
 from pipeline.text.word_index import WordIndex, encode
 
@@ -75,7 +77,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
 
         num_shards = config.num_shards or default_num_shards(vocab, tables)
         log.info("vocabulary of %s; sampling into %d shards an epoch", f"{len(vocab):,}", num_shards)
-        log.info("%s", forecast(vocab, tables, config, spark.sparkContext.defaultParallelism))
+        log.info("%s", forecast(vocab, tables, config, num_cores(spark)))
         sequences = shuffle(encode_words(rows, values, config, generation), num_shards)
         with log_duration("shuffling, sampling and writing"):
             sample_and_write(sequences, config, generation)
@@ -116,6 +118,13 @@ def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
 def default_num_shards(vocab: Vocab, tables: Tables) -> int:
     """One shard for every 2^20 expected examples, at least 16. Depends on the corpus, not on the number of cores."""
     return max(MIN_SHARDS, int(-(-expected_examples(vocab, tables) // EXAMPLES_PER_SHARD)))
+
+
+def num_cores(spark: SparkSession) -> int:
+    """The number of tasks that Spark runs at once."""
+    if not is_connect(spark):
+        return int(spark.sparkContext.defaultParallelism)
+    return spark.range(1_000_000).select(F.spark_partition_id()).distinct().count()
 
 
 def encode_words(rows: DataFrame, values: Values, config: PipelineConfig, generation: Location) -> DataFrame:

@@ -36,7 +36,15 @@ class RemoteFiles:
 
     def __init__(self, spark: SparkSession, uris: list[str]):
         self._spark, self._uris = spark, uris
-        self._java: Any = spark.sparkContext._jvm
+
+    @cached_property
+    def _java(self) -> Any:
+        if is_connect(self._spark):
+            raise InputError(
+                f"--input {self._uris[0]}: found a session of Spark Connect, which lists no files, expected files of "
+                f"this machine; read it as a DataFrame, and prepare a DataFrameCorpus"
+            )
+        return self._spark.sparkContext._jvm
 
     @cached_property
     def files(self) -> list[RemoteFile]:
@@ -95,6 +103,11 @@ class RemoteFiles:
 
     def _filesystem(self, path: Any) -> Any:
         return path.getFileSystem(self._spark._jsparkSession.sessionState().newHadoopConf())
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Whether a session is one of Spark Connect, whose Spark runs elsewhere: it has no Java here."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
 def pattern_of(name: str) -> str:
