@@ -410,7 +410,10 @@ def expected(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> M
     return stages.prepare(spark, DataFrameCorpus(frame, "x"), CONFIG, tmp_path_factory.mktemp("expected") / "out")
 
 
-@pytest.mark.parametrize("write", [as_parquet, as_delta, as_iceberg, as_catalog])
+@pytest.mark.parametrize(
+    "write",
+    [as_parquet, *(pytest.param(write, marks=pytest.mark.long) for write in (as_delta, as_iceberg, as_catalog))],
+)
 def test_events_of_any_table_give_the_dataset_of_their_sequences(
     spark: SparkSession,
     tmp_path: Path,
@@ -427,6 +430,7 @@ def test_events_of_any_table_give_the_dataset_of_their_sequences(
     assert {"item": "item", "group_by": "user", "order_by": "ts", "max_gap_s": 1800} in manifest.source_state
 
 
+@pytest.mark.long
 def test_events_of_a_data_frame_give_it_too_and_those_without_a_user_are_counted(
     spark: SparkSession, tmp_path: Path, clicks: pa.Table, expected: Manifest
 ) -> None:
@@ -438,14 +442,16 @@ def test_events_of_a_data_frame_give_it_too_and_those_without_a_user_are_counted
     assert manifest.counts.nulls == 7
 
 
-def test_equal_times_are_told(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_times_are_told(spark: SparkSession, tmp_path: Path) -> None:
     rows = [(word, user, 5) for user in range(9) for word in ("b", "a", "a", "c")]
     pq.write_table(pa.table(dict(zip(("item", "user", "ts"), zip(*rows, strict=True), strict=True))), tmp_path / "x")
-    given = source(input=str(tmp_path / "x"), format="parquet", **{**BY_USER, "max_gap": "1s"})
-    caplog.set_level("INFO", logger="pipeline")
-    stages.prepare(spark, corpus_of(given), PipelineConfig(window=1, min_count=1, sample=0), tmp_path / "out")
-    assert "18 events have the ts of the event before them; the items' text decides their order" in caplog.text
-    assert "ts is a number, read as seconds" in caplog.text
+    made = corpus_of(source(input=str(tmp_path / "x"), format="parquet", **{**BY_USER, "max_gap": "1s"}))
+    assert values(spark, made) == [["a", "a", "b", "c"]] * 9
+    assert made.remarks() == [
+        "9 sequences of equal user, in order of ts",
+        "ts is a number, read as seconds: --max-gap is 0:00:01",
+        "18 events have the ts of the event before them; the items' text decides their order",
+    ]
 
 
 @pytest.mark.parametrize(
