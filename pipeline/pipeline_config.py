@@ -95,6 +95,7 @@ class Source:
     as_of: int | None = setting(
         default=None,
         ge=0,
+        le=2**63 - 1,
         group=CORPUS,
         help="version of a Delta table, or snapshot of an Iceberg table (default: the newest)",
         flag={"metavar": "VERSION"},

@@ -68,7 +68,7 @@ def prepare(spark: SparkSession, corpus: Corpus, config: PipelineConfig, output:
             vocab, seen = count_words(rows, values, config, generation)
         for remark in corpus.remarks():
             log.info("%s", remark)
-        check_vocab(vocab, config)
+        check_vocab(vocab, config, seen)
         tables = Tables.build(vocab.counts_V, config)
         with writing(output), log_duration("writing the vocabulary and its tables"):
             vocab.write(generation / VOCAB)
@@ -99,11 +99,12 @@ def log_duration(stage: str) -> Iterator[None]:
     log.debug("%s took %.1f s", stage, time.perf_counter() - started)
 
 
-def check_vocab(vocab: Vocab, config: PipelineConfig) -> None:
+def check_vocab(vocab: Vocab, config: PipelineConfig, seen: CorpusCounts) -> None:
     """Raises InputError if no example or no negative could be drawn. Called before anything is written."""
     num_tokens, num_words = int(vocab.counts_V.sum()), len(vocab) - 1
     if num_tokens == 0:
-        raise InputError("the corpus holds no tokens; expected text, one sentence a line")
+        found = f"found {seen.lines:,} lines or rows, {seen.nulls:,} of their values null"
+        raise InputError(f"the corpus holds no tokens ({found}); expected text, one sentence a line, or items")
     if num_words == 0:
         raise InputError(
             f"no word reaches --min-count {config.min_count} in {num_tokens} tokens; lower it or give a larger corpus"

@@ -43,7 +43,7 @@ def event_rows(frame: DataFrame, item: str, group_by: str, order_by: str, descri
     picks = {
         "item": Pick("--column", item, is_word, "a string or an integer, one item a row"),
         "group": Pick("--group-by", group_by, _is_key, "a string, an integer or a date"),
-        "time": Pick("--order-by", order_by, _is_time, "a timestamp, a date or an integer"),
+        "time": Pick("--order-by", order_by, _is_time, "a timestamp, a date or a signed integer"),
     }
     return picked(frame, picks, description)
 

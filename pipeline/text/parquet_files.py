@@ -58,7 +58,7 @@ def event_columns(item: str, group_by: str, order_by: str, find: Finder | None =
         for column, flag, type_of, expected in (
             (item, "--column", word_type, "a string or an integer, one item a row"),
             (group_by, "--group-by", key_type, "a string, an integer or a date"),
-            (order_by, "--order-by", time_type, "a timestamp, a date or an integer"),
+            (order_by, "--order-by", time_type, "a timestamp, a date or a signed integer"),
         )
     ]
 

@@ -476,3 +476,12 @@ def test_products_that_do_not_fit_into_float32_are_refused(call: Command, tmp_pa
     )
     file = write(tmp_path / "items", [["w1", "w2"]])
     call(evaluate.main, tmp_path / "long", "--next-item", file).assert_refused("too long", "scale the vectors")
+
+
+def test_a_history_of_other_items_is_refused(call: Command, tmp_path: Path) -> None:
+    """A baseline that knows none of the items would look poor."""
+    run = tmp_path / "run"
+    write_tables(run, random_model(21, 4, 0))
+    files = [write(tmp_path / name, [words]) for name, words in (("good", ["w1", "w2"]), ("other", ["x", "y"]))]
+    ended = call(evaluate.main, run, "--next-item", files[0], "--history", files[1])
+    ended.assert_refused(str(files[1]), "none of the 20 items")

@@ -1,6 +1,7 @@
 """Laws of the held-out loss while a run trains: it is what judges a finished run find, and it says when to stop."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny import write_held_out, write_tiny_dataset
 
 from training import train
 from training.judging.heldout import Heldout, losses
-from training.runs import heldout_loss
+from training.runs import heldout_loss, report_page
 from training.runs.metrics import Evaluation
 from training.runs.progress import Progress
 from training.vectors import Tables, Vectors
@@ -171,3 +172,19 @@ def test_only_the_rows_of_its_words_are_kept() -> None:
     center, _ = initial_tables(40_000, 3, 0)  # three blocks
     words_U = np.array([0, 5, 16_383, 16_384, 32_767, 32_768, 39_999])
     assert np.array_equal(heldout_loss.rows_of(center, words_U), center.whole().numpy()[words_U])
+
+
+def test_a_best_that_is_gone_is_said(call: Command, data: Path, tmp_path: Path, stop_after: Stop) -> None:
+    given = "--data", data, "--output", tmp_path / "run", *FLAGS, *OVERFITS
+    stop_after(7)
+    assert call(train.main, *given).code == 143
+    shutil.rmtree(tmp_path / "run" / "best")
+    ended = call(train.main, *given, "--resume")
+    assert ended.code == 0
+    assert f"warning: {tmp_path / 'run' / 'best'} is gone" in ended.stderr
+    assert ("has the vectors of the lowest" in ended.stdout) == (tmp_path / "run" / "best").exists()
+
+
+def test_the_report_of_best_names_the_run(call: Command, data: Path, tmp_path: Path) -> None:
+    found = run(1, data, tmp_path / "run", "--epochs=1")
+    call(report_page.main, found / "best").assert_refused(f"name {found}")

@@ -119,7 +119,10 @@ def next_item(
             f"the {num_items:,} items of the vectors, expected 1 or more; name sequences of items that the corpus has"
         )
     may_repeat = bool((matrix_SI.data > 1).any())
-    counted = _matrix(read_sequences(history, row_of, column) if history else histories, num_items)
+    counted_sequences = read_sequences(history, row_of, column) if history else histories
+    counted = _matrix(counted_sequences, num_items)
+    if history and counted_sequences.lengths_S.any() and not counted.nnz:
+        raise InputError(f"{history}: found none of the {num_items:,} items of the vectors, expected sequences of them")
     center_ID = vectors.center_VD[1:]
     scores: dict[str, Score | None] = {
         "cosine": _cosine(center_ID, queries.last_QI),

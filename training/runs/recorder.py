@@ -22,7 +22,7 @@ from training.runs.tensorboard import Board
 from training.runs.warm_start import KEPT, Start
 from training.stopping import outliving_terminal
 from training.train_config import width_for
-from training.vectors.run_files import BEST, REPORT
+from training.vectors.run_files import BEST, REPORT, is_finished
 
 SLOW_S = 2
 """A compilation that takes longer is mentioned."""
@@ -81,6 +81,8 @@ class Recorder(NullRecorder):
         self._run, self._execution, self._start = run, execution, start
         with writing(config.output):
             self._folder = claim(run, resumed=resumed is not None)
+        if resumed and resumed.record.progress.best and not is_finished(self._folder / BEST):
+            tell(f"warning: {self._folder / BEST} is gone, and with it the vectors of the lowest held-out loss so far")
         done, num_bytes = (resumed.step, resumed.record.metrics_bytes) if resumed else (0, 0)
         with ExitStack() as held:
             board = held.enter_context(closing(Board(self._folder, done))) if config.tensorboard else None
@@ -157,7 +159,7 @@ class Recorder(NullRecorder):
             center_VD = write_vectors(self._folder, step.tables())
             write_pages(self._folder, self._run, center_VD, summary)
             finish(self._folder, self._config.output, summary)
-        if progress.best:
+        if progress.best and is_finished(self._config.output / BEST):
             best = f"{progress.best.loss:.4f}, of epoch {progress.best.epoch + 1}"
             self.say(f"{self._config.output / BEST} has the vectors of the lowest held-out loss, {best}")
         self.say(f"{self._config.output / REPORT} shows the run")

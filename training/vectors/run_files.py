@@ -151,6 +151,8 @@ def is_finished(run: Path) -> bool:
 
 def read_summary(run: Path) -> dict[str, Any]:
     """A ``Summary``. Raises InputError."""
+    if run.name == BEST and (run.parent / CONFIG).is_file():
+        raise InputError(f"{run}: found the best vectors of a run, expected the run's folder; name {run.parent}")
     return _read(run / SUMMARY, Summary)
 
 
