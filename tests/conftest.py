@@ -163,6 +163,19 @@ def spark() -> "Iterator[SparkSession]":
     session.stop()
 
 
+@pytest.fixture
+def job(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs jobs/prepare.py in this process, with the session that all tests share."""
+    from jobs import prepare, session
+
+    def run(*arguments: object) -> Ended:
+        return run_here(prepare.main, arguments, monkeypatch, capsys)
+
+    monkeypatch.setattr(session, "build_session", lambda _: spark)
+    monkeypatch.setattr(spark, "stop", lambda: None)
+    return run
+
+
 @pytest.fixture(scope="session")
 def ptb_file() -> Path:
     """Penn Treebank's training text, which is not ours to ship: figures need it, laws do not."""

@@ -16,10 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Command, Ended, run_here
+from conftest import ROOT, Command, Ended
 from pyspark.sql import SparkSession
 
-from jobs import prepare, session
 from pipeline import stages
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
@@ -27,18 +26,6 @@ from pipeline.pipeline_config import PipelineConfig
 from pipeline.text.corpus import corpus, exact_names, text
 
 SMALL = ("--window", "2", "--min-count", "2", "--sample", "0", "--num-shards", "2")
-
-
-@pytest.fixture
-def job(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs jobs/prepare.py in this process, with the session that all tests share."""
-
-    def run(*arguments: object) -> Ended:
-        return run_here(prepare.main, arguments, monkeypatch, capsys)
-
-    monkeypatch.setattr(session, "build_session", lambda _: spark)
-    monkeypatch.setattr(spark, "stop", lambda: None)
-    return run
 
 
 RNG = random.Random(0)

@@ -10,13 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, Ended, run_here
+from conftest import Command
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
 from pyspark.sql import SparkSession
 
-from jobs import prepare, session
 from pipeline import stages
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.pipeline_config import PipelineConfig, Source
@@ -87,18 +86,6 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A format, a table with a history that no test changes, and its versions with OLD and with NEW."""
     place = tmp_path_factory.mktemp(request.param) / "a b #é"
     return request.param, place, MAKERS[request.param](place)
-
-
-@pytest.fixture
-def job(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs jobs/prepare.py in this process, with the session that all tests share."""
-
-    def run(*arguments: object) -> Ended:
-        return run_here(prepare.main, arguments, monkeypatch, capsys)
-
-    monkeypatch.setattr(session, "build_session", lambda _: spark)
-    monkeypatch.setattr(spark, "stop", lambda: None)
-    return run
 
 
 def values(spark: SparkSession, corpus: Corpus) -> list[Any]:
