@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.shared.cli import Parser, command, path
 from pipeline.shared.errors import InputError
 from training.judging.evaluation import RESTRICT_VOCAB, analogies, word_pairs
-from training.judging.next_item import LAST, NS_EXPONENT, TOPK, next_item
+from training.judging.next_item import LAST, NS_EXPONENT, TOPK, NextItemTask
 from training.vectors.word_vectors import SOURCES, STRICT, Tables, Vectors
 
 
@@ -92,16 +92,15 @@ def _report(arguments: Namespace) -> dict[str, Any]:
     if file := arguments.analogies:
         report["analogies"] = {"file": str(file), **asdict(analogies(vectors, file, restrict_vocab))}
     if file := arguments.next_item:
-        found = next_item(
-            vectors,
+        task = NextItemTask(
             file,
-            context_VD,
             history=arguments.history,
             column=arguments.column,
             topk=arguments.topk,
             last=arguments.last,
             ns_exponent=arguments.ns_exponent,
         )
+        found = task.judged(vectors, context_VD)
         report["next_item"] = {"file": str(file), **asdict(found)}
     return report
 

@@ -21,10 +21,11 @@ from conftest import Command
 from scipy.sparse import csr_array
 from tiny import random_model, write_tables
 
+from pipeline.shared.errors import InputError
 from training import evaluate
 from training.judging import next_item as module
 from training.judging import ranking
-from training.judging.next_item import NextItemResult, ScoreResult, next_item
+from training.judging.next_item import METRICS, NextItemResult, NextItemTask, ScoreResult
 from training.judging.ranking import Score, ranked
 from training.judging.sequences import read_sequences
 from training.vectors import cosine
@@ -43,6 +44,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def vectors_of(model: Tables) -> Vectors:
     return Vectors(model.words, model.center_VD, model.counts_V)
+
+
+def next_item(vectors: Vectors, file: Path, context_VD: Float32 | None = None, **settings: Any) -> NextItemResult:
+    return NextItemTask(file, **settings).judged(vectors, context_VD)
 
 
 def whole_numbers(num_words: int, seed: int) -> Tables:
@@ -182,9 +187,31 @@ def test_cooccurrences_are_those_of_the_history(tmp_path: Path) -> None:
     lines = random_lines(model.words, 60, 0, repeat=False)
     counted = random_lines(model.words, 200, 1, repeat=True)
     file, history = write(tmp_path / "items", lines), write(tmp_path / "history", counted)
-    found = next_item(vectors_of(model), file, model.context_VD, history, topk=5, last=3, ns_exponent=0.3)
+    found = next_item(vectors_of(model), file, model.context_VD, history=history, topk=5, last=3, ns_exponent=0.3)
     assert found.seen == "left out"
     assert_agrees(found, by_hand(model, lines, counted, 5, 3))
+
+
+def test_metrics_of_sequences_have_the_means_of_the_report_and_zeros_for_what_is_unknown(tmp_path: Path) -> None:
+    model = random_model(41, 5, 0)
+    lines = random_lines(model.words, 60, 0, repeat=False)
+    vectors, known = vectors_of(model), {*model.words[1:]}
+    task = NextItemTask(write(tmp_path / "items", lines), topk=5)
+    long = [line for line in lines if len(line) >= 2]
+    is_used = [line[-1] in known and bool({*line[:-1]} & known) for line in long]
+    assert 0 < sum(is_used) < len(long)
+    for name in SCORES:
+        values_SM = task.metrics_of(name, vectors, model.context_VD)
+        found = result_of(task.judged(vectors, model.context_VD), name)
+        expected = [getattr(found, metric).value for metric in METRICS]
+        assert values_SM[is_used].mean(0) == pytest.approx(expected, abs=1e-12)
+        assert not values_SM[~np.array(is_used)].any()
+        of_one = NextItemTask(write(tmp_path / "one", [long[is_used.index(True)]]), topk=5)
+        if name != "cooccurrence":  # which counts the file
+            first = of_one.metrics_of(name, vectors, model.context_VD)
+            assert values_SM[is_used.index(True)] == pytest.approx(first[0])
+    with pytest.raises(InputError, match="model: found no context table"):
+        task.metrics_of("model", vectors)
 
 
 # Laws

@@ -25,6 +25,8 @@ LAST = 5
 NS_EXPONENT = 0.75
 """As in prepare."""
 
+METRICS = "hit_rate", "ndcg", "mrr"
+
 RESAMPLES = 1000
 """Of the bootstrap. The 2.5 and 97.5 % percentiles are then of 25 resamples each."""
 
@@ -81,76 +83,129 @@ class _Queries:
     """Sequences with a known target and history, in the order of their targets."""
 
     targets_Q: Int64
+    sequences_Q: Int64
+    """Which sequences these are."""
     history_QI: csr_array
     """How often an item is in the history."""
     last_QI: csr_array
     """How often it is among the last items of the history."""
 
 
-def next_item(
-    vectors: Vectors,
-    file: Path,
-    context_VD: Float32 | None = None,
-    history: Path | None = None,
-    column: str | None = None,
-    topk: int = TOPK,
-    last: int = LAST,
-    ns_exponent: float = NS_EXPONENT,
-) -> NextItemResult:
-    """Ranks the last item of each sequence of ``file`` among all items, given those before it.
+@dataclass(frozen=True)
+class _Known:
+    """What the vectors know of the files."""
+
+    queries: _Queries
+    is_long_S: npt.NDArray[np.bool_]
+    """Which sequences have two items or more."""
+    may_repeat: bool
+    """Whether some sequence repeats an item."""
+    left_out_QI: csr_array
+    """The items that are not ranked."""
+    counted: Sequences
+    """Those whose co-occurrences are counted."""
+
+
+@dataclass(frozen=True)
+class NextItemTask:
+    """Sequences whose last item is to be predicted, and what predicts it.
 
     ``history`` is the file whose sequences ``cooccurrence`` counts; without it, these are the sequences of ``file``
     without their targets. ``column`` names the column of both files if they are Parquet. ``ns_exponent`` is that of the
-    noise law with which the dataset was prepared. Deterministic on one machine. Raises InputError for a malformed file,
-    and for one without a sequence whose target and history are known.
+    noise law with which the dataset was prepared.
     """
-    num_items = len(vectors)
-    if topk >= num_items:
-        raise InputError.flag("topk", topk, f"fewer than the {num_items:,} items of the vectors")
-    row_of = {word: row for row, word in enumerate(vectors.words) if row}
-    sequences = read_sequences(file, row_of, column)
-    matrix_SI, histories = _matrix(sequences, num_items), _without_targets(sequences)
-    is_long_S = sequences.lengths_S >= 2
-    queries = _queries(sequences, histories, last, num_items)
-    num_used, num_long = len(queries.targets_Q), int(is_long_S.sum())
-    if not num_used:
-        raise InputError(
-            f"{file}: found 0 of {num_long:,} sequences of two items or more with a last item and an earlier one among "
-            f"the {num_items:,} items of the vectors, expected 1 or more; name sequences of items that the corpus has"
+
+    file: Path
+    history: Path | None = None
+    column: str | None = None
+    topk: int = TOPK
+    last: int = LAST
+    ns_exponent: float = NS_EXPONENT
+
+    def judged(self, vectors: Vectors, context_VD: Float32 | None = None) -> NextItemResult:
+        """Ranks the last item of each sequence among all items, given those before it, by every score.
+
+        Deterministic on one machine. Raises InputError for a malformed file, and for one without a sequence whose
+        target and history are known.
+        """
+        known = self._known(vectors)
+        scores = self._scores(vectors, context_VD, known)
+        queries, num_items = known.queries, len(vectors)
+        num_used, num_long = len(queries.targets_Q), int(known.is_long_S.sum())
+
+        def result_of(score: Score) -> ScoreResult:
+            ranking = ranked(score, queries.targets_Q, known.left_out_QI, self.topk)
+            return _result(_values(ranking, num_items), ranking, num_items)
+
+        return NextItemResult(
+            topk=self.topk,
+            last=self.last,
+            items=num_items,
+            seen="may be recommended" if known.may_repeat else "left out",
+            sequences=num_used,
+            unknown=num_long - num_used,
+            too_short=len(known.is_long_S) - num_long,
+            coverage=num_used / num_long,
+            scores={name: None if score is None else result_of(score()) for name, score in scores.items()},
         )
-    may_repeat = bool((matrix_SI.data > 1).any())
-    counted_sequences = read_sequences(history, row_of, column) if history else histories
-    counted = _matrix(counted_sequences, num_items)
-    if history and counted_sequences.lengths_S.any() and not counted.nnz:
-        raise InputError(f"{history}: found none of the {num_items:,} items of the vectors, expected sequences of them")
-    center_ID = vectors.center_VD[1:]
-    scores: dict[str, Score | None] = {
-        "cosine": _cosine(center_ID, queries.last_QI),
-        "model": None,
-        "model_popularity": None,
-        "popularity": _popularity(vectors),
-        "cooccurrence": _cooccurrence(counted, queries.last_QI),
-    }
-    if context_VD is not None and vectors.counts_V is not None:
-        log_noise_I = ns_exponent * np.log(np.maximum(vectors.counts_V[1:], 1)).astype(np.float32)
-        scores["model"] = _model(center_ID, context_VD[1:], queries.last_QI)
-        scores["model_popularity"] = _model(center_ID, context_VD[1:], queries.last_QI, log_noise_I)
-    left_out_QI = csr_array(queries.history_QI.shape) if may_repeat else queries.history_QI
 
-    def result_of(score: Score) -> ScoreResult:
-        return _result(ranked(score, queries.targets_Q, left_out_QI, topk), num_items)
+    def metrics_of(self, name: str, vectors: Vectors, context_VD: Float32 | None = None) -> Float64:
+        """Hit rate, NDCG and MRR of each sequence of two items or more, in the file's order; (S, M).
 
-    return NextItemResult(
-        topk=topk,
-        last=last,
-        items=num_items,
-        seen="may be recommended" if may_repeat else "left out",
-        sequences=num_used,
-        unknown=num_long - num_used,
-        too_short=len(is_long_S) - num_long,
-        coverage=num_used / num_long,
-        scores={name: None if score is None else result_of(score) for name, score in scores.items()},
-    )
+        They are 0 where the target, or the whole history, is unknown, so a smaller vocabulary brings nothing. Raises
+        InputError as ``judged`` does, and for a score of the model if there is no context table.
+        """
+        known = self._known(vectors)
+        score = self._scores(vectors, context_VD, known)[name]
+        if score is None:
+            raise InputError(f"{name}: found no context table, expected a run's folder, which has one")
+        ranking = ranked(score(), known.queries.targets_Q, known.left_out_QI, self.topk)
+        values_SM = np.zeros((len(known.is_long_S), len(METRICS)))
+        values_SM[known.queries.sequences_Q] = _values(ranking, len(vectors))
+        return values_SM[known.is_long_S]
+
+    def _known(self, vectors: Vectors) -> "_Known":
+        num_items = len(vectors)
+        if self.topk >= num_items:
+            raise InputError.flag("topk", self.topk, f"fewer than the {num_items:,} items of the vectors")
+        row_of = {word: row for row, word in enumerate(vectors.words) if row}
+        sequences = read_sequences(self.file, row_of, self.column)
+        matrix_SI, histories = _matrix(sequences, num_items), _without_targets(sequences)
+        is_long_S = sequences.lengths_S >= 2
+        queries = _queries(sequences, histories, self.last, num_items)
+        if not len(queries.targets_Q):
+            raise InputError(
+                f"{self.file}: found 0 of {int(is_long_S.sum()):,} sequences of two items or more with a last item and "
+                f"an earlier one among the {num_items:,} items of the vectors, expected 1 or more; name sequences of "
+                "items that the corpus has"
+            )
+        counted = histories
+        if self.history:
+            counted = read_sequences(self.history, row_of, self.column)
+            if counted.lengths_S.any() and not counted.rows_N.any():
+                found = f"found none of the {num_items:,} items of the vectors"
+                raise InputError(f"{self.history}: {found}, expected sequences of them")
+        may_repeat = bool((matrix_SI.data > 1).any())
+        left_out_QI = csr_array(queries.history_QI.shape) if may_repeat else queries.history_QI
+        return _Known(queries, is_long_S, may_repeat, left_out_QI, counted)
+
+    def _scores(
+        self, vectors: Vectors, context_VD: Float32 | None, known: "_Known"
+    ) -> dict[str, Callable[[], Score] | None]:
+        """What makes each score; None for those of the model without a context table."""
+        center_ID, last_QI = vectors.center_VD[1:], known.queries.last_QI
+        scores: dict[str, Callable[[], Score] | None] = {
+            "cosine": lambda: _cosine(center_ID, last_QI),
+            "model": None,
+            "model_popularity": None,
+            "popularity": lambda: _popularity(vectors),
+            "cooccurrence": lambda: _cooccurrence(_matrix(known.counted, len(vectors)), last_QI),
+        }
+        if context_VD is not None and vectors.counts_V is not None:
+            log_noise_I = self.ns_exponent * np.log(np.maximum(vectors.counts_V[1:], 1)).astype(np.float32)
+            scores["model"] = lambda: _model(center_ID, context_VD[1:], last_QI)
+            scores["model_popularity"] = lambda: _model(center_ID, context_VD[1:], last_QI, log_noise_I)
+        return scores
 
 
 # Queries
@@ -181,7 +236,7 @@ def _queries(sequences: Sequences, histories: Sequences, last: int, num_items: i
     targets_S[is_long_S] = sequences.rows_N[np.cumsum(sequences.lengths_S)[is_long_S] - 1] - 1
     used = np.flatnonzero((targets_S >= 0) & (np.diff(history_SI.indptr) > 0))
     used = used[np.argsort(targets_S[used], kind="stable")]
-    return _Queries(targets_S[used], history_SI[used], last_SI[used])
+    return _Queries(targets_S[used], used, history_SI[used], last_SI[used])
 
 
 def _last_known(histories: Sequences, last: int) -> Sequences:
@@ -262,13 +317,16 @@ def _cooccurrence(counted_SI: csr_array, last_QI: csr_array) -> Score:
 # Metrics
 
 
-def _result(ranking: Ranking, num_items: int) -> ScoreResult:
+def _values(ranking: Ranking, num_items: int) -> Float64:
+    """Hit rate, NDCG and MRR of each query, (Q, M)."""
     topk = ranking.top_QK.shape[1]
     ranks_I = np.arange(1, num_items + 1)
     is_hit_I = ranks_I <= topk
-    values_QM = np.stack(
-        [_expected(of_rank_I, ranking) for of_rank_I in (is_hit_I, is_hit_I / np.log2(ranks_I + 1), 1 / ranks_I)], 1
-    )
+    of_ranks = is_hit_I, is_hit_I / np.log2(ranks_I + 1), 1 / ranks_I
+    return np.stack([_expected(of_rank_I, ranking) for of_rank_I in of_ranks], 1)
+
+
+def _result(values_QM: Float64, ranking: Ranking, num_items: int) -> ScoreResult:
     low_M, high_M = _interval(values_QM)
     hit_rate, ndcg, mrr = (Mean(*map(float, found)) for found in zip(values_QM.mean(0), low_M, high_M, strict=True))
     return ScoreResult(hit_rate, ndcg, mrr, len(np.setdiff1d(ranking.top_QK, [-1])) / num_items)
