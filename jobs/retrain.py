@@ -17,8 +17,8 @@ import sys
 from functools import cache
 from typing import NoReturn
 
+from jobs.children import StepError
 from jobs.machine import refuse_connect
-from jobs.retraining.children import StepError
 from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
 from jobs.retraining.retrain_config import RetrainConfig, read_config
 from jobs.retraining.status import status

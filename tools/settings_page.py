@@ -15,8 +15,9 @@ from pydantic_core import PydanticUndefined
 if __name__ == "__main__":  # run as a script: the project's root belongs on the path
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
+from jobs.config_sections import CorpusSettings
 from jobs.retraining.gates import Gates
-from jobs.retraining.retrain_config import CorpusSettings, RegistrySettings, RetrainConfig, WarmStart
+from jobs.retraining.retrain_config import RegistrySettings, RetrainConfig, WarmStart
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser
 from pipeline.shared.settings import DEFAULT_NOTE, fields_of, limits

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from jobs.retraining.children import call
+from jobs.children import call
 from jobs.retraining.cycle_plan import (
     check_dim,
     check_gates,

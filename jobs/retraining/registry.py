@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
-from jobs.retraining.children import StepError
+from jobs.children import StepError
 from jobs.retraining.mlflow_run import LOGGED_TAG, log_cycle, log_decision
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import ARTIFACTS, REGISTRY_DB, Cycle, Workspace

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from jobs.config_sections import CorpusSettings
 from jobs.retraining.gates import Gates
-from jobs.retraining.retrain_config import CorpusSettings, RegistrySettings, RetrainConfig, WarmStart
+from jobs.retraining.retrain_config import RegistrySettings, RetrainConfig, WarmStart
 from pipeline.shared.settings import fields_of
 from tools.settings_page import page
 

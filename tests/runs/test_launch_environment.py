@@ -408,7 +408,7 @@ def test_torchrun_leaves_a_hangup_ignored(monkeypatch: pytest.MonkeyPatch, ignor
 def test_a_cycle_of_retraining_ends_with_the_signals_code(
     call: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ignored: bool, code: int
 ) -> None:
-    """Its commands end first: tests/retraining/test_children.py."""
+    """Its commands end first: tests/commands/test_children.py."""
 
     def read_config(_: Path) -> None:
         os.kill(os.getpid(), number)

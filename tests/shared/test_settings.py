@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
+from jobs.config_sections import CorpusSettings
 from jobs.retraining.gates import Gates
-from jobs.retraining.retrain_config import CorpusSettings, RegistrySettings, RetrainConfig, WarmStart
+from jobs.retraining.retrain_config import RegistrySettings, RetrainConfig, WarmStart
 from pipeline.pipeline_config import PipelineConfig, Source
 from pipeline.shared.cli import Parser
 from pipeline.shared.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from jobs.retraining.children import GRACE_S, StepError, call
+from jobs.children import GRACE_S, StepError, call
 from pipeline.shared.errors import InputError
 
 LIMIT_S = 60
@@ -77,7 +77,7 @@ def test_commands_of_our_own_environment_come_first(tmp_path: Path, monkeypatch:
 PARENT = """
 import signal, sys
 from pathlib import Path
-from jobs.retraining.children import call
+from jobs.children import call
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, _: sys.exit(128 + number))
 child = (
