@@ -7,13 +7,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.redact import redacted_command
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Where jobs/ and training/ are."""
 
 GRACE_S = 60
 """How long a command may take to end after SIGTERM: a trainer saves a checkpoint first. SIGHUP is passed on as that."""
@@ -45,23 +49,56 @@ def call(arguments: list[str], log: Path, lock: int | None) -> None:
         raise StepError(f"{log.stem} ended with {code}{reason}; what it printed is in {log}")
 
 
-def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
-    """The exit code, and the last error line of the output without its "error: "."""
+def started(arguments: list[str], output: int | IO[bytes], lock: int | None) -> subprocess.Popen[bytes]:
+    """Starts a command, whose stdout and stderr go to ``output``, a file or subprocess.PIPE.
+
+    It inherits ``lock``, and gets SIGTERM when the thread that calls this ends, even by SIGKILL (on Linux). Raises
+    InputError if there is no such command.
+    """
     ours = str(Path(sys.executable).parent)  # where this environment has spark-submit and torchrun
     environment = {**os.environ, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S - 5))  # torchrun's own is half of that
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             arguments,
             bufsize=0,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=() if lock is None else (lock,),
             preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None)) if sys.platform == "linux" else None,
         )
     except FileNotFoundError:
         raise InputError(f"{arguments[0]}: not found beside {sys.executable} or on the PATH; run make setup") from None
+
+
+def ended(child: subprocess.Popen[bytes]) -> None:
+    """Ends a command: SIGTERM, and SIGKILL after GRACE_S. Its output must have a reader, or be a file."""
+    child.terminate()
+    try:
+        child.wait(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """These settings as flags of prepare.py or train.py."""
+    found = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if value is True and name != "tensorboard":
+            found.append(f"--{flag}")
+        elif value is False and name in ("lowercase", "tensorboard"):
+            found.append(f"--no-{flag}")
+        elif value is not None and not isinstance(value, bool):
+            found += [f"--{flag}", str(value)]
+    return found
+
+
+def _run(arguments: list[str], log: int, lock: int | None) -> tuple[int, str | None]:
+    """The exit code, and the last error line of the output without its "error: "."""
+    child = started(arguments, subprocess.PIPE, lock)
     error = None
     try:
         assert child.stdout is not None

@@ -61,6 +61,7 @@ def train_section(given: object, elsewhere: Mapping[str, str]) -> dict[str, Any]
 def from_sections(kind: type[Config], own: dict[str, Any]) -> Config:
     """The config of a file whose sections are configs themselves. Raises InputError, which names the section."""
     for name, field in fields_of(kind).items():
-        if name in own and is_dataclass(section := field.annotation) and isinstance(section, type):
+        section = field.annotation
+        if name in own and is_dataclass(section) and isinstance(section, type) and not isinstance(own[name], section):
             own[name] = from_section(section, own[name], name)
     return from_section(kind, own, "")

@@ -67,6 +67,12 @@ WITH_VERSIONS = ("delta", "iceberg")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
+def duration(text: str) -> timedelta | None:
+    """The duration that is spelled 45s, 30m, 12h or 1d; None for other text."""
+    found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text)
+    return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
+
+
 @settings()
 class Source:
     """Where sequences come from."""
@@ -158,8 +164,7 @@ class Source:
     @property
     def gap(self) -> timedelta | None:
         """``max_gap`` as a duration; None if it is none."""
-        found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", self.max_gap or "")
-        return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
+        return duration(self.max_gap or "")
 
 
 @settings()

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jobs.retraining.workspace import Cycle, remove
-from pipeline.shared.files import atomic_write, write, write_json
+from jobs.retraining.workspace import Cycle
+from pipeline.shared.files import atomic_write, remove, write, write_json
 from training.judging.heldout import Heldout
 from training.vectors.alignment import align, rotated
-from training.vectors.run_files import BEST, SUMMARY, VECTORS, VOCAB, Float32, read_summary, write_tables
+from training.vectors.run_files import SUMMARY, VECTORS, VOCAB, Float32, folder_of_vectors, read_summary, write_tables
 from training.vectors.word_vectors import Tables
 
 OF_THE_RUN = (
@@ -19,17 +19,13 @@ OF_THE_RUN = (
 
 
 def make_challenger(cycle: Cycle, current: Path | None, holds_out: bool) -> None:
-    """Makes CYCLE/challenger, atomically. Equal runs give equal bytes. ``current`` is the published version.
-
-    Of a run that its patience ended, the vectors of the lowest held-out loss: those of its end are known to be worse.
-    """
+    """Makes CYCLE/challenger, atomically. Equal runs give equal bytes. ``current`` is the published version."""
     temporary = cycle.challenger.with_name(".challenger")
     remove(temporary)
     remove(cycle.challenger)
     temporary.mkdir()
     summary = read_summary(cycle.run)
-    stopped_early = "heldout" in summary and summary["heldout"]["stopped_early"]
-    new = Tables.load(cycle.run / BEST if stopped_early else cycle.run)
+    new = Tables.load(folder_of_vectors(cycle.run))
     tables: dict[str, Iterable[Float32]] = {"center": [new.center_VD], "context": [new.context_VD]}
     if current is not None:
         alignment = align(new, Tables.load(current))

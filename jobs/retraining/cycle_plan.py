@@ -1,7 +1,6 @@
 """Plans a cycle: the state of the corpus, checks before anything runs, and the commands of prepare and train."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,12 +9,14 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from jobs.children import ROOT, flags
 from jobs.retraining.cycle_records import card
 from jobs.retraining.retrain_config import RetrainConfig
 from jobs.retraining.workspace import DEMO, Workspace
 from pipeline.pipeline_config import Source
 from pipeline.shared.errors import InputError
 from pipeline.shared.files import os_errors
+from pipeline.shared.records import digest
 from pipeline.shared.redact import HIDDEN, redacted_command
 from pipeline.shared.settings import fields_of
 from pipeline.shared.storage import Location
@@ -23,8 +24,6 @@ from pipeline.tables.sources import corpus_of as corpus_of_source
 from pipeline.text.corpus import Corpus, demo
 from training.judging.questions import read_analogies, read_pairs
 from training.train_config import TrainConfig
-
-ROOT = Path(__file__).resolve().parents[2]
 
 State = list[dict[str, Any]]
 
@@ -68,11 +67,6 @@ def run_id_of(state: State, config: RetrainConfig) -> str:
 def settings_of(config: RetrainConfig) -> dict[str, Any]:
     """The settings that change the vectors, without secrets: a digest of a short one would reveal it."""
     return {**config.numbers, "torchrun": redacted_command(config.torchrun)}
-
-
-def digest(value: object) -> str:
-    """The SHA-256 of a value's JSON: names are sorted, paths are text."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def size_of(state: State) -> tuple[int, str]:
@@ -126,9 +120,9 @@ def prepare_command(config: RetrainConfig, workspace: Workspace, dataset: Path) 
     source = config.corpus
     inputs = [str(workspace.folder / DEMO)] if source.demo else source.input
     where = ["--input", *inputs] if inputs else []
-    columns = _flags({name: getattr(source, name) for name in fields_of(Source) if name != "input"})
+    columns = flags({name: getattr(source, name) for name in fields_of(Source) if name != "input"})
     command = ["spark-submit", *config.spark_submit, str(ROOT / "jobs" / "prepare.py")]
-    return [*command, *where, "--output", str(dataset), *columns, *_flags(asdict(config.prepare))]
+    return [*command, *where, "--output", str(dataset), *columns, *flags(asdict(config.prepare))]
 
 
 def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path | None) -> list[str]:
@@ -142,7 +136,7 @@ def train_command(config: RetrainConfig, dataset: Path, run: Path, current: Path
         settings |= {**warm.changes, "init_from": str(current)}
     launcher = ["torchrun", *config.torchrun] if config.torchrun else [sys.executable]
     command = [*launcher, str(ROOT / "training" / "train.py"), "--data", str(dataset), "--output", str(run)]
-    return [*command, *_flags(settings), "--resume", "auto"]
+    return [*command, *flags(settings), "--resume", "auto"]
 
 
 def with_secrets(planned: list[str], command: list[str]) -> list[str]:
@@ -158,17 +152,3 @@ def with_secrets(planned: list[str], command: list[str]) -> list[str]:
             f"run `plan` again first"
         )
     return planned
-
-
-def _flags(settings: dict[str, Any]) -> list[str]:
-    """These settings as flags of prepare.py or train.py."""
-    flags = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if value is True and name != "tensorboard":
-            flags.append(f"--{flag}")
-        elif value is False and name in ("lowercase", "tensorboard"):
-            flags.append(f"--no-{flag}")
-        elif value is not None and not isinstance(value, bool):
-            flags += [f"--{flag}", str(value)]
-    return flags

@@ -95,14 +95,6 @@ class Card(TypedDict):
     supersedes: Version | None
 
 
-@with_config(STRICT)
-class Holder(TypedDict):
-    """.lock: the process that took the lock last."""
-
-    pid: Annotated[int, Field(ge=1, lt=2**31)]
-    host: str
-
-
 KINDS: dict[str, Any] = {
     "cycle": Pointer,
     "plan": Plan,

@@ -18,7 +18,6 @@ from jobs.retraining.cycle_plan import (
     check_dim,
     check_gates,
     check_grown,
-    digest,
     prepare_command,
     run_id_of,
     settings_of,
@@ -29,9 +28,11 @@ from jobs.retraining.cycle_plan import (
 from jobs.retraining.cycle_records import card
 from jobs.retraining.registry import CHALLENGER, CHAMPION, reach_registry, register, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
-from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace, remove
+from jobs.retraining.workspace import CURRENT, RECORDS, Cycle, Workspace
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import remove
+from pipeline.shared.records import digest
 from pipeline.shared.redact import redacted_command
 from training.vectors.word_vectors import Tables
 

@@ -1,5 +1,6 @@
 """The summary that `status` prints."""
 
+from jobs.folder_lock import lock_holder
 from jobs.retraining.cycle_records import card
 from jobs.retraining.registry import CHAMPION, registry_of
 from jobs.retraining.retrain_config import RetrainConfig
@@ -36,7 +37,7 @@ def status(config: RetrainConfig, workspace: Workspace) -> str:
         if decision:
             lines.append(f"  judged {decision['decided']}: {decision['reason']}")
     lines.append(_registry_line(config, workspace))
-    if holder := workspace.lock_holder():
+    if holder := lock_holder(workspace.folder):
         lines.append(f"at work: process {holder['pid']} on {holder['host']}")
     return "\n".join(lines)
 

@@ -11,35 +11,27 @@ WORKSPACE/
   mlflow.db artifacts/     the registry, unless the config names another
 """
 
-import json
 import os
 import secrets
-import shutil
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.retraining.cycle_records import Holder, card, read_record
+from jobs.folder_lock import LOCK, alone_in
+from jobs.retraining.cycle_records import card, read_record
 from pipeline.shared.cli import check_output
 from pipeline.shared.errors import InputError
-from pipeline.shared.files import AlreadyLocked, fsync, locked, make_folder, os_errors, write_json
-from pipeline.shared.records import RecordError, checked, read
-from pipeline.shared.storage import Location
+from pipeline.shared.files import fsync, make_folder, remove, write_json
 from training.vectors.run_files import is_finished
 
 RECORDS = {"plan": "plan", "prepare": "prepare", "train": "train", "evaluate": "decision", "publish": "publish"}
 """The steps of a cycle, in order, and the record that each step writes last."""
 
-CYCLES, PUBLISHED, CURRENT, POINTER, LOCK = "cycles", "published", "current", "cycle.json", ".lock"
+CYCLES, PUBLISHED, CURRENT, POINTER = "cycles", "published", "current", "cycle.json"
 REGISTRY_DB, ARTIFACTS, DEMO = "mlflow.db", "artifacts", "demo.txt"
 OWN = (CYCLES, PUBLISHED, CURRENT, POINTER, LOCK, f"{REGISTRY_DB}*", ARTIFACTS, DEMO, ".*")
-
-ORPHANS_S = 90
-"""How long the children of a killed command may take to end."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,50 +83,11 @@ class Workspace:
         running, and for any OSError of the block.
         """
         check_output(self.folder, OWN, "workspace", "workspace:")
-        with (
-            os_errors(
-                f"{self.folder}: cannot be used", "make room or check its permissions, and run the command again"
-            ),
-            ExitStack() as stack,
-        ):
+        with alone_in(self.folder) as lock:
             make_folder(self.folder / CYCLES)
-            deadline = time.monotonic() + ORPHANS_S
-            while True:
-                try:
-                    file = stack.enter_context(locked(self.folder / LOCK))
-                    break
-                except AlreadyLocked:
-                    self._check_orphaned(deadline)
-                    time.sleep(0.2)
-            if file:
-                file.truncate(0)
-                file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-                file.flush()
             for leftover in self.folder.glob(f".{CURRENT}.*"):
                 leftover.unlink(missing_ok=True)
-            yield file.fileno() if file else None
-
-    def lock_holder(self) -> dict[str, Any] | None:
-        """The pid and host of the command that took the lock. It may have ended since."""
-        try:
-            return dict(checked(read(Location.of(self.folder / LOCK)), Holder))
-        except (OSError, RecordError):
-            return None
-
-    def _check_orphaned(self, deadline: float) -> None:
-        """Raises InputError, unless children of a dead command hold the lock and the deadline has not passed."""
-        holder = self.lock_holder()
-        if holder is None:
-            who = "another command"
-        elif _may_be_alive(holder):
-            who = f"process {holder['pid']} on {holder['host']}"
-        elif time.monotonic() < deadline:
-            return
-        else:
-            who = f"children of process {holder['pid']}, which is dead,"
-        raise InputError(
-            f"{self.folder}: found {who} at work, expected one command at a time; wait until it ends, or stop it"
-        )
+            yield lock
 
     def cycle(self, run_id: str) -> Cycle:
         return Cycle(self.folder / CYCLES / run_id)
@@ -227,26 +180,3 @@ class Workspace:
         for version in (*self.versions(), *(self.folder / PUBLISHED).glob(".*")):
             if version.name not in kept:
                 remove(version)
-
-
-def _may_be_alive(holder: dict[str, Any]) -> bool:
-    """False if the process has ended. Of another machine's processes this is unknown."""
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def remove(folder: Path) -> None:
-    """Removes a folder. Renames it first, so that nobody finds a part of it."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name.lstrip('.')}")
-        if doomed != folder:
-            shutil.rmtree(doomed, ignore_errors=True)
-            folder.replace(doomed)
-        shutil.rmtree(doomed)

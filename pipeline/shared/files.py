@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,6 +59,16 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         fsync(path.parent)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder. Renames it first, so that nobody finds a part of it."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name.lstrip('.')}")
+        if doomed != folder:
+            shutil.rmtree(doomed, ignore_errors=True)
+            folder.replace(doomed)
+        shutil.rmtree(doomed)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     SEQUENCE = 7
     HOLDOUT = 8
     SHOP = 9
+    STUDY = 10
 
 
 def splitmix64(stream: Number, part: Number) -> Number:

@@ -3,6 +3,7 @@
 A record is a frozen dataclass, made by ``record``. The types of its fields, with pydantic's limits, are the check.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -100,3 +101,8 @@ def _line(error: ValidationError) -> str:
         return f"found a field {shown(problem['loc'][-1])}, which is not known"
     expected = re.sub(r"^[\w ]+ should (be )?", "", problem["msg"]).replace("match pattern", "text of the form", 1)
     return f"{where}: found {shown(problem['input'])}, expected {expected}".removeprefix(": ")
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a value's JSON: names are sorted, paths are text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

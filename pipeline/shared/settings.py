@@ -138,6 +138,11 @@ def mapping(given: object, section: str) -> Mapping[str, Any]:
     return given
 
 
+def is_whole(field: FieldInfo) -> bool:
+    """Whether the numbers that a field accepts are whole."""
+    return int in _types(field)
+
+
 def add_flags(parser: Parser, kind: type, *omitted: str, **defaults: object) -> None:
     """Adds the flags of a config class to ``parser``, except ``omitted``. ``defaults`` replace those of the fields."""
     for name, field in fields_of(kind).items():

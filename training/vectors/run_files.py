@@ -156,6 +156,15 @@ def read_summary(run: Path) -> dict[str, Any]:
     return _read(run / SUMMARY, Summary)
 
 
+def folder_of_vectors(run: Path) -> Path:
+    """Where a finished run has its vectors: of one that its patience ended, those of the lowest held-out loss.
+
+    Those of its end are known to be worse. Raises InputError.
+    """
+    summary = read_summary(run)
+    return run / BEST if "heldout" in summary and summary["heldout"]["stopped_early"] else run
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """A ``RunConfig``. Raises InputError."""
     return _read(run / CONFIG, RunConfig)

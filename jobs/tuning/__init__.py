@@ -1,0 +1,1 @@
+"""A study: which settings give the best vectors of a corpus."""
