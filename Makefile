@@ -32,7 +32,7 @@ run: $(RUNNING)  ## prepare PTB, train, show neighbours (INPUT=... names the tex
 
 setup: $(RUNNING)  ## create the environment of `make run`, .venv (PYTHON=... names the Python to use)
 
-setup-retrain: $(RETRAINING)  ## add MLflow to .venv, for jobs/retrain.py
+setup-retrain: $(RETRAINING)  ## add MLflow and Optuna to .venv, for jobs/retrain.py and jobs/tune.py
 
 setup-petastorm: $(PETASTORM)  ## create the environment of --reader petastorm, .venv-petastorm
 
@@ -79,10 +79,10 @@ chromium:
 
 $(RUNNING): ABOUT = packages for preparing and training: 2 GB, several more if torch includes CUDA
 $(RUNNING): PACKAGES = --no-compile -e '.[pipeline,training]'
-$(RETRAINING): ABOUT = MLflow: 0.2 GB
-$(RETRAINING): PACKAGES = -e '.[pipeline,training,retrain]'
+$(RETRAINING): ABOUT = MLflow and Optuna: 0.2 GB
+$(RETRAINING): PACKAGES = -e '.[pipeline,training,retrain,tune]'
 $(DEVELOPING): ABOUT = packages for tests: 1.5 GB
-$(DEVELOPING): PACKAGES = -e '.[pipeline,training,retrain,dev]'
+$(DEVELOPING): PACKAGES = -e '.[pipeline,training,retrain,tune,dev]'
 $(RETRAINING) $(DEVELOPING): | $(RUNNING)
 $(RUNNING) $(RETRAINING) $(DEVELOPING): CONSTRAINTS = constraints.txt
 $(RUNNING) $(RETRAINING) $(DEVELOPING): pyproject.toml constraints.txt

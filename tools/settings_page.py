@@ -18,6 +18,7 @@ if __name__ == "__main__":  # run as a script: the project's root belongs on the
 from jobs.config_sections import CorpusSettings
 from jobs.retraining.gates import Gates
 from jobs.retraining.retrain_config import RegistrySettings, RetrainConfig, WarmStart
+from jobs.tuning.tune_config import JudgeSettings, TuneConfig
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.cli import Parser
 from pipeline.shared.settings import DEFAULT_NOTE, fields_of, limits
@@ -26,12 +27,12 @@ from training.train_config import TrainCommand
 SECTIONS: tuple[tuple[str, str, type], ...] = (
     (
         "Sampling",
-        "Flags of `jobs/prepare.py`, with `-` for `_`; section `prepare` of a retraining config.",
+        "Flags of `jobs/prepare.py`, with `-` for `_`; section `prepare` of a retraining config, and of a study's.",
         PipelineConfig,
     ),
     (
         "Training",
-        "Flags of `training/train.py`, with `-` for `_`; section `train` of a retraining config.",
+        "Flags of `training/train.py`, with `-` for `_`; section `train` of a retraining config, and of a study's.",
         TrainCommand,
     ),
     (
@@ -39,10 +40,12 @@ SECTIONS: tuple[tuple[str, str, type], ...] = (
         "The config of `jobs/retrain.py`, a YAML file; see [retraining.md](retraining.md#the-config).",
         RetrainConfig,
     ),
-    ("`corpus`", "Section of a retraining config.", CorpusSettings),
+    ("`corpus`", "Section of a retraining config, and of a study's.", CorpusSettings),
     ("`warm_start`", "Section of a retraining config: runs that start from the published vectors.", WarmStart),
     ("`gates`", "Section of a retraining config: bounds for new vectors; `null` turns a gate off.", Gates),
     ("`registry`", "Section of a retraining config: MLflow.", RegistrySettings),
+    ("Tuning", "The config of `jobs/tune.py`, a YAML file; see [tuning.md](tuning.md).", TuneConfig),
+    ("`judge`", "Section of a study's config: what is better.", JudgeSettings),
 )
 
 

@@ -51,6 +51,9 @@ class Judge(Protocol):
     def value(self, rows_QM: Rows) -> float:
         """The number of these queries, or of a resample of them."""
 
+    def others(self, rows_QM: Rows) -> dict[str, float]:
+        """Other numbers of these queries, by name, for people."""
+
 
 def judge_of(settings: JudgeSettings, sample: Path, seed: int) -> Judge:
     """The judge that a study wants; ``sample`` is the folder of its sequences."""
@@ -67,8 +70,8 @@ class NextItemJudge:
 
     def __init__(self, settings: JudgeSettings, sample: Path):
         self._settings, self._sample = settings, sample
-        name = {"ndcg": f"NDCG@{settings.topk}", "hit_rate": f"HR@{settings.topk}", "mrr": "MRR"}[settings.metric]
-        self.name = f"{name} by {settings.score}"
+        self._names = {"hit_rate": f"HR@{settings.topk}", "ndcg": f"NDCG@{settings.topk}", "mrr": "MRR"}
+        self.name = f"{self._names[settings.metric]} by {settings.score}"
 
     def chosen_by(self, run: Path, dataset: Path) -> float:
         return self.value(self._metrics(VALIDATION, self._settings.score, run, dataset))
@@ -78,6 +81,10 @@ class NextItemJudge:
 
     def value(self, rows_QM: Rows) -> float:
         return float(rows_QM[:, METRICS.index(self._settings.metric)].mean())
+
+    def others(self, rows_QM: Rows) -> dict[str, float]:
+        means = zip(METRICS, rows_QM.mean(0).tolist(), strict=True)
+        return {self._names[metric]: mean for metric, mean in means if metric != self._settings.metric}
 
     def _metrics(self, part: str, score: str, run: Path, dataset: Path) -> Rows:
         task = NextItemTask(
@@ -138,6 +145,9 @@ class HeldoutJudge:
         total, count = rows_QM.sum(0)
         return float(total / count)
 
+    def others(self, rows_QM: Rows) -> dict[str, float]:
+        return {"examples": float(rows_QM[:, 1].sum())}
+
 
 class PairsJudge:
     """The rank correlation of cosines with people's scores. One half of the pairs chooses, the other half tests.
@@ -166,6 +176,9 @@ class PairsJudge:
         if len(np.unique(known_QM[:, 0])) < 2 or len(np.unique(known_QM[:, 1])) < 2:
             return 0.0
         return float(spearmanr(known_QM[:, 0], known_QM[:, 1]).statistic) * len(known_QM) / len(rows_QM)
+
+    def others(self, rows_QM: Rows) -> dict[str, float]:
+        return {"coverage": float(rows_QM[:, 2].mean())}
 
     def _rows(self, pairs: list[tuple[str, str, float]], run: Path) -> Rows:
         vectors = Vectors.load(folder_of_vectors(run))

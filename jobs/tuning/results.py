@@ -26,6 +26,8 @@ class Compared:
     estimate: Estimate
     tuned_minus_this: Estimate | None
     """Resampled query by query; None of the tuned ones themselves."""
+    others: dict[str, float]
+    """Other numbers of the judge."""
     prepare: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
 
@@ -35,15 +37,22 @@ def compared(config: TuneConfig, bench: Bench, study: optuna.Study) -> list[Comp
     best = f"{study.best_trial.number:04}"
     rows, record = bench.rows(best), bench.record(best)
     assert record
-    found = [Compared("tuned", estimate(bench.judge, rows), None, record["prepare"], record["train"])]
+    judge = bench.judge
+    found = [Compared("tuned", estimate(judge, rows), None, judge.others(rows), record["prepare"], record["train"])]
     done = [usual.name for usual in usual_settings(config) if bench.record(usual.name)]
-    pairs = [(name, name, TESTED) for name in done] + [(name, done[-1], name) for name in bench.judge.baselines if done]
+    pairs = [(name, name, TESTED) for name in done] + [(name, done[-1], name) for name in judge.baselines if done]
     for name, folder, what in pairs:
         others = bench.rows(folder, what)
         about = (bench.record(folder) or {}) if what == TESTED else {}
-        difference = estimate(bench.judge, rows, others)
         found.append(
-            Compared(name, estimate(bench.judge, others), difference, about.get("prepare"), about.get("train"))
+            Compared(
+                name,
+                estimate(judge, others),
+                estimate(judge, rows, others),
+                judge.others(others),
+                about.get("prepare"),
+                about.get("train"),
+            )
         )
     return found
 
@@ -51,11 +60,10 @@ def compared(config: TuneConfig, bench: Bench, study: optuna.Study) -> list[Comp
 def table(found: list[Compared], judge: Judge) -> str:
     """For people, in a terminal."""
     width = max(len(each.name) for each in found)
-    lines = [f"{judge.name} on the test, with 95 % intervals:"]
+    lines = [f"{judge.name} on the test, with 95 % intervals; then that of tuned minus this:"]
     for each in found:
-        lines.append(f"  {each.name.ljust(width)}  {spelled(each.estimate)}")
-        if each.tuned_minus_this:
-            lines[-1] += f"  tuned is {spelled(each.tuned_minus_this, '+')} above"
+        difference = f"  {spelled(each.tuned_minus_this, '+')}" if each.tuned_minus_this else ""
+        lines.append(f"  {each.name.ljust(width)}  {spelled(each.estimate)}{difference}")
     return "\n".join(lines)
 
 

@@ -28,6 +28,8 @@ INK = "#0a0b0c"
 
 BLUE, ORANGE, GREEN = "#3d85c8", "#d9772b", "#3f9a5c"
 
+SIZE = 4.6, 3.1
+
 Points = Sequence[tuple[float, float]]
 
 
@@ -56,7 +58,7 @@ def loss_png(run: FinishedRun, log_every: int) -> bytes:
         axes.plot(*zip(*points, strict=True), "o-", color=GREEN, label="of held-out examples")
     axes.set(xlabel="step", ylabel="loss, mean per example")
     axes.grid(alpha=0.25)
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.legend()
     image = io.BytesIO()
     figure.savefig(image, format="png")
@@ -77,8 +79,9 @@ def lines(name: str, alt: str, x: str, y: str, series: Mapping[str, Points], flo
             axes.set_ylim(bottom=floor)
         if len(series) > 1:
             axes.legend(frameon=False)
+        whole_numbers(axes)
 
-    return _picture(name, alt, draw)
+    return picture(name, alt, draw)
 
 
 def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
@@ -88,28 +91,28 @@ def bars(name: str, alt: str, x: str, y: str, heights: Sequence[int]) -> str:
         axes.bar(range(1, len(heights)), heights[1:], color=BLUE)
         axes.set(xlabel=x, ylabel=y)
         axes.yaxis.set_major_formatter("{x:,.0f}")
+        whole_numbers(axes)
 
-    return _picture(name, alt, draw)
+    return picture(name, alt, draw)
 
 
-def _picture(name: str, alt: str, draw: Callable[[Axes], None]) -> str:
-    """SVG of a figure as wide as a phone's screen, so that its text is readable there."""
+def picture(name: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> str:
+    """SVG of a figure of ``size`` inches, of which a phone's screen has 4.6: then its text is readable there."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "axes.labelcolor": INK}
     settings |= {"axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 3.1), layout="constrained", facecolor="none")
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
-        _whole_numbers(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(name, alt, written.getvalue())
 
 
-def _whole_numbers(axes: Axes) -> None:
+def whole_numbers(axes: Axes) -> None:
     """A few round ticks, for steps and epochs."""
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter("{x:,.0f}")
