@@ -92,23 +92,31 @@ def search(config: TuneConfig, bench: Bench, study: optuna.Study, deadline: floa
 
     Only training runs side by side: one trial at a time is prepared, by Spark on all cores, or judged.
     """
-    running: list[tuple[optuna.Trial, Trial]] = []
+    running: list[_Running] = []
     try:
         while True:
             while len(running) < num_jobs and time.monotonic() < deadline and _num_begun(study) < config.trials:
                 asked = _asked(study, config)
                 try:
-                    running.append((asked, _begun(config, bench, asked)))
+                    running.append(_Running(asked, _begun(config, bench, asked)))
                 except TrialFailed as failed:
                     _tell_failed(study, asked, failed)
             if not running:
                 return
             time.sleep(POLL_S)
-            running = [(asked, trial) for asked, trial in running if not _is_over(study, asked, trial)]
+            running = [each for each in running if not _is_over(study, each)]
     except BaseException:
-        for _, trial in running:
-            trial.stopped()
+        for each in running:
+            each.trial.stopped()
         raise
+
+
+@dataclass
+class _Running:
+    asked: optuna.Trial
+    trial: Trial
+    num_reported: int = 0
+    """How many held-out losses Optuna knows."""
 
 
 def _num_begun(study: optuna.Study) -> int:
@@ -131,11 +139,14 @@ def _begun(config: TuneConfig, bench: Bench, asked: optuna.Trial) -> Trial:
     return bench.begun(f"{asked.number:04}", prepare, train)
 
 
-def _is_over(study: optuna.Study, asked: optuna.Trial, trial: Trial) -> bool:
+def _is_over(study: optuna.Study, running: _Running) -> bool:
     """Whether a trial has ended, or was ended since its held-out losses are above the median of others."""
+    asked, trial = running.asked, running.trial
     if not trial.bench.judge.higher_is_better:
-        for number, loss in enumerate(trial.heldout_losses()):
-            asked.report(loss, number)
+        losses = trial.heldout_losses()
+        for number in range(running.num_reported, len(losses)):
+            asked.report(losses[number], number)
+        running.num_reported = len(losses)
         if trial.is_training and asked.should_prune():
             trial.stopped()
             study.tell(asked, state=TrialState.PRUNED)

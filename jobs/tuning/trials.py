@@ -135,9 +135,10 @@ class Trial:
                 np.save(self.folder / f"{name}.npy", judge.tested(run, self.dataset, name))
         except InputError as error:
             raise TrialFailed(f"judge: {error}") from None
+        finally:
+            remove(run)
         record = {"prepare": self.prepare, "train": self.train, "value": value}
         write_json(self.folder / RECORD, {**record, "seconds": round(time.monotonic() - self.began, 3)})
-        remove(run)
         return value
 
     def _error(self) -> str:
