@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -112,7 +113,9 @@ def forkserver() -> ForkServerContext:
     context = get_context("forkserver")
     retraining = ["jobs.retrain", "retrain_tools", "jobs.retraining.challenger", "jobs.retraining.judge"]
     context.set_forkserver_preload(["preloaded", *retraining])
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11's server has no other path to them
+    path = os.pathsep.join(sys.path)  # Python 3.11's server has no other path to them; other processes must not get it
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):
+        ensure_running()
     return context
 
 

@@ -119,7 +119,7 @@ def test_the_demo_is_prepared_and_trained_and_looked_at_away_from_the_tree(insta
 
 
 def test_bad_input_is_one_line_and_names_the_command(installed: Installed) -> None:
-    installed("shardvec-prepare", "--window", "5").assert_refused("--input", "shardvec-prepare --help lists")
+    installed("shardvec-prepare", "--window", "5").assert_refused("--output", "shardvec-prepare --help lists")
     installed("shardvec-retrain", "run").assert_refused("--config", "shardvec-retrain run --help lists")
     installed("shardvec-train", "--data", "nowhere").assert_refused("nowhere")
     installed("shardvec-neighbors", "nowhere", "chip").assert_refused("nowhere")

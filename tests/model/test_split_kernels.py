@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import forkserver
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from triton_kernels import DEVICE, INTERPRETED, POISON, WORDS, assert_equal, cuda, example, to_device, without_poison
@@ -258,8 +257,8 @@ def be_a_rank(rank: int, cases: list[Case], folder: Path) -> None:
 @pytest.mark.long
 def test_two_processes_and_gloo_compute_what_one_does(tmp_path: Path) -> None:
     cases = [Case(kernel, optimizer, 2, 33) for kernel in KERNELS for optimizer in IN_PLACE]
-    forkserver()
-    start_processes(be_a_rank, (cases, tmp_path), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+    # Not from the tests' server of processes: that may have loaded Triton without its interpreter.
+    start_processes(be_a_rank, (cases, tmp_path), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
     ranks = zip(*(torch.load(tmp_path / str(rank)) for rank in range(2)), strict=True)
     expected = [*map(expected_trained, cases), *[expected_losses_and_gradients(33)] * len(KERNELS)]
     for found, whole in zip(ranks, expected, strict=True):
