@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,18 @@ def test_in_place_equals_the_reference(
         assert_equal(ours, theirs)
     for ours_VD, before_VD in zip(found[1:3], tables, strict=True):
         assert not torch.equal(ours_VD.cpu(), before_VD[:POISON])
+
+
+def test_no_program_that_trains_in_place_waits_for_another_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for multiprocessors, programs in ((16, 64), (108, 432), (132, 512), (148, 512)):
+        machine = SimpleNamespace(multi_processor_count=multiprocessors)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, machine=machine: machine)
+        for num_rows in (1, programs, programs + 1, 65536):
+            rows_each = cuda._rows_each(num_rows, gpu)
+            assert -(-num_rows // rows_each) <= programs
+            assert rows_each == 1 or -(-num_rows // (rows_each - 1)) > programs
+    assert cuda._rows_each(0, gpu) == 1
 
 
 @OPTIMIZERS
