@@ -167,7 +167,7 @@ def _rows_each(num_rows: int, device: torch.device) -> int:
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         at_once = min(at_once, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors)
-    return max(1, triton.cdiv(num_rows, at_once))
+    return max(1, -(-num_rows // at_once))
 
 
 def _update_columns(

@@ -1,0 +1,410 @@
+"""Compiles the Triton kernels for GPUs that are not here, and says what became of them and what bounds them.
+
+    python -m benchmarks.ladder.compiled --output benchmarks/reports/gpu-compiled.md      some minutes
+
+The launches are those of a step, with a driver that names a GPU and runs nothing. Registers and the rest are read from
+the machine code (SASS) by NVIDIA's cuobjdump, which Triton brings along.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from benchmarks.ladder.paper import (
+    CARDS,
+    MULTIPROCESSORS,
+    STEP_ROWS,
+    VOCABULARIES,
+    Card,
+    bytes_in_place,
+    bytes_of_adam,
+    bytes_of_recipe,
+    in_place_tokens_per_s,
+    issue_tokens_per_s,
+    mean_blocks,
+    programs_at_once,
+    recipe_step_s,
+    table_bytes,
+    targets_of_rows,
+)
+from benchmarks.measuring.provenance import provenance, table
+from pipeline.shared.cli import Parser, command, path
+from pipeline.shared.errors import InputError
+
+DIMS = (100, 128, 300)
+WINDOW, NEGATIVES = 5, 5
+FINDINGS = Path(__file__).with_name("findings.md")
+
+
+class Kernel(NamedTuple):
+    """A kernel as compiled for one GPU and one way to launch it."""
+
+    name: str
+    modes: tuple[str, ...]
+    """Constants that are true, such as "adagrad"."""
+    arch: int
+    dim: int
+    block_t: int
+    warps: int
+    registers: int
+    """Of a thread, as everything below that is not of a row."""
+    spilled_bytes: int
+    spills: int
+    """Instructions that move registers to memory and back."""
+    shared_bytes: int
+    """Dynamic; Triton allocates no static shared memory."""
+    accesses: dict[str, int]
+    """How many instructions of PTX access global memory, by what ``_accesses`` calls them."""
+    gathers: int
+    """Loads of 16 bytes in a block of targets, and how many of them are requested before the first is used."""
+    together: int
+    instructions: int
+    """Of a warp for a row, without those of blocks of targets, ..."""
+    per_block: int
+    """... and for each block."""
+
+    @property
+    def programs(self) -> int:
+        """How many a multiprocessor runs at once."""
+        return programs_at_once(self.arch, self.registers, self.warps, self.shared_bytes)
+
+    @property
+    def occupancy(self) -> float:
+        return self.programs * self.warps / MULTIPROCESSORS[self.arch].warps
+
+    def of_row(self, targets: list[int]) -> float:
+        """The instructions of all warps for a row, on average."""
+        return self.warps * (self.instructions + self.per_block * mean_blocks(targets, self.block_t))
+
+
+def main() -> None:
+    with command():
+        parser = Parser(
+            "python -m benchmarks.ladder.compiled",
+            "Compiles the Triton kernels without a GPU. Reports registers, occupancy, accesses and bounds.",
+            "python -m benchmarks.ladder.compiled --output benchmarks/reports/gpu-compiled.md",
+        )
+        parser.add_argument("--output", type=path, help="where to write the report (default: to stdout)")
+        output = parser.parse_args().output
+        report = compiled_report()
+        if output:
+            output.write_text(report, encoding="utf-8")
+        else:
+            print(report, end="")
+
+
+def compiled_report() -> str:
+    """Markdown: all kernels for all GPUs, then bounds, then what we make of it."""
+    check_triton()
+    origin = ["- Command: `python -m benchmarks.ladder.compiled`", *provenance("torch", "triton")[1:]]
+    # Processes of their own: Triton reads TRITON_INTERPRET when it is imported, and its driver is the process's.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        shapes = product(MULTIPROCESSORS, DIMS)
+        kernels = [kernel for found in pool.map(compiled, *zip(*shapes, strict=True)) for kernel in found]
+    lines = ["# The Triton kernels, compiled without a GPU", "", *origin, "", *what_columns_say()]
+    for arch in MULTIPROCESSORS:
+        lines += ["", f"## sm_{arch}", "", *kernel_table([kernel for kernel in kernels if kernel.arch == arch])]
+    lines += ["", "## Bounds", "", *what_bounds_say()]
+    for card in CARDS:
+        lines += ["", f"### {card.name}", "", *bounds(card, kernels)]
+    return "\n".join([*lines, "", FINDINGS.read_text(encoding="utf-8")])
+
+
+def check_triton() -> None:
+    """Raises InputError if the compiler is not installed."""
+    if sys.platform != "linux" or find_spec("triton") is None:
+        raise InputError("triton is not installed, and it compiles the kernels; on Linux: pip install triton")
+
+
+# Compiling
+
+
+def compiled(arch: int, dim: int, freezes: bool = False) -> list[Kernel]:
+    """The kernels of all steps, each as often as its code differs. Call it in a process of its own."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+
+    from training.model.kernels import cuda
+    from training.train_config import IN_PLACE
+
+    max_len = 2 * WINDOW * (1 + NEGATIVES)
+    batch = (
+        torch.zeros(STEP_ROWS, dtype=torch.int32),
+        torch.zeros(STEP_ROWS, max_len, dtype=torch.int32),
+        torch.ones(STEP_ROWS, dtype=torch.int16),
+    )
+    tables = torch.zeros(9, dim, requires_grad=True), torch.zeros(9, dim, requires_grad=True)
+    with _launches(arch) as launched:
+        for add_up in None, lambda shares: None:
+            cuda.row_losses(batch, tables, NEGATIVES, add_up).sum().backward()  # type: ignore[no-untyped-call]
+            for optimizer in IN_PLACE:
+                trainer = cuda.CudaTrainer(tables, NEGATIVES, optimizer, add_up=add_up)
+                trainer.frozen_V = torch.zeros(9, dtype=torch.bool) if freezes else None
+                trainer.update(batch, 0.1)
+    distinct: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for name, constants, built in launched:
+        distinct.setdefault((name, built.asm["ptx"]), (constants, built))
+    return [_kernel(name, constants, built, arch) for (name, _), (constants, built) in distinct.items()]
+
+
+@contextmanager
+def _launches(arch: int) -> Iterator[list[tuple[str, Any, Any]]]:
+    """Meanwhile launches compile for ``arch`` and run nothing: name, constants and code of each are in the list."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import JITFunction, driver
+
+    machine = SimpleNamespace(
+        get_current_device=lambda: arch,  # kernels remember what they were compiled for by the device's number
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", arch, 32),
+    )
+    driver.set_active(machine)
+    launched: list[tuple[str, Any, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *arguments: Any, warmup: bool, **options: Any) -> None:
+        (constants,) = (argument for argument in arguments if type(argument).__name__ == "Constants")
+        launched.append((kernel.__name__, constants, run(kernel, *arguments, warmup=True, **options)))
+
+    with patch.object(JITFunction, "run", compile_only):
+        yield launched
+
+
+def _kernel(name: str, constants: Any, built: Any, arch: int) -> Kernel:
+    usage, code = _disassembled(built.asm["cubin"])
+    gathers, together = _gathers(code)
+    instructions, per_block = _instructions(code)
+    return Kernel(
+        name=name,
+        modes=tuple(mode for mode in ("shared", "adagrad", "freezes") if getattr(constants, mode)),
+        arch=arch,
+        dim=constants.dim,
+        block_t=constants.block_t,
+        warps=built.metadata.num_warps,
+        registers=usage["REG"],
+        spilled_bytes=usage["STACK"] + usage["LOCAL"],
+        spills=sum(instruction.operation.startswith(("LDL", "STL")) for instruction in code),
+        shared_bytes=built.metadata.shared,
+        accesses=dict(Counter(_accesses(built.asm["ptx"]))),
+        gathers=gathers,
+        together=together,
+        instructions=instructions,
+        per_block=per_block,
+    )
+
+
+# Reading machine code
+
+
+class Instruction(NamedTuple):
+    address: int
+    operation: str
+    operands: str
+
+
+def _disassembled(cubin: bytes) -> tuple[dict[str, int], list[Instruction]]:
+    """What the code uses (REG, STACK, ...), and its instructions without padding."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        arguments = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+    code = [
+        Instruction(int(address, 16), operation, operands)
+        for address, operation, operands in re.findall(
+            r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([\w.]+) ?([^;]*);", text
+        )
+    ]
+    return usage, [instruction for instruction in code if instruction.operation != "NOP"]
+
+
+def _loops(code: list[Instruction]) -> list[tuple[int, int]]:
+    """First and last address of each loop: a branch that leads back. The last branch of a program leads to itself."""
+    found = []
+    for address, operation, operands in code:
+        target = re.search(r"0x([0-9a-f]+)$", operands.strip())
+        if operation.startswith("BRA") and target and int(target[1], 16) < address:
+            found.append((int(target[1], 16), address))
+    return sorted(found)
+
+
+def _blocks(code: list[Instruction]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The loops over blocks of targets, which contain no other, and loops over rows, which contain them."""
+    loops = _loops(code)
+    outer = [loop for loop in loops if any(loop[0] <= one[0] and one[1] <= loop[1] and one != loop for one in loops)]
+    return [loop for loop in loops if loop not in outer], outer
+
+
+def _instructions(code: list[Instruction]) -> tuple[int, int]:
+    """A warp's instructions for a row: those outside loops over blocks of targets, and those of one block."""
+    inner, outer = _blocks(code)
+    first, last = outer[0] if outer else (0, code[-1].address)
+    of_row = sum(first <= instruction.address <= last for instruction in code)
+    of_blocks = sum(begin <= instruction.address <= end for begin, end in inner for instruction in code)
+    return of_row - of_blocks, of_blocks
+
+
+def _gathers(code: list[Instruction]) -> tuple[int, int]:
+    """Loads of 16 bytes in the first loop that has any, and how many precede the first use of what one has loaded."""
+    for first, last in _blocks(code)[0]:
+        body = [instruction for instruction in code if first <= instruction.address <= last]
+        loads = [place for place, one in enumerate(body) if one.operation.startswith("LDG.E.128")]
+        if not loads:
+            continue
+        loaded, together = set[int](), 0
+        for _, operation, operands in body:
+            target, *sources = operands.split(",")
+            if loaded & {int(number) for source in sources for number in re.findall(r"\bR(\d+)\b", source)}:
+                break
+            if operation.startswith("LDG.E.128"):
+                begin = int(re.findall(r"\bR(\d+)\b", target)[0])
+                loaded |= set(range(begin, begin + 4))
+                together += 1
+        return len(loads), together
+    return 0, 0
+
+
+def _accesses(ptx: str) -> Iterator[str]:
+    """Each access of global memory, such as "ld.cg v4": operation, cache, and how many numbers of up to 4 bytes.
+
+    An addition that orders other accesses, which costs a fence, has "ordered" at the end.
+    """
+    for words in re.findall(r"\b(?:ld|st|red|atom)\.global[\w.:]*", ptx):
+        parts = words.split(".")
+        width = next((part for part in parts if re.fullmatch(r"v\d", part)), "v1")
+        ordered = " ordered" if {"acquire", "release", "acq_rel"} & {*parts} else ""
+        yield f"{parts[0]}{'.cg' * ('cg' in parts)} {width}{ordered}"
+
+
+# The report
+
+
+def kernel_table(kernels: list[Kernel]) -> list[str]:
+    """A row for each kernel and mode; figures of DIMS are separated by a slash unless all are equal."""
+    names = dict.fromkeys((kernel.name, kernel.modes) for kernel in kernels)
+    rows = []
+    for name, modes in names:
+        same = [kernel for kernel in kernels if (kernel.name, kernel.modes) == (name, modes)]
+        cells = [
+            (
+                str(kernel.registers),
+                f"{kernel.spilled_bytes} ({kernel.spills})" if kernel.spills else "0",
+                f"{kernel.shared_bytes:,}",
+                f"{kernel.programs} ({kernel.occupancy:.0%})",
+                _shown(kernel.accesses, "ld", "st"),
+                _shown(kernel.accesses, "red", "atom") or "0",
+                f"{kernel.together} of {kernel.gathers}" if kernel.gathers else "",
+                f"{kernel.instructions} + {kernel.per_block}",
+            )
+            for kernel in same
+        ]
+        figures = (" / ".join(column if len({*column}) > 1 else column[:1]) for column in zip(*cells, strict=True))
+        rows.append((", ".join((f"`{name}`", *modes)), *figures))
+    header = ("kernel", "registers", "spilled", "shared", "at once", "loads, stores", "additions", "gathers", "warp")
+    return table(header, rows)
+
+
+def _shown(accesses: dict[str, int], *operations: str) -> str:
+    return ", ".join(f"{accesses[key]} {key}" for key in sorted(accesses) if key.startswith(operations))
+
+
+def what_columns_say() -> list[str]:
+    return [
+        f"Figures of dim {', '.join(map(str, DIMS))} are separated by slashes unless all are equal. Window {WINDOW}, "
+        f"K = {NEGATIVES}, float32, which is all that the kernels have. No mode freezes words.",
+        "",
+        "- *registers*: of a thread. *spilled*: bytes of a thread, and instructions that move them.",
+        "- *shared*: dynamic bytes of a program; there are no static ones but the 1,024 that the system takes.",
+        "- *at once*: programs on a multiprocessor by registers, shared memory and warps (theoretical occupancy).",
+        "- *loads, stores*, *additions*: instructions of PTX on global memory. v4 is 16 bytes of a thread, v1 up to 4; "
+        "cg bypasses L1; red returns nothing, atom does.",
+        "- *gathers*: loads of 16 bytes of a block of targets that a thread requests before it uses the first.",
+        "- *warp*: instructions of one warp for a row, and in addition for each block of its targets.",
+    ]
+
+
+def what_bounds_say() -> list[str]:
+    targets = targets_of_rows(WINDOW, NEGATIVES)
+    mean = sum(targets) / len(targets)
+    dim = DIMS[0]
+    in_place, recipe = bytes_in_place(dim, mean), bytes_of_recipe(dim, mean)
+    return [
+        f"A row far from its sentence's ends has {mean:.0f} targets on average. At dim {dim} it moves, in place,",
+        f"{in_place.read:,.0f} bytes by gathers, {in_place.added:,.0f} by additions and {in_place.others:,.0f} of ids, "
+        f"counts and losses; in forward and backward of the book's recipe, {recipe.read:,.0f} + {recipe.added:,.0f} + "
+        f"{recipe.others:,.0f}. torch's Adam moves {bytes_of_adam(1, dim):,.0f} bytes of each word in every step of "
+        f"{STEP_ROWS} rows: it zeroes the gradient, reads it with weight and moments, and writes these three.",
+        "",
+        "- *memory*: these bytes by the bandwidth of L2 if it holds the tables (with Adam: four times the tables), "
+        "else of HBM, as if L2 held none of them.",
+        "- *instructions*: if each of a multiprocessor's four schedulers issues one per clock.",
+        "",
+        *table(
+            ("card", "multiprocessors", "GHz", "HBM, TB/s", "L2, MB", "L2, TB/s"),
+            [
+                (
+                    f"{card.name} ({card.sources})",
+                    str(card.multiprocessors),
+                    f"{card.clock_hz / 1e9:.2f}",
+                    f"{card.hbm / 1e12:.2f}",
+                    str(card.l2_bytes >> 20),
+                    f"{card.l2 / 1e12:.1f}",
+                )
+                for card in CARDS
+            ],
+        ),
+        "",
+        "L2's bandwidth is 5,120 bytes per clock, which NVIDIA has published for A100. It is assumed for the others.",
+    ]
+
+
+def bounds(card: Card, kernels: list[Kernel]) -> list[str]:
+    targets, rows = targets_of_rows(WINDOW, NEGATIVES), []
+    mean = sum(targets) / len(targets)
+    for vocab, dim in product(VOCABULARIES, DIMS):
+        (update,) = (
+            kernel
+            for kernel in kernels
+            if (kernel.name, kernel.modes, kernel.arch, kernel.dim) == ("_update", (), card.arch, dim)
+        )
+        seconds = recipe_step_s(card, vocab, dim, mean)
+        size = table_bytes(vocab, dim)
+        rows.append(
+            (
+                f"{vocab:,}, {dim}",
+                f"{size / 1e6:,.0f} ({'L2' if size <= card.l2_bytes else 'HBM'})",
+                f"{in_place_tokens_per_s(card, vocab, dim, mean) / 1e6:,.0f}",
+                f"{issue_tokens_per_s(card, update.of_row(targets)) / 1e6:,.0f}",
+                f"{seconds * 1e6:,.0f} ({'L2' if 4 * size <= card.l2_bytes else 'HBM'})",
+                f"{STEP_ROWS / seconds / 1e6:,.2f}",
+            )
+        )
+    header = (
+        "V, dim",
+        "tables, MB",
+        "in place, M tokens/s: memory",
+        "instructions",
+        "recipe: µs a step",
+        "M tokens/s",
+    )
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
