@@ -7,10 +7,7 @@ the machine code (SASS) by NVIDIA's cuobjdump, which Triton brings along.
 """
 
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,10 +16,12 @@ from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import fill
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from benchmarks.ladder.machine_code import accesses, disassembled, gathers_of_block, instructions_of_row
 from benchmarks.ladder.paper import (
     CARDS,
     MULTIPROCESSORS,
@@ -67,7 +66,7 @@ class Kernel(NamedTuple):
     shared_bytes: int
     """Dynamic; Triton allocates no static shared memory."""
     accesses: dict[str, int]
-    """How many instructions of PTX access global memory, by what ``_accesses`` calls them."""
+    """How many instructions of PTX access global memory, by what ``accesses`` calls them."""
     gathers: int
     """Loads of 16 bytes in a block of targets, and how many of them are requested before the first is used."""
     together: int
@@ -184,9 +183,9 @@ def _launches(arch: int) -> Iterator[list[tuple[str, Any, Any]]]:
 
 
 def _kernel(name: str, constants: Any, built: Any, arch: int) -> Kernel:
-    usage, code = _disassembled(built.asm["cubin"])
-    gathers, together = _gathers(code)
-    instructions, per_block = _instructions(code)
+    usage, code = disassembled(built.asm["cubin"])
+    gathers, together = gathers_of_block(code)
+    instructions, per_block = instructions_of_row(code)
     return Kernel(
         name=name,
         modes=tuple(mode for mode in ("shared", "adagrad", "freezes") if getattr(constants, mode)),
@@ -198,98 +197,12 @@ def _kernel(name: str, constants: Any, built: Any, arch: int) -> Kernel:
         spilled_bytes=usage["STACK"] + usage["LOCAL"],
         spills=sum(instruction.operation.startswith(("LDL", "STL")) for instruction in code),
         shared_bytes=built.metadata.shared,
-        accesses=dict(Counter(_accesses(built.asm["ptx"]))),
+        accesses=dict(Counter(accesses(built.asm["ptx"]))),
         gathers=gathers,
         together=together,
         instructions=instructions,
         per_block=per_block,
     )
-
-
-# Reading machine code
-
-
-class Instruction(NamedTuple):
-    address: int
-    operation: str
-    operands: str
-
-
-def _disassembled(cubin: bytes) -> tuple[dict[str, int], list[Instruction]]:
-    """What the code uses (REG, STACK, ...), and its instructions without padding."""
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        arguments = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
-        text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-    usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
-    code = [
-        Instruction(int(address, 16), operation, operands)
-        for address, operation, operands in re.findall(
-            r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([\w.]+) ?([^;]*);", text
-        )
-    ]
-    return usage, [instruction for instruction in code if instruction.operation != "NOP"]
-
-
-def _loops(code: list[Instruction]) -> list[tuple[int, int]]:
-    """First and last address of each loop: a branch that leads back. The last branch of a program leads to itself."""
-    found = []
-    for address, operation, operands in code:
-        target = re.search(r"0x([0-9a-f]+)$", operands.strip())
-        if operation.startswith("BRA") and target and int(target[1], 16) < address:
-            found.append((int(target[1], 16), address))
-    return sorted(found)
-
-
-def _blocks(code: list[Instruction]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The loops over blocks of targets, which contain no other, and loops over rows, which contain them."""
-    loops = _loops(code)
-    outer = [loop for loop in loops if any(loop[0] <= one[0] and one[1] <= loop[1] and one != loop for one in loops)]
-    return [loop for loop in loops if loop not in outer], outer
-
-
-def _instructions(code: list[Instruction]) -> tuple[int, int]:
-    """A warp's instructions for a row: those outside loops over blocks of targets, and those of one block."""
-    inner, outer = _blocks(code)
-    first, last = outer[0] if outer else (0, code[-1].address)
-    of_row = sum(first <= instruction.address <= last for instruction in code)
-    of_blocks = sum(begin <= instruction.address <= end for begin, end in inner for instruction in code)
-    return of_row - of_blocks, of_blocks
-
-
-def _gathers(code: list[Instruction]) -> tuple[int, int]:
-    """Loads of 16 bytes in the first loop that has any, and how many precede the first use of what one has loaded."""
-    for first, last in _blocks(code)[0]:
-        body = [instruction for instruction in code if first <= instruction.address <= last]
-        loads = [place for place, one in enumerate(body) if one.operation.startswith("LDG.E.128")]
-        if not loads:
-            continue
-        loaded, together = set[int](), 0
-        for _, operation, operands in body:
-            target, *sources = operands.split(",")
-            if loaded & {int(number) for source in sources for number in re.findall(r"\bR(\d+)\b", source)}:
-                break
-            if operation.startswith("LDG.E.128"):
-                begin = int(re.findall(r"\bR(\d+)\b", target)[0])
-                loaded |= set(range(begin, begin + 4))
-                together += 1
-        return len(loads), together
-    return 0, 0
-
-
-def _accesses(ptx: str) -> Iterator[str]:
-    """Each access of global memory, such as "ld.cg v4": operation, cache, and how many numbers of up to 4 bytes.
-
-    An addition that orders other accesses, which costs a fence, has "ordered" at the end.
-    """
-    for words in re.findall(r"\b(?:ld|st|red|atom)\.global[\w.:]*", ptx):
-        parts = words.split(".")
-        width = next((part for part in parts if re.fullmatch(r"v\d", part)), "v1")
-        ordered = " ordered" if {"acquire", "release", "acq_rel"} & {*parts} else ""
-        yield f"{parts[0]}{'.cg' * ('cg' in parts)} {width}{ordered}"
 
 
 # The report
@@ -326,52 +239,60 @@ def _shown(accesses: dict[str, int], *operations: str) -> str:
 
 def what_columns_say() -> list[str]:
     return [
-        f"Figures of dim {', '.join(map(str, DIMS))} are separated by slashes unless all are equal. Window {WINDOW}, "
-        f"K = {NEGATIVES}, float32, which is all that the kernels have. No mode freezes words.",
+        wrapped(
+            f"Figures of dim {', '.join(map(str, DIMS))} are separated by slashes unless all are equal. Window "
+            f"{WINDOW}, K = {NEGATIVES}, float32, which is all that the kernels have. No mode freezes words."
+        ),
         "",
         "- *registers*: of a thread. *spilled*: bytes of a thread, and instructions that move them.",
         "- *shared*: dynamic bytes of a program; there are no static ones but the 1,024 that the system takes.",
         "- *at once*: programs on a multiprocessor by registers, shared memory and warps (theoretical occupancy).",
-        "- *loads, stores*, *additions*: instructions of PTX on global memory. v4 is 16 bytes of a thread, v1 up to 4; "
-        "cg bypasses L1; red returns nothing, atom does.",
+        "- *loads, stores*, *additions*: instructions of PTX on global memory. v4 is 16 bytes of a thread, v1 up to 4;",
+        "  cg bypasses L1; red returns nothing, atom the number before.",
         "- *gathers*: loads of 16 bytes of a block of targets that a thread requests before it uses the first.",
         "- *warp*: instructions of one warp for a row, and in addition for each block of its targets.",
     ]
 
 
 def what_bounds_say() -> list[str]:
-    targets = targets_of_rows(WINDOW, NEGATIVES)
+    targets, dim = targets_of_rows(WINDOW, NEGATIVES), DIMS[0]
     mean = sum(targets) / len(targets)
-    dim = DIMS[0]
     in_place, recipe = bytes_in_place(dim, mean), bytes_of_recipe(dim, mean)
+    header = ("card", "multiprocessors", "GHz", "HBM, TB/s", "L2, MB", "L2, TB/s", "from")
+    rows = [
+        (
+            card.name,
+            str(card.multiprocessors),
+            f"{card.clock_hz / 1e9:.2f}",
+            f"{card.hbm / 1e12:.2f}",
+            str(card.l2_bytes >> 20),
+            f"{card.l2 / 1e12:.1f}",
+            card.sources,
+        )
+        for card in CARDS
+    ]
     return [
-        f"A row far from its sentence's ends has {mean:.0f} targets on average. At dim {dim} it moves, in place,",
-        f"{in_place.read:,.0f} bytes by gathers, {in_place.added:,.0f} by additions and {in_place.others:,.0f} of ids, "
-        f"counts and losses; in forward and backward of the book's recipe, {recipe.read:,.0f} + {recipe.added:,.0f} + "
-        f"{recipe.others:,.0f}. torch's Adam moves {bytes_of_adam(1, dim):,.0f} bytes of each word in every step of "
-        f"{STEP_ROWS} rows: it zeroes the gradient, reads it with weight and moments, and writes these three.",
+        wrapped(
+            f"A row far from its sentence's ends has {mean:.0f} targets on average. At dim {dim} it moves, in place, "
+            f"{in_place.read:,.0f} bytes by gathers, {in_place.added:,.0f} by additions and {in_place.others:,.0f} of "
+            f"ids, counts and losses; forward and backward of the book's recipe move {recipe.read:,.0f} + "
+            f"{recipe.added:,.0f} + {recipe.others:,.0f}. torch's Adam moves {bytes_of_adam(1, dim):,.0f} bytes of "
+            f"each word in every step of {STEP_ROWS} rows: the gradient is zeroed and read, weight and both moments are "
+            "read and written. A token is a row."
+        ),
         "",
-        "- *memory*: these bytes by the bandwidth of L2 if it holds the tables (with Adam: four times the tables), "
-        "else of HBM, as if L2 held none of them.",
+        "- *memory*: these bytes by the bandwidth of L2 if it holds the tables (with Adam: four times the tables),",
+        "  else of HBM, as if L2 held none of them.",
         "- *instructions*: if each of a multiprocessor's four schedulers issues one per clock.",
         "",
-        *table(
-            ("card", "multiprocessors", "GHz", "HBM, TB/s", "L2, MB", "L2, TB/s"),
-            [
-                (
-                    f"{card.name} ({card.sources})",
-                    str(card.multiprocessors),
-                    f"{card.clock_hz / 1e9:.2f}",
-                    f"{card.hbm / 1e12:.2f}",
-                    str(card.l2_bytes >> 20),
-                    f"{card.l2 / 1e12:.1f}",
-                )
-                for card in CARDS
-            ],
-        ),
+        *table(header, rows),
         "",
         "L2's bandwidth is 5,120 bytes per clock, which NVIDIA has published for A100. It is assumed for the others.",
     ]
+
+
+def wrapped(text: str) -> str:
+    return fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def bounds(card: Card, kernels: list[Kernel]) -> list[str]:

@@ -72,7 +72,7 @@ CARDS = (
         1.98e9,
         8.0e12,
         126 << 20,
-        "NVIDIA's DGX B200 datasheet and Blackwell tuning guide; clock: 75 TFLOP/s of float32",
+        "NVIDIA's DGX B200 datasheet (HBM) and Blackwell tuning guide (L2); Chips and Cheese, *Nvidia's B200* (others)",
     ),
 )
 

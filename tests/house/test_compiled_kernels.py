@@ -7,7 +7,8 @@ from multiprocessing import get_context
 import pytest
 
 from benchmarks.ladder import compiled, paper
-from benchmarks.ladder.compiled import Instruction, Kernel
+from benchmarks.ladder.compiled import Kernel
+from benchmarks.ladder.machine_code import Instruction, accesses, gathers_of_block, instructions_of_row
 from pipeline.shared.errors import InputError
 
 KERNELS = {"_forward", "_backward", "_update", "_share", "_move_contexts", "_move_centers"}
@@ -97,13 +98,13 @@ BRA 0xb0
     [("FADD R20, R21, R22", 3), ("FADD R20, R11, R22", 2), ("MOV R4, R22", 3), ("IMAD R0, R12, R12, R2", 3)],
 )
 def test_loads_are_together_until_one_of_their_numbers_is_used(between: str, together: int) -> None:
-    assert compiled._gathers(code(PROGRAM.format(between))) == (3, together)
+    assert gathers_of_block(code(PROGRAM.format(between))) == (3, together)
 
 
 def test_instructions_of_a_row_and_of_a_block_are_counted() -> None:
-    assert compiled._instructions(code(PROGRAM.format("FADD R20, R21, R22"))) == (3, 6)
+    assert instructions_of_row(code(PROGRAM.format("FADD R20, R21, R22"))) == (3, 6)
     without_rows = [one for one in code(PROGRAM.format("FADD R20, R21, R22")) if one.address != 0x90]
-    assert compiled._instructions(without_rows) == (5, 6)
+    assert instructions_of_row(without_rows) == (5, 6)
 
 
 def test_accesses_are_named_by_operation_cache_width_and_order() -> None:
@@ -114,7 +115,7 @@ def test_accesses_are_named_by_operation_cache_width_and_order() -> None:
     red.global.gpu.relaxed.add.v4.f32 [ %rd3 + 0 ], { %r1, %r2, %r3, %r4 };
     atom.global.gpu.acq_rel.add.f32 %r1, [ %rd3 + 0 ], %r2;
     """
-    assert [*compiled._accesses(ptx)] == ["ld.cg v4", "ld v1", "red v4", "atom v1 ordered"]
+    assert [*accesses(ptx)] == ["ld.cg v4", "ld v1", "red v4", "atom v1 ordered"]
 
 
 # What is computed
