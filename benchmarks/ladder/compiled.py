@@ -7,7 +7,6 @@ the machine code (SASS) by NVIDIA's cuobjdump, which Triton brings along.
 """
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -123,9 +122,13 @@ def compiled_report() -> str:
 
 
 def check_triton() -> None:
-    """Raises InputError if the compiler is not installed."""
-    if sys.platform != "linux" or find_spec("triton") is None:
+    """Raises InputError if the compiler or NVIDIA's tools, which Triton brings along, are not installed."""
+    found = find_spec("triton")
+    if found is None or found.origin is None:
         raise InputError("triton is not installed, and it compiles the kernels; on Linux: pip install triton")
+    tools = Path(found.origin).parent / "backends" / "nvidia" / "bin"
+    if missing := [tool for tool in ("ptxas", "cuobjdump") if not (tools / tool).exists()]:
+        raise InputError(f"{tools}: found no {' and no '.join(missing)}; take triton's wheel: pip install triton")
 
 
 # Compiling
@@ -277,8 +280,8 @@ def what_bounds_say() -> list[str]:
             f"{in_place.read:,.0f} bytes by gathers, {in_place.added:,.0f} by additions and {in_place.others:,.0f} of "
             f"ids, counts and losses; forward and backward of the book's recipe move {recipe.read:,.0f} + "
             f"{recipe.added:,.0f} + {recipe.others:,.0f}. torch's Adam moves {bytes_of_adam(1, dim):,.0f} bytes of "
-            f"each word in every step of {STEP_ROWS} rows: the gradient is zeroed and read, weight and both moments are "
-            "read and written. A token is a row."
+            f"each word in every step of {STEP_ROWS} rows: the gradient is zeroed and read, weight and both moments "
+            "are read and written. A token is a row."
         ),
         "",
         "- *memory*: these bytes by the bandwidth of L2 if it holds the tables (with Adam: four times the tables),",
