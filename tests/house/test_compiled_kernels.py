@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,15 @@ def test_the_report_has_every_kernel_and_every_card(pool: ProcessPoolExecutor) -
     assert all(report.count(f"`{name}`") >= len(paper.MULTIPROCESSORS) for name in KERNELS)
     assert all(f"### {card.name}" in report for card in paper.CARDS)
     assert all(f"## sm_{arch}\n" in report for arch in paper.MULTIPROCESSORS)
+
+
+def test_without_triton_the_report_ends_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="triton is not installed"):
+        compiled.compiled_report()
+    monkeypatch.setattr(compiled, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    with pytest.raises(InputError, match="found no ptxas and no cuobjdump"):
+        compiled.compiled_report()
 
 
 # What is read
