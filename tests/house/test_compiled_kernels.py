@@ -1,5 +1,6 @@
 """Laws of the Triton kernels as compiled for GPUs that are not here, and of the report on what became of them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -40,7 +41,8 @@ def assert_close_to_the_bound(kernels: list[Kernel]) -> None:
             assert kernel.accesses["ld.cg v4"] >= kernel.gathers > 1, kernel
             assert kernel.together == kernel.gathers, kernel
         if kernel.name in ADDING and kernel.arch >= 90:  # A100 adds one number at a time
-            assert kernel.accesses["red v4"] >= 4, kernel
+            additions = Counter(kernel.accesses)
+            assert additions["red v4"] + additions["atom v4"] >= 4, kernel  # Triton 3.6 leaves the choice to ptxas
 
 
 def test_on_hopper_nothing_spills_and_all_vectors_of_a_block_are_requested_at_once(pool: ProcessPoolExecutor) -> None:
