@@ -42,9 +42,9 @@ PROGRAMS_PER_MULTIPROCESSOR = 4
 """Programs that a multiprocessor runs at once: the 132 of an H100 run the 512 of a batch of the book."""
 
 LAUNCH = {"num_warps": 8, "maxnreg": 65536 // (PROGRAMS_PER_MULTIPROCESSOR * 8 * 32)}
-"""Warps of a program, and the registers that a multiprocessor has for each of its threads: 64. Without the limit, ptxas
-saves registers that no program needs, and to that end uses a gathered vector before it requests the next one. With the
-limit, a thread requests all vectors of a block first (sm_80 to sm_100, benchmarks/reports/gpu-compiled.md)."""
+"""Warps of a program, and the registers that a multiprocessor then has for a thread: 64. Without the limit, ptxas lets a
+thread use the first vector of a block before it requests the others. With it, the thread requests all of them first
+(benchmarks/reports/gpu-compiled.md)."""
 
 ROWS_AT_ONCE = 512
 """Programs that train in place, at most; each trains its share of the rows in turn. More programs would use a large GPU
@@ -282,7 +282,7 @@ def _update(
     program = tl.program_id(0)
     slopes_L = slopes_PL + program * constants.max_len
     begin = program * rows_each
-    # Hoisted out of the loops, the addresses of a row would fill 116 registers, and two programs a multiprocessor.
+    # If LLVM hoisted addresses out of the loops, a thread would need 116 registers: too many for four programs.
     for index in tl.range(begin, tl.minimum(begin + rows_each, num_rows), disable_licm=True):
         row = tl.cast(index, tl.int64)
         num_contexts, num_targets, center, v_D = _row(row, batch, trained.center_VD, constants)
