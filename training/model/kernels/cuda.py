@@ -42,8 +42,8 @@ PROGRAMS_PER_MULTIPROCESSOR = 4
 """Programs that a multiprocessor runs at once: the 132 of an H100 run the 512 of a batch of the book."""
 
 LAUNCH = {"num_warps": 8, "maxnreg": 65536 // (PROGRAMS_PER_MULTIPROCESSOR * 8 * 32)}
-"""Warps of a program, and the registers that a multiprocessor then has for a thread: 64. Without the limit, ptxas lets a
-thread use the first vector of a block before it requests the others. With it, the thread requests all of them first
+"""Warps of a program, and the registers that a multiprocessor then has for a thread: 64. Without the limit, ptxas lets
+a thread use the first vector of a block before it requests the others. With it, the thread requests all of them first
 (benchmarks/reports/gpu-compiled.md)."""
 
 ROWS_AT_ONCE = 512
