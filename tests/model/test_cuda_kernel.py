@@ -1,17 +1,13 @@
 """Laws of training.model.kernels.cuda: it computes what the reference does.
 
-Where there is a GPU the kernels run on it; elsewhere Triton's interpreter runs them on CPU tensors.
+Where there is a GPU the kernels run on it; elsewhere Triton's interpreter runs them on CPU tensors. What the compiler
+makes of them is in tests/house/test_compiled_kernels.py.
 """
 
-import os
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import Tensor
 from triton_kernels import (
     DEVICE,
@@ -105,6 +101,18 @@ def test_in_place_equals_the_reference(
         assert not torch.equal(ours_VD.cpu(), before_VD[:POISON])
 
 
+def test_no_program_that_trains_in_place_waits_for_another_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for multiprocessors, programs in ((16, 64), (108, 432), (132, 512), (148, 512)):
+        machine = SimpleNamespace(multi_processor_count=multiprocessors)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, machine=machine: machine)
+        for num_rows in (1, programs, programs + 1, 65536):
+            rows_each = cuda._rows_each(num_rows, gpu)
+            assert -(-num_rows // rows_each) <= programs
+            assert rows_each == 1 or -(-num_rows // (rows_each - 1)) > programs
+    assert cuda._rows_each(0, gpu) == 1
+
+
 @OPTIMIZERS
 def test_frozen_rows_stay_and_the_others_go_where_the_references_go(optimizer: str) -> None:
     batch, tables = example(6, 5, 5, 100, lowest=1)
@@ -118,77 +126,3 @@ def test_frozen_rows_stay_and_the_others_go_where_the_references_go(optimizer: s
         assert_equal(ours, theirs)
     for ours_VD, before_VD in zip(found[1:3], tables, strict=True):
         assert torch.equal(ours_VD.cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])
-
-
-COMPILE = """
-from types import SimpleNamespace
-
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-from training.model.kernels import cuda
-from training.train_config import IN_PLACE
-
-machine = {"target": GPUTarget("cuda", 90, 32), "device": 0}
-driver.set_active(SimpleNamespace(
-    get_current_stream=lambda device: 0, **{f"get_current_{name}": lambda it=it: it for name, it in machine.items()}
-))
-
-class Compiled:
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, grid):
-        return self.compile
-
-    def compile(self, *arguments, **options):
-        assembly = self.kernel.warmup(*arguments, grid=(1,), **options).asm["ptx"]
-        words = {word for word in assembly.split() if word.startswith(("ld.global", "red.", "atom."))}
-        print(self.kernel.fn.__name__, *sorted(words))
-
-for name in ("_forward", "_backward", "_update", "_share", "_move_contexts", "_move_centers"):
-    setattr(cuda, name, Compiled(getattr(cuda, name)))
-batch = torch.zeros(512, dtype=torch.int32), torch.zeros(512, 60, dtype=torch.int32), torch.ones(512, dtype=torch.int16)
-tables = [torch.zeros(9, 100, requires_grad=True) for _ in range(2)]
-for add_up in None, lambda shares: None:
-    cuda.row_losses(batch, tables, 5, add_up).sum().backward()
-    for optimizer in IN_PLACE:
-        for frozen_V in None, torch.zeros(9, dtype=torch.bool):
-            trainer = cuda.CudaTrainer(tables, 5, optimizer, add_up=add_up)
-            trainer.frozen_V = frozen_V
-            trainer.update(batch, 0.1)
-"""
-"""The launches of a step, by Triton's own binder of arguments, as far as the compiled code."""
-
-
-def test_kernels_compile_for_a_gpu_with_wide_reads_and_relaxed_additions(tmp_path: Path) -> None:
-    """Triton's compiler needs no GPU, and refuses much that its interpreter runs. Hopper moves four floats at once."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        cwd=ROOT,
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    launches = [line.split() for line in done.stdout.splitlines()]
-    times = Counter(name for name, *_ in launches)
-    modes = 2 * len(IN_PLACE)
-    assert times == {
-        "_forward": 2,
-        "_backward": 2,
-        "_update": modes,
-        "_share": 1 + modes,
-        "_move_contexts": modes,
-        "_move_centers": modes,
-    }
-    for name, *words in launches:
-        if name in ("_forward", "_update", "_share", "_move_contexts"):
-            assert "ld.global.cg.v4.b32" in words
-        if name in ("_backward", "_update", "_move_contexts"):
-            assert "red.global.gpu.relaxed.add.v4.f32" in words
-    assert "acq_rel" not in done.stdout

@@ -17,7 +17,8 @@ shares of the scores, and after ``add_up`` a second kernel continues from their 
 Tables are contiguous float32. Ids are not checked: an id outside a table reads or writes other memory. Row 0 of the
 tables never moves. Only the real targets of a batch are read, so padding may contain any value.
 
-B rows of a batch, L = max_len targets a row, T of a block of them, D dimensions (of a rank's own columns), V words.
+B rows of a batch, L = max_len targets a row, T of a block of them, D dimensions (of a rank's own columns), V words,
+P programs.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,18 @@ BLOCK_ELEMENTS = 4096
 """Floats of a gathered block, targets x dimensions: 32 targets of 65 to 128 dimensions. With window 5 and 5 negatives,
 a row has at most 60 targets, and fewer than 36 on average."""
 
-WARPS = 8
-"""Warps of a program. At 100 dimensions, the forward kernel then uses 58 registers per thread (ptxas, sm_90). So four
-programs fit on a multiprocessor, and the 512 rows of the book's batch fit on the 132 of an H200 at once."""
+PROGRAMS_PER_MULTIPROCESSOR = 4
+"""Programs that a multiprocessor runs at once: the 132 of an H100 run the 512 of a batch of the book."""
+
+LAUNCH = {"num_warps": 8, "maxnreg": 65536 // (PROGRAMS_PER_MULTIPROCESSOR * 8 * 32)}
+"""Warps of a program, and the registers that a multiprocessor then has for a thread: 64. Without the limit, ptxas lets
+a thread use the first vector of a block before it requests the others. With it, the thread requests all of them first
+(benchmarks/reports/gpu-compiled.md)."""
 
 ROWS_AT_ONCE = 512
-"""Programs that train in place; each trains its share of the rows in turn. More programs would use a large GPU better,
-but more steps of a frequent word would not see each other."""
+"""Programs that train in place, at most; each trains its share of the rows in turn. More programs would use a large GPU
+better, but more steps of a frequent word would not see each other. A smaller GPU has as many as run at once: others
+would only begin when those end."""
 
 ROWS_BETWEEN_MEETINGS = 512
 """Rows whose scores the ranks add up in one message, if they share the columns. More rows would pay the latency of a
@@ -144,16 +150,24 @@ class CudaTrainer(InPlaceTrainer):
         center_sums_V, context_sums_V = self._sums or self.tables
         trained = Trained(*self.tables, center_sums_V, context_sums_V, frozen_V)
         if self.add_up is None:
-            slopes_BL = torch.empty((num_rows, max_len), device=device)
-            rows_each = max(1, triton.cdiv(num_rows, ROWS_AT_ONCE))
-            _update[(triton.cdiv(num_rows, rows_each),)](
-                Rows(*batch), trained, slopes_BL, losses_B, lr, num_rows, rows_each, constants, num_warps=WARPS
-            )
+            rows_each = _rows_each(num_rows, device)
+            grid = (triton.cdiv(num_rows, rows_each),)
+            slopes_PL = torch.empty((*grid, max_len), device=device)
+            _update[grid](Rows(*batch), trained, slopes_PL, losses_B, lr, num_rows, rows_each, constants, **LAUNCH)
             return losses_B
         num_rows = self.rows_at_once or ROWS_BETWEEN_MEETINGS
         for block in zip(*(torch.split(tensor, num_rows) for tensor in (*batch, losses_B)), strict=True):
             _update_columns(Rows(*block[:3]), trained, block[3], lr, self.add_up, constants)
         return losses_B
+
+
+def _rows_each(num_rows: int, device: torch.device) -> int:
+    """The rows of each program that trains in place."""
+    at_once = ROWS_AT_ONCE
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        at_once = min(at_once, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors)
+    return max(1, -(-num_rows // at_once))
 
 
 def _update_columns(
@@ -167,11 +181,11 @@ def _update_columns(
     scores_BL, norms_B = _summed_scores(batch, Tables(trained.center_VD, trained.context_VD), add_up, constants)
     results = Results(scores_BL, losses_B, torch.empty((num_rows, constants.dim), device=device))
     squares_B = torch.empty(num_rows, device=device)
-    _move_contexts[(num_rows,)](batch, trained, results, norms_B, squares_B, lr, constants, num_warps=WARPS)
+    _move_contexts[(num_rows,)](batch, trained, results, norms_B, squares_B, lr, constants, **LAUNCH)
     if constants.adagrad:
         add_up(squares_B)
     gradients_BD = results.center_gradients_BD
-    _move_centers[(num_rows,)](batch, trained, gradients_BD, squares_B, lr, constants, num_warps=WARPS)
+    _move_centers[(num_rows,)](batch, trained, gradients_BD, squares_B, lr, constants, **LAUNCH)
 
 
 def _summed_scores(batch: Rows, tables: Tables, add_up: AddUp, constants: Constants) -> tuple[Tensor, Tensor]:
@@ -180,7 +194,7 @@ def _summed_scores(batch: Rows, tables: Tables, add_up: AddUp, constants: Consta
     shares = torch.empty(num_rows * (max_len + 1), device=tables.center_VD.device)
     scores, norms_B = torch.split(shares, [num_rows * max_len, num_rows])
     scores_BL = scores.view(num_rows, max_len)
-    _share[(num_rows,)](batch, tables, scores_BL, norms_B, constants, num_warps=WARPS)
+    _share[(num_rows,)](batch, tables, scores_BL, norms_B, constants, **LAUNCH)
     add_up(shares)
     return scores_BL, norms_B
 
@@ -200,7 +214,7 @@ class _RowLosses(torch.autograd.Function):
             slopes_BL, _ = _summed_scores(rows, tables, add_up, constants)
         shapes = (num_rows,), (num_rows, dim)
         results = Results(slopes_BL, *(torch.empty(shape, device=center_VD.device) for shape in shapes))
-        _forward[(num_rows,)](rows, tables, results, constants, num_warps=WARPS)
+        _forward[(num_rows,)](rows, tables, results, constants, **LAUNCH)
         ctx.save_for_backward(*batch, center_VD, results.slopes_BL, results.center_gradients_BD)
         ctx.constants = constants  # type: ignore[attr-defined]
         losses_B: Tensor = results.losses_B
@@ -213,7 +227,7 @@ class _RowLosses(torch.autograd.Function):
         gradients = Tables(*torch.zeros((2, *center_VD.shape), device=center_VD.device))
         weights = weight_B.contiguous()
         results = (slopes_BL, center_gradients_BD)
-        _backward[weights.shape](Rows(*batch), center_VD, *results, weights, gradients, ctx.constants, num_warps=WARPS)
+        _backward[weights.shape](Rows(*batch), center_VD, *results, weights, gradients, ctx.constants, **LAUNCH)
         return None, None, None, *gradients, None, None
 
 
@@ -258,19 +272,21 @@ def _backward(
 def _update(
     batch: Rows,
     trained: Trained,
-    slopes_BL: tl.tensor,
+    slopes_PL: tl.tensor,
     losses_B: tl.tensor,
     lr: float,
     num_rows: int,
     rows_each: int,
     constants: tl.constexpr,
 ) -> None:
-    begin = tl.program_id(0) * rows_each
-    for index in range(begin, tl.minimum(begin + rows_each, num_rows)):
+    program = tl.program_id(0)
+    slopes_L = slopes_PL + program * constants.max_len
+    begin = program * rows_each
+    # If LLVM hoisted addresses out of the loops, a thread would need 116 registers: too many for four programs.
+    for index in tl.range(begin, tl.minimum(begin + rows_each, num_rows), disable_licm=True):
         row = tl.cast(index, tl.int64)
         num_contexts, num_targets, center, v_D = _row(row, batch, trained.center_VD, constants)
         targets_L = batch.contexts_negatives_BL + row * constants.max_len
-        slopes_L = slopes_BL + row * constants.max_len
         loss, center_gradient_D = _score(
             targets_L, slopes_L, v_D, num_contexts, num_targets, trained.context_VD, constants
         )
@@ -280,7 +296,7 @@ def _update(
         _move_targets(targets_L, slopes_L, num_targets, v_D, norm, trained, lr, constants)
         square = tl.sum(center_gradient_D * center_gradient_D, axis=0)
         _move_center(center, center_gradient_D, square, trained, lr, constants)
-        tl.debug_barrier()  # the next row sees what this one changed
+        tl.debug_barrier()  # the next row sees what this one changed, and may replace its slopes
 
 
 @jit
@@ -375,7 +391,7 @@ def _score(
     """
     center_gradient_D = tl.full([constants.block_d], 0.0, tl.float32)
     loss_T = tl.full([constants.block_t], 0.0, tl.float32)
-    for first in range(0, num_targets, constants.block_t):
+    for first in tl.range(0, num_targets, constants.block_t, disable_licm=True):
         place_T, u_TD = _gather(targets_L, first, num_targets, context_VD, constants)
         real_T = place_T < num_targets
         if constants.shared:
@@ -424,7 +440,7 @@ def _move_targets(
     constants: tl.constexpr,
 ) -> None:
     """Moves a row's contexts and negatives by their slopes. ``norm`` is |v|^2, for Adagrad."""
-    for first in range(0, num_targets, constants.block_t):
+    for first in tl.range(0, num_targets, constants.block_t, disable_licm=True):
         targets_T, slopes_T, moves_T = _targets(targets_L, slopes_L, first, num_targets, constants.block_t)
         if constants.freezes:
             moves_T &= tl.load(trained.frozen_V + targets_T) == 0

@@ -1,0 +1,1 @@
+"""What is to be shown on a GPU, rung by rung."""
