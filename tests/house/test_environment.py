@@ -406,7 +406,7 @@ def test_a_python_that_is_named_for_one_environment_need_not_fit_the_others(proj
     ("target", "environment", "installed"),
     [
         ("setup", ".venv", [".[pipeline,training]"]),
-        ("setup-dev", ".venv", [".[pipeline,training]", ".[pipeline,training,retrain,dev]"]),
+        ("setup-dev", ".venv", [".[pipeline,training]", ".[pipeline,training,retrain,tune,dev]"]),
         (
             "setup-petastorm",
             ".venv-petastorm",
@@ -452,9 +452,9 @@ def test_the_environment_for_running_grows_by_what_others_need(project: Project)
     (project.folder / ".venv" / "kept").touch()
     assert project.installed() == [".[pipeline,training]"]
     assert project.make("setup-retrain").stdout.splitlines()[0] == ".venv: adding MLflow: 0.2 GB"
-    assert project.installed() == [".[pipeline,training,retrain]"]
+    assert project.installed() == [".[pipeline,training,retrain,tune]"]
     project.make("setup-dev")
-    assert project.installed() == [".[pipeline,training,retrain,dev]"]
+    assert project.installed() == [".[pipeline,training,retrain,tune,dev]"]
     for target in ("setup", "setup-retrain", "setup-dev"):
         project.make(target)
     assert project.installed() == []
@@ -570,11 +570,15 @@ def test_help_lists_every_target_by_who_needs_it() -> None:
         ("help", [], ["awk"]),
         ("clean", [], ["rm"]),
         ("run", ["pipeline,training"], ["tools/run.sh"]),
-        ("lint", ["pipeline,training", "pipeline,training,retrain,dev"], ["ruff check", "ruff format --check", "mypy"]),
-        ("bench", ["pipeline,training", "pipeline,training,retrain,dev"], ["benchmarks/train.py"]),
+        (
+            "lint",
+            ["pipeline,training", "pipeline,training,retrain,tune,dev"],
+            ["ruff check", "ruff format --check", "mypy"],
+        ),
+        ("bench", ["pipeline,training", "pipeline,training,retrain,tune,dev"], ["benchmarks/train.py"]),
         (
             "test",
-            ["pipeline,training", "pipeline,training,retrain,dev", "training,petastorm"],
+            ["pipeline,training", "pipeline,training,retrain,tune,dev", "training,petastorm"],
             [
                 "ruff check",
                 "mypy",
@@ -584,7 +588,7 @@ def test_help_lists_every_target_by_who_needs_it() -> None:
         ),
         (
             "test-all",
-            ["pipeline,training", "pipeline,training,retrain,dev", "training,petastorm"],
+            ["pipeline,training", "pipeline,training,retrain,tune,dev", "training,petastorm"],
             ["apache-airflow", "chromium", "mypy", '-m "not long"', "-m long", "tests/runs/test_warm_start.py"],
         ),
     ],
