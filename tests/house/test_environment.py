@@ -451,7 +451,7 @@ def test_the_environment_for_running_grows_by_what_others_need(project: Project)
     project.make("setup")
     (project.folder / ".venv" / "kept").touch()
     assert project.installed() == [".[pipeline,training]"]
-    assert project.make("setup-retrain").stdout.splitlines()[0] == ".venv: adding MLflow: 0.2 GB"
+    assert project.make("setup-retrain").stdout.splitlines()[0] == ".venv: adding MLflow and Optuna: 0.2 GB"
     assert project.installed() == [".[pipeline,training,retrain,tune]"]
     project.make("setup-dev")
     assert project.installed() == [".[pipeline,training,retrain,tune,dev]"]
