@@ -135,6 +135,7 @@ def climb_to_the_top(arguments: argparse.Namespace) -> None:
         print(f"{outcome.result} {outcome.seconds:5.1f} s  {outcome.rung.name}: {outcome.text}", flush=True)
         write(arguments.output, report(place, origin, [*found.values()], len(rungs), folder / "logs").encode())
     print(f"{arguments.output} is the report")
+    sys.exit(any(outcome.result == "failed" for outcome in found.values()))
 
 
 if __name__ == "__main__":

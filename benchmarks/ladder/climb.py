@@ -19,6 +19,9 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.measuring.provenance import ROOT
 
 Result = Literal["passed", "failed", "skipped"]
+ENDING_S = 10.0
+"""How long a killed process may take to be gone."""
+
 CLOSING_S = 2.0
 """Of the budget, what is left to end the last rung and to write the report."""
 
@@ -115,15 +118,17 @@ def try_apart(rung: Rung, limit_s: float, work: Work, environment: dict[str, str
     task, answer = work.folder / "task.json", work.folder / "answer.json"
     task.write_text(json.dumps(asdict(work), default=str))
     command = [*CHILD, "rung", json.dumps(rung), str(task), str(answer)]
-    began = time.monotonic()
+    began, code = time.monotonic(), None
     with log.open("wb") as printed:
-        process = begin(command, environment, printed)
+        process = begin(command, environment, printed, start_new_session=True)
         try:
-            code = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(limit_s)
         finally:
-            end(process)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # a driver that hangs may keep it for ever
+                process.wait(ENDING_S)
     seconds = time.monotonic() - began
     if code is None:
         return Outcome(rung, "failed", f"ended after {limit_s:.0f} s; {last_line(log)}", seconds)
@@ -136,31 +141,20 @@ def try_apart(rung: Rung, limit_s: float, work: Work, environment: dict[str, str
 CHILD = [sys.executable, "-m", "benchmarks.ladder.child"]
 
 
-def begin(command: Sequence[str], environment: dict[str, str], printed: Any) -> "subprocess.Popen[bytes]":
-    """A process in a group of its own, which prints to a file."""
-    others = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
-    given = {**others, "PYTHONPATH": str(ROOT), **environment}
+def begin(
+    command: Sequence[str], environment: dict[str, str], printed: Any, **others: Any
+) -> "subprocess.Popen[bytes]":
+    """A process that prints to a file. It knows nothing of a launcher of this one, nor of its interpreter."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OURS_TO_SET}
+    given = {**inherited, "PYTHONPATH": str(ROOT), **environment}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=given, start_new_session=True, **streams)
+    return subprocess.Popen(command, cwd=ROOT, env=given, **streams, **others)
 
 
-OF_LAUNCHERS = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "TRITON_INTERPRET",
+OURS_TO_SET = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("TRITON_INTERPRET", "OMP_WAIT_POLICY"),
 )
-"""Variables that the ladder alone sets for its processes."""
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends a process and all of its group that still live."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def said(code: int) -> str:

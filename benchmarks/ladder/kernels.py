@@ -192,7 +192,7 @@ def large_tables(work: Work) -> Found:
     if not place.rehearses:
         free = torch.cuda.mem_get_info()[0]
         words = min(words, int(0.9 * free / (4 * dim * 4)))  # both tables, and their gradients
-    shape = Shape(64, 5, 5, dim, words)
+    shape = Shape(place.sizes.graphed[0], 5, 5, dim, words)
     small = shape._replace(words=2 * shape.rows * shape.max_len + 3)
     batch = batch_of(small, repeats=False)
     tables = tables_of(small)

@@ -28,7 +28,7 @@ class Sizes:
     num_steps: int
     """Of an epoch of the trainings that are compared."""
     graphed: tuple[int, int]
-    """Rows and steps that are trained with a CUDA graph and without."""
+    """Rows and steps that are trained with a CUDA graph and without; the rows also of the largest table's batch."""
     lanes: int
     copied_bytes: tuple[int, int]
     """Of the copies that measure the bandwidth: from memory, and within the L2 cache."""
@@ -108,11 +108,10 @@ REHEARSAL = Place(
         STEPS: Law(200, 300, 1.02, 1.0, 19.5, 9.5, num_shards=2),
         "ptb": Law(100, 200, 1.02, 1.0, 19.5, 9.5, num_shards=2),
         "wikipedia": Law(300, 200, 1.10, 1.5, 100, num_shards=2),
-        "million": Law(1_000, 200, 1.10, 1.5, 100, num_shards=2),
     },
     sizes=Sizes(
         shapes=((1, 1, 1, 1, 7), (5, 2, 2, 3, 9), (6, 5, 5, 17, 1_000), (3, 1, 3, 300, 100)),
-        large_words=1_000,
+        large_words=2_000,
         dim=20,
         dims=(4, 5, 6),
         num_steps=4,

@@ -49,8 +49,8 @@ def slowest(work: Work) -> Found:
     name = min(speeds, key=lambda name: float(speeds[name]["bytes_per_s"]))
     case = Case(*(speeds[name][field] for field in Case._fields))
     step, batches = ready(work, case)
-    activities = [ProfilerActivity.CPU if place.rehearses else ProfilerActivity.CUDA]
-    with profile(activities=[ProfilerActivity.CPU, *activities]) as profiled:
+    activities = [ProfilerActivity.CPU] if place.rehearses else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as profiled:
         for batch in batches:
             step(batch, 1e-6)
         wait_for(place)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder.climb import Found, Outcome, Work, begin, end, said
+from benchmarks.ladder.climb import Found, Outcome, Work, begin, said
 from benchmarks.ladder.place import Place
 from benchmarks.ladder.rungs import DEVICE, PAPER, SPEEDS, WAITING
-from benchmarks.measuring.provenance import table
+from benchmarks.measuring.provenance import ROOT, table
 from benchmarks.measuring.train_tables import Target, target_table
 
 LOG_LINES = 15
@@ -155,7 +155,8 @@ def failures(outcomes: Sequence[Outcome], logs: Path) -> list[str]:
         if outcome.result != "failed":
             continue
         log = logs / log_name(outcome.rung.name)
-        printed = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+        text = log.read_text(errors="replace") if log.exists() else ""
+        printed = text.replace(f"{logs.parent}/", "").replace(f"{ROOT}/", "").splitlines()[-LOG_LINES:]
         lines += ["", f"### {outcome.rung.name}", "", outcome.text, "", "```", *printed, "```"]
     return ["", "## What failed", *lines] if lines else []
 
@@ -170,9 +171,7 @@ def compiled(work: Work) -> Found:
     code = "from benchmarks.ladder.compiled import compiled_report; print(compiled_report())"
     markdown = work.folder / "compiled.md"
     with markdown.open("wb") as printed:
-        process = begin([sys.executable, "-c", code], {}, printed)
-        exit_code = process.wait()
-        end(process)
+        exit_code = begin([sys.executable, "-c", code], {}, printed).wait()
     text = markdown.read_text(errors="replace")
     assert exit_code == 0, f"{said(exit_code)}; {text.strip()[-300:]}"
     return Found("see the end of this report", {"markdown": text})

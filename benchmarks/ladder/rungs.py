@@ -19,9 +19,13 @@ BOOK, IN_PLACE = "book", "in place"
 
 
 def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = None) -> list[Rung]:
-    """All rungs. ``folder`` keeps the datasets; ``brought`` is one that takes the place of Penn Treebank's."""
+    """All rungs. ``folder`` keeps the datasets; ``brought`` is one that takes the place of Penn Treebank's.
+
+    A rehearsal has one speed of each recipe: of the others it would learn nothing, they are other sizes of the same.
+    """
     book, fullw2v, large = place.sizes.dims
     steps = (made(STEPS),)
+    no_paper = "" if find_spec("benchmarks.ladder.compiled") else "benchmarks/ladder/compiled.py is not there"
 
     def make(corpus: str, seconds: float) -> Rung:
         there = str(brought.absolute()) if brought and corpus == "ptb" else None
@@ -41,7 +45,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         name = f"{num_ranks} ranks on as many GPUs, NCCL: {way}"
         return Rung(name, RANKS, "trainings:ranks", 30, (num_ranks, False, way), steps, why)
 
-    first = [
+    rungs = [
         Rung("device", DEVICE, "speeds:machine", 8),
         make(STEPS, 8),
         Rung("gradients", KERNELS, "kernels:gradients", 12),
@@ -77,9 +81,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         two("replicated, sgd in place"),
         each("columns, adam"),
         each("replicated, sgd in place"),
-        speed("million", book, BOOK, 40),
-    ]
-    others = [
+        speed("million", book, BOOK, 90),
         speed("wikipedia", large, IN_PLACE, 20),
         speed("ptb", large, BOOK, 20),
         speed("million", large, IN_PLACE, 30),
@@ -89,14 +91,15 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         speed("wikipedia", fullw2v, BOOK, 30),
         speed("wikipedia", large, BOOK, 30),
         speed("million", fullw2v, IN_PLACE, 30),
-    ]
-    module = "benchmarks.ladder.compiled"
-    last = [
         Rung("bfloat16 tables", KERNELS, "", 0, means_nothing="the kernels have float32 tables alone"),
-        Rung("compiled", PAPER, "report:compiled", 60, means_nothing="" if find_spec(module) else f"no {module} here"),
+        Rung("compiled", PAPER, "report:compiled", 60, means_nothing=no_paper),
     ]
-    # Other dims are other sizes of the same rungs: a rehearsal would learn nothing from them.
-    return [*first, *([] if place.rehearses else others), *last]
+    if not place.rehearses:
+        return rungs
+    rehearsed = [("ptb", book, BOOK), ("wikipedia", book, IN_PLACE)]
+    return [
+        rung for rung in rungs if rung.name != made("million") and (rung.part != SPEEDS or rung.arguments in rehearsed)
+    ]
 
 
 def made(corpus: str) -> str:

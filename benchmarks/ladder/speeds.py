@@ -125,35 +125,33 @@ def speed(work: Work, corpus: str, dim: int, recipe: str) -> Found:
     """Whole trainings, in turns with the book's eager loop where the recipe is the book's."""
     place, case = place_of(work), Case(corpus, dim, recipe)
     stand_in((*place.stand_ins, "no_checkpoints"))
-    data, rival_data = work.datasets[corpus], ""
+    data, examples = work.datasets[corpus], None
     if recipe == BOOK:
         data = part_of(data, place.sizes.rows, work.folder / "part")
-        rival_data = part_of(data, place.sizes.rows // 3, work.folder / "rival")
-    runs, rivals = [], []
+        rival_data = Path(part_of(data, place.sizes.rows // 3, work.folder / "rival"))
+        examples = plain_loop.read_examples(rival_data, Manifest.load(rival_data), 0)
+    manifest, runs, rivals = Manifest.load(data), [], []
     for turn in range(place.sizes.repeats):
         config = case.config(place, data, work.folder / "run", epochs=place.sizes.epochs, seed=turn)
         runs.append(speeds_in(trained_in(config)))
-        if rival_data:
-            rivals.append(eager(rival_data, dim, turn, torch.device(place.device)))
-    manifest = Manifest.load(data)
+        if examples:
+            rivals.append(eager(examples, manifest.vocab_size, dim, turn, torch.device(place.device)))
+    whole, later, waits = (median(column) for column in zip(*runs, strict=True))
     targets = targets_per_row(Path(data))
-    whole, best, waits = (median(column) for column in zip(*runs, strict=True))
-    moved = case.bytes_per_row(targets, manifest.vocab_size, config.global_batch)
     figures = {
         **case._asdict(),
         "vocab_size": manifest.vocab_size,
-        "rows": manifest.counts.examples,
-        "tokens_per_s": best,
+        "tokens_per_s": later,
         "tokens_per_s_whole": whole,
-        "products_per_s": best * targets,
-        "bytes_per_s": best * moved,
+        "products_per_s": later * targets,
+        "bytes_per_s": later * case.bytes_per_row(targets, manifest.vocab_size, config.global_batch),
         "wait_share": waits,
-        "rival_tokens_per_s": median(rivals) if rivals else None,
-        "ratio": median(ours[1] / rival for ours, rival in zip(runs, rivals, strict=True)) if rivals else None,
+        "ratio": median(ours / rival for (_, ours, _), rival in zip(runs, rivals, strict=True)) if rivals else None,
     }
-    beside = f", {figures['ratio']:.1f} times the eager loop's {figures['rival_tokens_per_s']:,.0f}" if rivals else ""
-    text = f"{best:,.0f} tokens/s{beside}; waiting for data {waits:.1%} of the time after the first epoch"
-    return Found(text, figures)
+    beside = f", {figures['ratio']:.1f} times the eager loop's {median(rivals):,.0f}" if rivals else ""
+    return Found(
+        f"{later:,.0f} tokens/s{beside}; waiting for data {waits:.1%} of the time after the first epoch", figures
+    )
 
 
 def speeds_in(output: Path) -> tuple[float, float, float]:
@@ -164,14 +162,12 @@ def speeds_in(output: Path) -> tuple[float, float, float]:
     return summary["tokens_per_s"], of_epoch, waiting
 
 
-def eager(data: str, dim: int, seed: int, device: torch.device) -> float:
+def eager(examples: TensorDataset, vocab_size: int, dim: int, seed: int, device: torch.device) -> float:
     """Tokens/s of the book's loop on the device. Its rows are in memory before its clock starts, and it is warm."""
     torch.manual_seed(seed)
-    manifest = Manifest.load(data)
-    examples = plain_loop.read_examples(Path(data), manifest, 0)
     few = TensorDataset(*examples[: 4 * plain_loop.BATCH_SIZE])
-    plain_loop.train([plain_loop.shuffled(few)], manifest.vocab_size, device, dim)
-    return float(plain_loop.train([plain_loop.shuffled(examples)], manifest.vocab_size, device, dim)["tokens_per_s"])
+    plain_loop.train([plain_loop.shuffled(few)], vocab_size, device, dim)
+    return float(plain_loop.train([plain_loop.shuffled(examples)], vocab_size, device, dim)["tokens_per_s"])
 
 
 def waiting(work: Work, corpus: str) -> Found:
