@@ -58,10 +58,8 @@ def verdict(place: Place, outcomes: Sequence[Outcome], num_rungs: int) -> list[s
     """What holds, what does not, and what is not known, in a few sentences."""
     numbers = Counter(outcome.result for outcome in outcomes)
     told = ", ".join(f"{numbers[result]} {result}" for result in ("passed", "failed", "skipped"))
-    lines = [
-        f"**Of {num_rungs} rungs {told}**"
-        + (f"; {num_rungs - len(outcomes)} are still to come." * (len(outcomes) < num_rungs) or ".")
-    ]
+    to_come = num_rungs - len(outcomes)
+    lines = [f"**Of {num_rungs} rungs {told}{f'; {to_come} are still to come' if to_come else ''}.**"]
     if place.rehearses:
         lines += [
             "",
