@@ -50,6 +50,8 @@ class Place:
 
     name: str
     device: str
+    kernel: str
+    """``--kernel`` of the trainings."""
     backend: str
     """Of torch.distributed, between ranks on GPUs of their own."""
     laws: dict[str, Law]
@@ -68,6 +70,7 @@ class Place:
 GPU = Place(
     "GPU",
     device="cuda",
+    kernel="auto",
     backend="nccl",
     # 50 steps of 512 rows.
     laws={STEPS: PTB._replace(num_tokens=61_000), "ptb": PTB, "wikipedia": WIKIPEDIA, "million": MILLION},
@@ -103,6 +106,7 @@ GPU = Place(
 REHEARSAL = Place(
     "rehearsal without a GPU",
     device="cpu",
+    kernel="cuda",
     backend="gloo",
     laws={
         STEPS: Law(200, 300, 1.02, 1.0, 19.5, 9.5, num_shards=2),

@@ -48,9 +48,9 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
     rungs = [
         Rung("device", DEVICE, "speeds:machine", 8),
         make(STEPS, 8),
-        Rung("gradients", KERNELS, "kernels:gradients", 12),
-        Rung("in place, sgd", KERNELS, "kernels:in_place", 12, ("sgd",)),
-        Rung("in place, rowwise_adagrad", KERNELS, "kernels:in_place", 12, ("rowwise_adagrad",)),
+        Rung("gradients", KERNELS, "kernels:gradients", 20),
+        Rung("in place, sgd", KERNELS, "kernels:in_place", 20, ("sgd",)),
+        Rung("in place, rowwise_adagrad", KERNELS, "kernels:in_place", 20, ("rowwise_adagrad",)),
         *(
             Rung(f"losses, {mode}", TRAININGS, "trainings:modes", 15, (mode,), steps)
             for mode in ("adam", "sgd in place", "sgd", "adagrad", "rowwise_adagrad in place")
@@ -66,7 +66,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         each("replicated, adam"),
         each("columns, sgd in place"),
         Rung("--cache device and none", TRAININGS, "trainings:caches", 12, (), steps),
-        Rung("killed, and resumed", TRAININGS, "trainings:resumed", 30, ("cuda",), steps),
+        Rung("killed, and resumed", TRAININGS, "trainings:resumed", 30, (False,), steps),
         Rung("parts of a training", WAITING, "speeds:waiting", 25, ("wikipedia",), (made("wikipedia"),)),
         Rung("tables of more than 2^31 numbers", KERNELS, "kernels:large_tables", 15),
         speed("wikipedia", book, BOOK, 30),
@@ -76,7 +76,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         Rung("profile of the slowest", WAITING, "profiling:slowest", 20),
         two("replicated, adam"),
         two("columns, sgd in place"),
-        Rung("killed, and resumed, --deterministic", TRAININGS, "trainings:resumed", 30, ("reference",), steps),
+        Rung("killed, and resumed, --deterministic", TRAININGS, "trainings:resumed", 30, (True,), steps),
         two("columns, adam"),
         two("replicated, sgd in place"),
         each("columns, adam"),

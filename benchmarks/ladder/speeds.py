@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
     def config(self, place: Place, data: str, output: Path, **others: Any) -> TrainConfig:
         """Of a run on the device."""
-        settings: dict[str, Any] = {"dim": self.dim, "device": "auto", "kernel": "cuda", "overwrite": True}
+        settings: dict[str, Any] = {"dim": self.dim, "device": "auto", "kernel": place.kernel, "overwrite": True}
         settings |= {"tensorboard": False, "log_every": 1 << 20, "verbosity": -1, "lanes": place.sizes.lanes}
         if self.recipe == IN_PLACE:
             settings |= {"sync_every": 4, "global_batch": place.sizes.in_place_batch}

@@ -1,6 +1,6 @@
 """Rungs: whole trainings, as training/train.py has them, beside others whose losses or bits they must have.
 
-A run on the device is one with ``--device auto --kernel cuda``. An epoch of the corpus ``steps`` has as many steps as
+A run on the device is one with ``--device auto``. An epoch of the corpus ``steps`` has as many steps as
 ``Sizes.num_steps`` says; ``--log-every 1`` writes the loss of each.
 """
 
@@ -76,7 +76,7 @@ def config_of(work: Work, name: str, **others: Any) -> TrainConfig:
         "tensorboard": False,
         "lanes": lanes,
     }
-    settings |= {"global_batch": rows, "device": "auto", "kernel": "cuda", "overwrite": True}
+    settings |= {"global_batch": rows, "device": "auto", "kernel": place.kernel, "overwrite": True}
     return TrainConfig(data=data, output=work.folder / name, **{**settings, **others})
 
 
@@ -308,13 +308,14 @@ def flag_of(name: str, value: Any) -> list[str]:
 # Kill and resume
 
 
-def resumed(work: Work, kernel: str) -> Found:
+def resumed(work: Work, exact: bool) -> Found:
     """A run that is killed in its second epoch goes on from a checkpoint, and ends as one that nobody killed."""
     place = place_of(work)
     stand_in(place.stand_ins)
-    exact = kernel == "reference"
     num_steps = place.sizes.num_steps
-    settings = {"kernel": kernel, "deterministic": exact, "epochs": 2, "checkpoint_every": max(1, num_steps // 4)}
+    settings: dict[str, Any] = {"epochs": 2, "checkpoint_every": max(1, num_steps // 4)}
+    if exact:
+        settings |= {"deterministic": True, "kernel": "reference"}
     whole = trained_in(config_of(work, "whole", **settings))
     log = work.folder / "killed.log"
     killed = config_of(work, "killed", **settings)

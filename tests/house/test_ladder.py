@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -291,8 +293,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_missing_packages_are_named_first_with_how_to_bring_them(
     call: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = gpu.find_spec
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name in ("pyarrow", "xxhash") else found(name))
+    gone = ("pyarrow", "xxhash")
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name in gone else find_spec(name))
     call(gpu.main).assert_refused("missing packages: pyarrow xxhash", "pip download", "--no-index --find-links wheels")
 
 
