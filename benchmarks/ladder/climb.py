@@ -146,7 +146,8 @@ def begin(
 ) -> "subprocess.Popen[bytes]":
     """A process that prints to a file. It knows nothing of a launcher of this one, nor of its interpreter."""
     inherited = {name: value for name, value in os.environ.items() if name not in OURS_TO_SET}
-    given = {**inherited, "PYTHONPATH": str(ROOT), **environment}
+    telling = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}  # of one that crashes the log says where
+    given = {**inherited, "PYTHONPATH": str(ROOT), **telling, **environment}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=given, **streams, **others)
 

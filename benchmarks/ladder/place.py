@@ -7,7 +7,7 @@ of child.py for what only a GPU has.
 from dataclasses import dataclass, field
 
 from benchmarks.ladder.climb import Work
-from benchmarks.ladder.corpora import MILLION, PTB, WIKIPEDIA, Law
+from benchmarks.measuring.corpora import MILLION, PTB, WIKIPEDIA, Law
 
 STEPS = "steps"
 """The corpus of the trainings that are compared; the others are for speeds."""

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.ladder.child import stand_in
 from benchmarks.ladder.climb import CHILD, Found, Work, begin, last_line, said
-from benchmarks.ladder.corpora import dataset
+from benchmarks.measuring.corpora import dataset
 from benchmarks.ladder.kernels import Shape, batch_of, tables_of, there
 from benchmarks.ladder.place import STEPS, place_of
 from pipeline.dataset.manifest_file import Manifest
