@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.ladder.child import stand_in
 from benchmarks.ladder.climb import CHILD, Found, Work, begin, last_line, said
-from benchmarks.measuring.corpora import dataset
 from benchmarks.ladder.kernels import Shape, batch_of, tables_of, there
 from benchmarks.ladder.place import STEPS, place_of
+from benchmarks.measuring.corpora import dataset
 from pipeline.dataset.manifest_file import Manifest
 from training import train
 from training.distributed import SINGLE
