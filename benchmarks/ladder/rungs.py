@@ -92,7 +92,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         speed("wikipedia", large, BOOK, 30),
         speed("million", fullw2v, IN_PLACE, 30),
         Rung("bfloat16 tables", KERNELS, "", 0, means_nothing="the kernels have float32 tables alone"),
-        Rung("compiled", PAPER, "report:compiled", 60, means_nothing=no_paper),
+        Rung("compiled", PAPER, "report:compiled", 45, means_nothing=no_paper),
     ]
     if not place.rehearses:
         return rungs
