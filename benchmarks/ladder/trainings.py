@@ -6,6 +6,7 @@ A run on the device is one with ``--device auto``. An epoch of the corpus ``step
 
 import json
 import math
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from safetensors.numpy import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.ladder.child import stand_in
-from benchmarks.ladder.climb import CHILD, Found, Work, begin, last_line, said
+from benchmarks.ladder.climb import CHILD, Found, Work, begin, said
 from benchmarks.ladder.kernels import Shape, batch_of, tables_of, there
 from benchmarks.ladder.place import STEPS, place_of
 from benchmarks.measuring.corpora import dataset
@@ -55,6 +56,7 @@ MODES: dict[str, dict[str, Any]] = {
     "sgd in place": {"sync_every": 4, "lr": 0.1},
     "rowwise_adagrad in place": {"sync_every": 4, "optimizer": "rowwise_adagrad"},
 }
+"""At rates with which 50 steps bring the losses far below ln 2, so that a step that does too little shows."""
 
 
 def make_dataset(work: Work, name: str, folder: str, brought: str | None) -> Found:
@@ -88,9 +90,6 @@ def trained(config: TrainConfig) -> Losses:
 def losses_in(output: Path) -> Losses:
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return np.array([line["loss"] for line in lines if line["kind"] == "step"])
-
-
-"""At rates with which 50 steps bring the losses far below ln 2, so that a step that does too little shows."""
 
 
 def modes(work: Work, mode: str) -> Found:
@@ -267,17 +266,14 @@ def run_ranks(work: Work, config: TrainConfig, stand_ins: Sequence[str], num_ran
     with ExitStack() as held:
         processes = []
         for rank in range(num_ranks):
-            log = work.folder / f"{config.output.name}-{rank}.log"
-            printed = held.enter_context(log.open("wb"))
             place_in_world = {"RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": num_ranks}
-            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            told = {name: str(value) for name, value in {**place_in_world, **where}.items()}
-            process = begin_training(work, config, stand_ins, printed, told)
+            told = {**place_in_world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            process = begin_training(work, config, stand_ins, None, {name: str(value) for name, value in told.items()})
             held.callback(process.kill)
-            processes.append((process, log))
-        for process, log in processes:
-            if code := process.wait():
-                raise AssertionError(f"{config.output.name}, {log.stem}: {said(code)}; {last_line(log)}")
+            processes.append(process)
+        for rank, process in enumerate(processes):
+            code = process.wait()
+            assert code == 0, f"rank {rank}: {said(code)}; the log of this rung has what the ranks printed"
 
 
 def free_port() -> int:
@@ -289,7 +285,7 @@ def free_port() -> int:
 def begin_training(
     work: Work, config: TrainConfig, stand_ins: Sequence[str], printed: Any, told: dict[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """training/train.py with this config, as a process."""
+    """training/train.py with this config, as a process; it prints to the rung's log if ``printed`` is None."""
     flags = [flag for name, value in asdict(config).items() for flag in flag_of(name, value)]
     environment = {**place_of(work).environment, **(told or {})}
     return begin([*CHILD, "train", ",".join(stand_ins), *flags], environment, printed)
@@ -308,6 +304,16 @@ def flag_of(name: str, value: Any) -> list[str]:
 # Kill and resume
 
 
+def ended(work: Work, config: TrainConfig, stand_ins: Sequence[str]) -> tuple[int, list[str]]:
+    """The exit code of a training, and the lines that it printed; the rung's log has them too."""
+    log = work.folder / "training.log"
+    with log.open("wb") as printed:
+        code = begin_training(work, config, stand_ins, printed).wait()
+    text = log.read_text(errors="replace")
+    print(text)
+    return code, text.splitlines()
+
+
 def resumed(work: Work, exact: bool) -> Found:
     """A run that is killed in its second epoch goes on from a checkpoint, and ends as one that nobody killed."""
     place = place_of(work)
@@ -317,18 +323,13 @@ def resumed(work: Work, exact: bool) -> Found:
     if exact:
         settings |= {"deterministic": True, "kernel": "reference"}
     whole = trained_in(config_of(work, "whole", **settings))
-    log = work.folder / "killed.log"
     killed = config_of(work, "killed", **settings)
-    with log.open("wb") as printed:
-        process = begin_training(work, killed, (*place.stand_ins, f"kill_at={3 * num_steps // 2 + 1}"), printed)
-        code = process.wait()
-    assert code == -9, f"found {said(code)} of a run that was to be killed; {last_line(log)}"
-    with log.open("wb") as printed:
-        process = begin_training(work, replace(killed, overwrite=False, resume="auto"), place.stand_ins, printed)
-        code = process.wait()
-    assert code == 0, f"with --resume auto: {said(code)}; {last_line(log)}"
-    where = [line for line in log.read_text().splitlines() if line.startswith("goes on after step")]
-    assert where, f"with --resume auto: found that it began anew, expected a checkpoint; {last_line(log)}"
+    code, _ = ended(work, killed, (*place.stand_ins, f"kill_at={3 * num_steps // 2 + 1}"))
+    assert code == -signal.SIGKILL, f"found {said(code)} of a run that was to be killed"
+    code, lines = ended(work, replace(killed, overwrite=False, resume="auto"), place.stand_ins)
+    assert code == 0, f"with --resume auto: {said(code)}; the log of this rung has what it printed"
+    where = [line for line in lines if line.startswith("goes on after step")]
+    assert where, "with --resume auto: found that it began anew, expected a checkpoint"
     if exact:
         same = np.array_equal(tables_in(whole), tables_in(killed.output))
         assert same, f"{where[0]}: found other bits than those of a run that nobody killed"
