@@ -50,7 +50,7 @@ def rungs_of(place: Place, folder: Path, num_gpus: int, brought: Path | None = N
         make(STEPS, 8),
         Rung("gradients", KERNELS, "kernels:gradients", 20),
         Rung("in place, sgd", KERNELS, "kernels:in_place", 20, ("sgd",)),
-        Rung("in place, rowwise_adagrad", KERNELS, "kernels:in_place", 20, ("rowwise_adagrad",)),
+        Rung("in place, rowwise_adagrad", KERNELS, "kernels:in_place", 25, ("rowwise_adagrad",)),
         *(
             Rung(f"losses, {mode}", TRAININGS, "trainings:modes", 15, (mode,), steps)
             for mode in ("adam", "sgd in place", "sgd", "adagrad", "rowwise_adagrad in place")
