@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.measuring.provenance import provenance, table
 from benchmarks.noise_laws import Fit, avoiding, fit, inclusion
-from benchmarks.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
+from benchmarks.rivals.noise_ways import WAYS, Law, Way, noise_law, zipf_counts
 from pipeline.dataset.manifest_file import Manifest
 from pipeline.dataset.vocab import Vocab
 from pipeline.shared.cli import Parser, command, count, path

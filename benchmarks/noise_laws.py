@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from benchmarks.noise_ways import Law
+from benchmarks.rivals.noise_ways import Law
 
 NODES = 400
 

@@ -1,1 +1,1 @@
-"""What is to be shown on a GPU, rung by rung."""
+"""The parts of benchmarks/gpu.py: rungs, each tried in a process of its own, and the report of what they found."""

@@ -1,1 +1,1 @@
-"""The programs that shardvec is compared with."""
+"""What shardvec is compared with: programs, and other ways to draw negatives."""

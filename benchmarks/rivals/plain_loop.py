@@ -82,9 +82,9 @@ def shuffled(examples: TensorDataset) -> Batches:
     return DataLoader(examples, sampler=rows, batch_size=None)
 
 
-def train(loaders: Sequence[Batches], vocab_size: int, device: torch.device) -> dict[str, Any]:
+def train(loaders: Sequence[Batches], vocab_size: int, device: torch.device, dim: int = DIM) -> dict[str, Any]:
     """Trains one epoch per loader. Losses are means over the examples of each epoch, and of the whole run."""
-    center, context = (nn.Embedding(vocab_size, DIM).to(device) for _ in range(2))
+    center, context = (nn.Embedding(vocab_size, dim).to(device) for _ in range(2))
     for embedding in (center, context):
         nn.init.xavier_uniform_(embedding.weight)
     optimizer = torch.optim.Adam([center.weight, context.weight], lr=LEARNING_RATE)

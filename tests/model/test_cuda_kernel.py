@@ -5,6 +5,7 @@ makes of them is in tests/house/test_compiled_kernels.py.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,12 @@ from triton_kernels import (
 )
 from triton_kernels import interpreted as interpreted  # a fixture
 
+from training.distributed import SINGLE
+from training.model import steps
+from training.model.blocks import initial_tables
 from training.model.kernels import reference
 from training.model.kernels.reference import InPlaceTrainer
-from training.train_config import IN_PLACE
+from training.train_config import IN_PLACE, TrainConfig
 
 SHAPES = [(1, 1, 1, 1), (5, 2, 2, 3), (6, 5, 5, 100), (3, 1, 3, 128), (4, 2, 2, 300)]
 """Rows, window, negatives, dim. With nine words most rows name a word twice; 300 dimensions make two blocks a row."""
@@ -126,3 +130,19 @@ def test_frozen_rows_stay_and_the_others_go_where_the_references_go(optimizer: s
         assert_equal(ours, theirs)
     for ours_VD, before_VD in zip(found[1:3], tables, strict=True):
         assert torch.equal(ours_VD.cpu()[frozen_V[:POISON]], before_VD[:POISON][frozen_V[:POISON]])
+
+
+@pytest.mark.parametrize("settings", [{}, {"sync_every": 4}], ids=["adam", "in place"])
+@pytest.mark.parametrize(("deterministic", "expected"), [(False, "cuda"), (True, "reference")])
+def test_any_gpu_of_a_machine_has_the_kernel_of_gpus(
+    settings: dict[str, Any], deterministic: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its device is cuda:1, not cuda; --kernel auto once took the reference there. No GPU is needed to ask."""
+
+    def asked(name: str) -> None:
+        raise LookupError(name)
+
+    monkeypatch.setattr(steps, "kernel_of", asked)
+    config = TrainConfig(deterministic=deterministic, **settings)
+    with pytest.raises(LookupError, match=f"^{expected}$"):
+        steps.make_step(config, initial_tables(3, 4), 1, 1, SINGLE, "cuda:1")

@@ -14,7 +14,7 @@ from tiny import write_tiny_dataset
 
 from benchmarks import negative_sampling
 from benchmarks.noise_laws import avoiding, fit, inclusion, pooled
-from benchmarks.noise_ways import (
+from benchmarks.rivals.noise_ways import (
     WAYS,
     Way,
     choices,

@@ -113,7 +113,7 @@ def make_step(
 
     ``world``: the ranks of which each has a copy of the tables, or of its columns of them, which its ``group`` shares.
     """
-    name = config.kernel_on(device)
+    name = config.kernel_on(torch.device(device).type)  # of cuda:0 that of cuda
     own = OwnColumns(group, config.dim) if group and name != "cpu" else None
     if config.in_place:
         if name == "cpu":
