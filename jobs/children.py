@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from pipeline.shared.errors import InputError
 from pipeline.shared.redact import redacted_command
@@ -25,8 +25,30 @@ GRACE_S = 60
 _PR_SET_PDEATHSIG = 1
 
 
+_ending: list[int] = []
+"""The signals that end this process, and have come."""
+
+
 class StepError(Exception):
     """A step failed, but may succeed if it is repeated."""
+
+
+def end_on_signals() -> None:
+    """From now on SIGTERM and SIGHUP raise SystemExit, so that this process first ends the commands that it runs."""
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _end)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    _ending.append(number)
+    sys.exit(128 + number)
+
+
+def check_ending() -> None:
+    """Raises SystemExit if such a signal has come: what it raised is lost if Python ran a finaliser just then."""
+    if _ending:
+        sys.exit(128 + _ending[0])
 
 
 def call(arguments: list[str], log: Path, lock: int | None) -> None:
@@ -127,6 +149,7 @@ def _lines(pipe: int) -> Iterator[bytes]:
     """
     rest = b""
     while True:
+        check_ending()
         if select.select([pipe], [], [], 1.0)[0]:
             found = os.read(pipe, 1 << 16)
             if not found:

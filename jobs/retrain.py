@@ -12,12 +12,10 @@ terminal that is closed; 1 any other error.
 
 import argparse
 import os
-import signal
 import sys
 from functools import cache
-from typing import NoReturn
 
-from jobs.children import StepError
+from jobs.children import StepError, end_on_signals
 from jobs.machine import refuse_connect
 from jobs.retraining.cycle_steps import evaluate, plan, prepare, publish, rollback, train
 from jobs.retraining.retrain_config import RetrainConfig, read_config
@@ -64,9 +62,7 @@ class _Command(Parser):
 
 def main() -> None:
     arguments = parse()
-    signal.signal(signal.SIGTERM, _end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, _end)
+    end_on_signals()
     if arguments.command in ("run", "plan", "prepare"):
         refuse_connect(os.environ)
     config = read_config(arguments.config)
@@ -86,11 +82,6 @@ def main() -> None:
     except StepError as error:
         tell(f"error: {error}")
         sys.exit(1)
-
-
-def _end(number: int, _: object) -> NoReturn:
-    """Ends this process as a signal would have it, but first the command that it runs."""
-    sys.exit(128 + number)
 
 
 def take(step: str, config: RetrainConfig, workspace: Workspace, lock: int | None) -> int:

@@ -9,14 +9,12 @@ other error. After the last four, the same command goes on.
 import argparse
 import logging
 import os
-import signal
-import sys
 import time
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
-from typing import NoReturn
 
+from jobs.children import end_on_signals
 from jobs.folder_lock import alone_in
 from jobs.machine import refuse_connect
 from jobs.session import build_session, run
@@ -58,9 +56,7 @@ def main() -> None:
     arguments = parse()
     logging.getLogger("pipeline").setLevel(logging.WARNING)  # a study makes many datasets
     deadline = time.monotonic() + arguments.budget.total_seconds()
-    signal.signal(signal.SIGTERM, _end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, _end)
+    end_on_signals()
     refuse_connect(os.environ)
     check_optuna()
     from jobs.tuning.study_folder import OWN, study_in_folder  # late, for --help, and for people without Optuna
@@ -75,11 +71,6 @@ def main() -> None:
         finally:
             if session.cache_info().currsize:
                 session().stop()
-
-
-def _end(number: int, _: object) -> NoReturn:
-    """Ends this process as a signal would have it, but first its training runs."""
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipeline.shared.randomness import Purpose, fold, stream
 from pipeline.text.tokens import tokenized
 from pipeline.text.word_index import WordIndex, encode
 from training.judging.evaluation import rows_by_spelling
-from training.judging.heldout import row_losses
+from training.judging.heldout import NOTHING_HELD_OUT, row_losses
 from training.judging.next_item import METRICS, NextItemTask
 from training.judging.questions import read_pairs
 from training.vectors.cosine import cosines
@@ -29,6 +29,7 @@ from training.vectors.run_files import folder_of_vectors, read_summary
 from training.vectors.word_vectors import Tables, Vectors
 
 RESAMPLES = 1000
+LEAST_PAIRS = 10
 
 Rows = npt.NDArray[np.float64]
 
@@ -110,7 +111,9 @@ class HeldoutJudge:
         self._sample = sample
 
     def chosen_by(self, run: Path, dataset: Path) -> float:
-        found = read_summary(run)["heldout"]
+        found = read_summary(run).get("heldout")
+        if found is None:
+            raise InputError(f"prepare.holdout: {NOTHING_HELD_OUT}")
         return float(found["best" if found["stopped_early"] else "last"]["loss"])
 
     def tested(self, run: Path, dataset: Path, baseline: str | None = None) -> Rows:
@@ -164,6 +167,9 @@ class PairsJudge:
         is_test = fold(stream(seed, Purpose.STUDY, 2), np.arange(len(pairs))) >> np.uint64(63) == 1
         self._test = [pair for pair, flag in zip(pairs, is_test, strict=True) if flag]
         self._validation = [pair for pair, flag in zip(pairs, is_test, strict=True) if not flag]
+        if min(len(self._test), len(self._validation)) < LEAST_PAIRS:
+            halves = f"{len(self._validation)} to choose by and {len(self._test)} for the test"
+            raise InputError(f"judge.pairs: found {halves}, expected {LEAST_PAIRS} or more each; name more pairs")
 
     def chosen_by(self, run: Path, dataset: Path) -> float:
         return self.value(self._rows(self._validation, run))
@@ -184,6 +190,8 @@ class PairsJudge:
         vectors = Vectors.load(folder_of_vectors(run))
         row_of = rows_by_spelling(vectors.words)
         found_Q2 = np.array([[row_of.get(word.upper(), 0) for word in pair[:2]] for pair in pairs])
+        if found_Q2.all(axis=1).sum() < 2:
+            raise InputError(f"judge.pairs: found fewer than two of {len(pairs)} pairs with known words, expected more")
         cosines_Q = cosines(vectors.center_VD[found_Q2[:, 0]], vectors.center_VD[found_Q2[:, 1]])
         return np.stack([np.array([pair[2] for pair in pairs]), cosines_Q, found_Q2.all(axis=1)], axis=1)
 

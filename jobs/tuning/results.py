@@ -10,8 +10,9 @@ from jobs.config_sections import CorpusSettings
 from jobs.retraining.retrain_config import config_of
 from jobs.tuning.judges import Estimate, Judge, estimate
 from jobs.tuning.study import usual_settings
-from jobs.tuning.trials import TESTED, Bench
+from jobs.tuning.trials import ANEW, TESTED, Bench
 from jobs.tuning.tune_config import TuneConfig
+from pipeline.shared.errors import InputError
 from pipeline.shared.files import write
 from pipeline.shared.settings import fields_of
 
@@ -36,7 +37,8 @@ def compared(config: TuneConfig, bench: Bench, study: optuna.Study) -> list[Comp
     """The best trial first."""
     best = f"{study.best_trial.number:04}"
     rows, record = bench.rows(best), bench.record(best)
-    assert record
+    if record is None:
+        raise InputError(f"{bench.folder}: found no record of trial {best}, the best, expected its trial.json; {ANEW}")
     judge = bench.judge
     found = [Compared("tuned", estimate(judge, rows), None, judge.others(rows), record["prepare"], record["train"])]
     done = [usual.name for usual in usual_settings(config) if bench.record(usual.name)]

@@ -12,7 +12,7 @@ from pipeline.shared.settings import Number, from_section, setting, settings
 PREPARE, TRAIN = "prepare", "train"
 SECTIONS = PREPARE, TRAIN
 
-MOST_CHOICES = 100
+MOST_CHOICES, MOST_STEPS = 100, 1_000_000
 
 WINDOWS: dict[str, Any] = {
     "window": {"low": 1, "high": 10},
@@ -50,6 +50,10 @@ class _Range:
             raise InputError(f"found low {self.low:g} with log: true, expected a low above 0")
         if self.log and self.step is not None:
             raise InputError(f"found step {self.step:g} with log: true, expected one of them")
+        num_steps = (self.high - self.low) / (self.step or self.high - self.low)
+        if num_steps > MOST_STEPS or abs(num_steps - round(num_steps)) > 1e-6 * num_steps or num_steps < 0.5:
+            found = f"found {num_steps:.4g} steps of {self.step:g} from {self.low:g} to {self.high:g}"
+            raise InputError(f"{found}, expected a whole number of them, {MOST_STEPS:,} at most")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ Space = dict[str, dict[str, Values]]
 def values_of(given: object, where: str, is_whole: bool) -> Values:
     """The values in a file: a list, or a range. Raises InputError."""
     if not isinstance(given, list):
-        found = from_section(_Range, _range(given, where), where)
+        try:
+            found = from_section(_Range, _range(given, where), where)
+        except InputError as error:
+            raise InputError(str(error) if where in str(error) else f"{where}: {error}") from None
         numbers = found.low, found.high, found.step
         if not is_whole:
             return Range(found.low, found.high, found.log, found.step)

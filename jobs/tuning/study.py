@@ -11,17 +11,18 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.exc import DatabaseError
 
+from jobs.children import check_ending
 from jobs.tuning.judges import Judge
 from jobs.tuning.search_space import SECTIONS, drawn
-from jobs.tuning.trials import Bench, Trial, TrialFailed
+from jobs.tuning.trials import ANEW, POLL_S, Bench, Trial, TrialFailed
 from jobs.tuning.tune_config import TuneConfig
 from pipeline.pipeline_config import PRESETS
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.randomness import Purpose, stream
 
-STORAGE = "study.db"
-POLL_S = 0.1
+STORAGE, STUDY = "study.db", "study"
 OF_THE_CORPUS = ("tokenizer", "lowercase", "epochs", "holdout", "num_shards", "max_sentence_length", "seed")
 """Settings of prepare that the usual settings share with the study's."""
 OF_THE_MACHINE = ("threads", "nproc", "deterministic", "seed", "device")
@@ -51,16 +52,20 @@ def usual_settings(config: TuneConfig) -> list[Usual]:
     return [Usual(f"preset-{preset}", {**shared, "preset": preset}, default) for preset in PRESETS]
 
 
-def opened_study(config: TuneConfig, judge: Judge, folder: Path) -> optuna.Study:
+def opened_study(judge: Judge, folder: Path) -> optuna.Study:
     """The study in a folder, new or begun before. Trials that were interrupted are to be repeated first."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / STORAGE}",
-        study_name=config.name,
-        direction="maximize" if judge.higher_is_better else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / STORAGE}",
+            study_name=STUDY,
+            direction="maximize" if judge.higher_is_better else "minimize",
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
+            load_if_exists=True,
+        )
+    except (DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        reason = one_line(getattr(error, "orig", error))
+        raise InputError(f"{folder / STORAGE}: cannot be read ({reason}); bring it back, or {ANEW}") from None
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
@@ -103,6 +108,7 @@ def search(config: TuneConfig, bench: Bench, study: optuna.Study, deadline: floa
                     _tell_failed(study, asked, failed)
             if not running:
                 return
+            check_ending()
             time.sleep(POLL_S)
             running = [each for each in running if not _is_over(study, each)]
     except BaseException:

@@ -93,9 +93,10 @@ def _place(trial: FrozenTrial, judge: Judge) -> float:
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:
     result = f"{trial.value:.4f}" if trial.state == TrialState.COMPLETE else "ended early"
-    if trial.state == TrialState.FAIL:
-        result = "interrupted"
-    took = (trial.datetime_complete - trial.datetime_start).seconds if trial.datetime_complete else None  # type: ignore
+    if trial.state != TrialState.COMPLETE and trial.state != TrialState.PRUNED:
+        result = "interrupted" if trial.state == TrialState.FAIL else "waiting"
+    is_over = trial.duration is not None and trial.state != TrialState.FAIL
+    took = round(trial.duration.total_seconds()) if is_over and trial.duration else None
     params = {name: _spelled(value) for name, value in trial.params.items()}
     return {"number": trial.number, "result": trial.user_attrs.get(FAILED, result), "seconds": took, "params": params}
 

@@ -6,7 +6,8 @@ STUDY/sample/
   validation.parquet   key, items: whole sequences
   test.parquet         key, items
 
-Equal sequences are in the same part, so none is judged that was trained on.
+Equal sequences are in the same part, so none is judged that was trained on. But a longer judged sequence may begin with
+it, as another corpus' would, and trains without its own last item.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from pyspark.sql import SparkSession
 from pipeline.pipeline_config import MAX_SEQUENCE_TOKENS, PipelineConfig
 from pipeline.shared.draws import sequence_keys
 from pipeline.shared.errors import InputError
+from pipeline.shared.files import remove
 from pipeline.shared.randomness import U64, Purpose, fold, stream
 from pipeline.spark.spark_errors import input_errors
 from pipeline.text.corpus import Corpus, Values, exact_names
@@ -97,6 +99,7 @@ def write_sample(
                 f"judge.share: found no sequence for the {name} part of a sample of {sum(counts.values()):,}, expected "
                 f"some; raise it or the fraction"
             )
+    remove(folder / "parts")
     return counts
 
 

@@ -9,7 +9,6 @@ STUDY/
     run/                   until the run was judged
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -19,22 +18,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import with_config
 from pyspark.sql import SparkSession
+from typing_extensions import TypedDict  # pydantic needs this one up to Python 3.11
 
-from jobs.children import ROOT, ended, flags, started
+from jobs.children import ROOT, check_ending, ended, flags, started
 from jobs.tuning.judges import Judge, Rows
 from jobs.tuning.study_sample import ITEMS, SAMPLE, TRAINED
 from pipeline.dataset.manifest_file import FILE_NAME
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, one_line
 from pipeline.shared.files import make_folder, remove, write_json
-from pipeline.shared.records import digest
+from pipeline.shared.records import STRICT, RecordError, Seconds, checked, digest, read
+from pipeline.shared.storage import Location
 from pipeline.stages import prepare as prepare_dataset
-from pipeline.text.corpus import corpus
+from pipeline.text.corpus import Corpus, corpus
 from training.vectors.run_files import METRICS, parsed_metrics
 
 TRIALS, DATASETS, RECORD, LOG, RUN = "trials", "datasets", "trial.json", "train.log", "run"
 TESTED = "test"
+POLL_S = 0.1
+
+
+ANEW = "begin anew in another folder"
+"""What helps if a file of the study is damaged."""
+
+
+@with_config(STRICT)
+class TrialRecord(TypedDict):
+    """trial.json: the settings of a trial that are no defaults, and the number by which it is compared."""
+
+    prepare: dict[str, Any]
+    train: dict[str, Any]
+    value: float
+    seconds: Seconds
 
 
 class TrialFailed(Exception):
@@ -53,15 +70,22 @@ class Bench:
     """Of each training run, unless its settings say otherwise."""
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """What a trial gave; None if it is not finished."""
+        """What a trial gave; None if it is not finished. Raises InputError if that is damaged."""
+        path = self.folder / TRIALS / name / RECORD
         try:
-            return dict(json.loads((self.folder / TRIALS / name / RECORD).read_bytes()))
-        except (OSError, ValueError):
+            return dict(checked(read(Location.of(path)), TrialRecord))
+        except FileNotFoundError:
             return None
+        except RecordError as error:
+            raise InputError(f"{path}: cannot be read ({one_line(error)}); bring it back, or {ANEW}") from None
 
     def rows(self, name: str, what: str = TESTED) -> Rows:
-        """The numbers of the test's queries."""
-        found: Rows = np.load(self.folder / TRIALS / name / f"{what}.npy")
+        """The numbers of the test's queries. Raises InputError if they are missing or damaged."""
+        path = self.folder / TRIALS / name / f"{what}.npy"
+        try:
+            found: Rows = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read ({one_line(error)}); bring it back, or {ANEW}") from None
         return found
 
     def begun(self, name: str, prepare: Mapping[str, Any], train: Mapping[str, Any]) -> "Trial":
@@ -71,8 +95,9 @@ class Bench:
         if folder.exists():
             remove(folder)
         make_folder(folder)
+        sample = corpus([str(self.folder / SAMPLE / f"{TRAINED}.parquet")], "parquet", ITEMS)
         try:
-            dataset = self._dataset(PipelineConfig(**prepare))
+            dataset = self._dataset(sample, PipelineConfig(**prepare))
         except InputError as error:
             raise TrialFailed(f"prepare: {error}") from None
         command = [sys.executable, str(ROOT / "training" / "train.py"), "--data", str(dataset)]
@@ -81,10 +106,9 @@ class Bench:
             child = started([*command, "--no-tensorboard"], log, self.lock)
         return Trial(self, name, dict(prepare), dict(train), dataset, child, began)
 
-    def _dataset(self, config: PipelineConfig) -> Path:
+    def _dataset(self, sample: Corpus, config: PipelineConfig) -> Path:
         dataset = self.folder / DATASETS / digest(config.identity)[:16]
         if not (dataset / FILE_NAME).exists():
-            sample = corpus([str(self.folder / SAMPLE / f"{TRAINED}.parquet")], "parquet", ITEMS)
             prepare_dataset(self.session(), sample, config, dataset)
         return dataset
 
@@ -125,7 +149,10 @@ class Trial:
 
     def judged(self, with_baselines: bool = False) -> float:
         """Waits for the end of training; judges, keeps what the test gives, and removes the run. Raises TrialFailed."""
-        if self.child.wait():
+        while self.is_training:
+            check_ending()
+            time.sleep(POLL_S)
+        if self.child.returncode:
             raise TrialFailed(f"train: {self._error()}")
         run, judge = self.folder / RUN, self.bench.judge
         try:

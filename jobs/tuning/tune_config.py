@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jobs.config_sections import CorpusSettings, from_sections, train_section
 from jobs.tuning.search_space import PREPARE, SECTIONS, TRAIN, WINDOWS, Space, extremes, usual_training, values_of
 from jobs.yaml_file import read_yaml
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import SEQUENCE, PipelineConfig
 from pipeline.shared.errors import InputError, shown
 from pipeline.shared.settings import (
     LocalPath,
@@ -155,7 +155,10 @@ def _search(given: Mapping[str, Any], fixed: dict[str, dict[str, Any]], judge: J
         raise InputError(f"search: found {unknown[0]:.60}, expected {' or '.join(SECTIONS)}")
     if not given:
         training = usual_training(TrainCommand(**fixed[TRAIN]).lr)
-        wanted = {PREPARE: {} if judge.by == "heldout_loss" else WINDOWS, TRAIN: training}
+        windows = {} if judge.by == "heldout_loss" else dict(WINDOWS)
+        if fixed[PREPARE].get("window") == SEQUENCE:
+            windows.pop("window_kind", None)  # it has no radius
+        wanted = {PREPARE: windows, TRAIN: training}
         given = {
             section: {name: values for name, values in usual.items() if name not in fixed[section]}
             for section, usual in wanted.items()

@@ -108,3 +108,22 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} does not appear"
         time.sleep(0.01)
+
+
+def test_a_signal_that_comes_while_a_finaliser_runs_ends_the_process_all_the_same() -> None:
+    """Python prints and forgets what is raised in a finaliser."""
+    code = """if True:
+        import os, signal
+        from jobs.children import check_ending, end_on_signals
+
+        class Finalised:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        end_on_signals()
+        Finalised()
+        print("goes on", flush=True)
+        check_ending()
+        print("never here")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.returncode, done.stdout) == (143, "goes on\n"), done.stderr

@@ -15,6 +15,7 @@ from jobs.tuning.study_sample import ITEMS
 from jobs.tuning.tune_config import JudgeSettings
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.shared.draws import sequence_keys
+from pipeline.shared.errors import InputError
 from pipeline.shared.randomness import U64
 from pipeline.spark.task import is_held_out
 from pipeline.stages import prepare
@@ -106,6 +107,17 @@ def test_pairs_choose_and_test_by_different_halves(trained: tuple[Path, Path], t
     assert judges[0].value(half) == pytest.approx(
         judges[0].value(rows[rows[:, 2] > 0]) * (rows[:, 2].sum() / len(half))
     )
+
+
+def test_pairs_that_say_nothing_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run, data = trained
+    few, unknown = tmp_path / "few.txt", tmp_path / "unknown.txt"
+    few.write_text("a\tb\t1\n" * 3)
+    with pytest.raises(InputError, match=r"judge.pairs: found . to choose by and . for the test, expected 10 or more"):
+        PairsJudge((few,), 0)
+    unknown.write_text("no\tsuch\t1\n" * 40)
+    with pytest.raises(InputError, match=r"found fewer than two of \d+ pairs with known words"):
+        PairsJudge((unknown,), 0).chosen_by(run, data)
 
 
 def test_an_interval_holds_the_value_and_equal_runs_differ_by_nothing() -> None:

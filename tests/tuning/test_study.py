@@ -83,7 +83,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def searched(folder: Path, bench: FakeBench, trials: int, num_jobs: int = 1, **given: Any) -> optuna.Study:
     folder.mkdir(exist_ok=True)
     config: TuneConfig = made(search=SPACE, trials=trials, **given)
-    study = opened_study(config, cast(Judge, bench.judge), folder)
+    study = opened_study(cast(Judge, bench.judge), folder)
     search(config, cast(Bench, bench), study, LATER, num_jobs)
     return study
 
@@ -128,6 +128,25 @@ def test_a_window_that_is_a_sequence_has_no_kind(tmp_path: Path) -> None:
     assert kinds == {(True, None), (False, "dynamic"), (False, "fixed")}
 
 
+def test_a_damaged_store_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"not a database at all, but long enough to be read as one" * 20)
+    with pytest.raises(InputError, match=r"study.db: cannot be read \(.*\); bring it back, or begin anew") as caught:
+        opened_study(cast(Judge, FakeJudge()), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "null", "[]", '{"value": 1.0}'])
+def test_a_damaged_record_of_a_trial_is_one_line(tmp_path: Path, content: str) -> None:
+    bench = Bench(tmp_path, cast(Judge, FakeJudge()), lambda: cast(Any, None), None, 1)
+    assert bench.record("0000") is None
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    (tmp_path / "trials" / "0000" / "trial.json").write_text(content)
+    with pytest.raises(InputError, match=r"trial.json: cannot be read \(.*\); bring it back, or begin anew"):
+        bench.record("0000")
+    with pytest.raises(InputError, match=r"test.npy: cannot be read \(.*\); bring it back, or begin anew"):
+        bench.rows("0000")
+
+
 @pytest.mark.parametrize("num_jobs", [2, 3])
 def test_several_at_once_are_as_many_in_all_and_all_are_ended_by_an_interruption(tmp_path: Path, num_jobs: int) -> None:
     assert len(finished(searched(tmp_path / "a", FakeBench(polls=4), 10, num_jobs))) == 10
@@ -142,7 +161,7 @@ def test_several_at_once_are_as_many_in_all_and_all_are_ended_by_an_interruption
 def test_no_trial_begins_after_the_deadline(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     bench, config = FakeBench(), made(search=SPACE)
-    study = opened_study(config, cast(Judge, bench.judge), tmp_path / "a")
+    study = opened_study(cast(Judge, bench.judge), tmp_path / "a")
     search(config, cast(Bench, bench), study, 0, 1)
     assert bench.begun_trials == []
     with pytest.raises(InputError, match="since the budget ended before the first one"):

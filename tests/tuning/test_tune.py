@@ -93,6 +93,11 @@ def test_a_study_that_is_killed_goes_on_to_the_results_of_one_that_was_not(tmp_p
     assert (again.code, parts.results()) == (0, whole.results())
     parts.configure(fraction=0.5)
     parts().assert_refused("holds a study with fraction 1.0, found 0.5; name a new folder")
+    parts.configure(trials=6)
+    (parts.output / "sample" / "train.parquet").rename(parts.folder / "kept")
+    parts().assert_refused("train.parquet: not found, expected the study's sequences; bring it back")
+    (parts.output / "study.json").write_text('{"settings": {}}')
+    parts().assert_refused("study.json: cannot be read", "begin anew in another folder")
 
 
 @pytest.mark.long
@@ -128,5 +133,6 @@ def test_mistakes_are_said_in_one_line(tmp_path: Path, job: Command, monkeypatch
     job(*flags).assert_refused(f"output: {tmp_path}: holds shop.parquet, which is no study's; name a new folder")
     study.configure(corpus={"input": str(tmp_path / "missing.txt")})
     job(*flags).assert_refused("missing.txt")
+    assert {path.name for path in study.output.iterdir()} <= {".lock"}
     monkeypatch.setattr(tune, "find_spec", lambda _: None)
     job(*flags).assert_refused("Optuna is not installed; run make setup-retrain")

@@ -32,6 +32,10 @@ def test_without_a_search_usual_ranges_are_searched_but_not_what_is_fixed() -> N
     assert found.space["train"]["epochs"] == Range(3, 30, True, None)
 
 
+def test_a_fixed_window_that_is_a_sequence_leaves_its_kind_out_of_the_usual_ranges() -> None:
+    assert {"window", "window_kind"}.isdisjoint(made(prepare={"window": "sequence"}).space["prepare"])
+
+
 def test_numbers_of_whole_settings_are_whole() -> None:
     values = {"window": {"low": 1, "high": 5}, "ns_exponent": {"low": -1, "high": 1, "step": 0.5}}
     found = made(search={"prepare": values}).space["prepare"]
@@ -80,7 +84,10 @@ def test_the_example_is_one() -> None:
         ),
         ({"search": {"prepare": {"window": {"low": 3, "high": 3}}}}, "search.prepare.window: found low 3 and high 3"),
         ({"search": {"train": {"lr": {"low": 0, "high": 1, "log": True}}}}, "found low 0 with log: true"),
-        ({"search": {"train": {"lr": {"low": 0.1}}}}, "found no high, expected low and high"),
+        ({"search": {"train": {"lr": {"low": 0.1}}}}, "search.train.lr: found no high, expected low and high"),
+        ({"search": {"prepare": {"window": {"low": 1, "high": 6, "step": 2}}}}, "found 2.5 steps of 2 from 1 to 6"),
+        ({"search": {"train": {"lr": {"low": 0.1, "high": 0.3, "step": 5}}}}, "found 0.04 steps of 5 from 0.1 to 0.3"),
+        ({"search": {"train": {"lr": {"low": 0.1, "high": 1, "step": 1e-300}}}}, "a whole number of them, 1,000,000"),
         (
             {"search": {"train": {"lr": {"low": 0.1, "high": 1, "base": 2}}}},
             "search.train.lr: found base, expected",
