@@ -27,8 +27,10 @@ def main() -> None:
     if lacking := missing():
         print(f"error: {lacking}", file=sys.stderr)
         sys.exit(2)
+    from jobs.children import end_on_signals
     from pipeline.shared.cli import command
 
+    end_on_signals()  # and so the rung that is tried
     with command("interrupted; the report has what was found before"):
         climb_to_the_top(parse())
 

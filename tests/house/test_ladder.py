@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, Command, data_file
+from launch import launched
 from tiny import tree
 
 from benchmarks import gpu
@@ -348,3 +350,13 @@ def test_the_rehearsal_passes(tmp_path: Path) -> None:
     assert "_update: 50 % of the memory's peak bandwidth" in text
     assert not list((tmp_path / "gpu").glob("rung-*")), "what rungs leave is removed"
     assert made("wikipedia") in text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_rung_that_is_tried_too(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--interpret", f"--output={tmp_path / 'gpu.md'}"]
+    with launched(command, tmp_path / "logs") as running:
+        running.wait_for(lambda: list((tmp_path / "gpu" / "logs").glob("*")))
+        running.process.send_signal(number)
+        assert running.end().code == code
