@@ -53,8 +53,10 @@ def run_here(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Ended:
-    """Runs the main of a job in this process, as the job itself would."""
+    """Runs the main of a job in this process, as the job itself would. It leaves no handler of signals behind."""
     from jobs import session
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])
     capsys.readouterr()
@@ -65,6 +67,9 @@ def run_here(
         code = end.code or 0
     except KeyboardInterrupt:
         code = -2  # not caught: Python would print a traceback
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Ended(code, *capsys.readouterr())
 
 

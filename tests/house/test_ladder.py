@@ -20,6 +20,7 @@ import torch
 from conftest import ROOT, Command, data_file
 from launch import launched
 from tiny import tree
+from triton_kernels import INTERPRETED as INTERPRETED  # first: it decides how Triton is loaded
 
 from benchmarks import gpu
 from benchmarks.ladder import climb, profiling, report

@@ -30,7 +30,7 @@ from launch import LIMIT_S, PYTHON, TORCHRUN, TRAIN, completed, launched, told
 from ranks import signal_at, train_here
 from tiny import write_tiny_dataset
 
-from jobs import retrain
+from jobs import children, retrain
 from pipeline.shared.errors import InputError
 from tools import torchrun
 from training import rendezvous
@@ -415,6 +415,7 @@ def test_a_cycle_of_retraining_ends_with_the_signals_code(
         sys.exit(2)
 
     monkeypatch.setattr(retrain, "read_config", read_config)
+    monkeypatch.setattr(children, "_ending", [])  # this process goes on
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         if ignored:

@@ -113,12 +113,9 @@ def test_two_runs_at_once_and_a_budget(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command in this process, with flags."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield lambda *flags: run_here(tune.main, flags, monkeypatch, capsys)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return lambda *flags: run_here(tune.main, flags, monkeypatch, capsys)
 
 
 def test_mistakes_are_said_in_one_line(tmp_path: Path, job: Command, monkeypatch: pytest.MonkeyPatch) -> None:
