@@ -1,12 +1,13 @@
 """Sections that the YAML files of several jobs have: where sequences come from, and how to train."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline.pipeline_config import Source
-from pipeline.shared.errors import InputError
+from pipeline.shared.errors import InputError, shown
 from pipeline.shared.settings import fields_of, from_section, mapping, setting, settings
 from pipeline.shared.storage import refuse_credentials
 from training.train_config import TrainCommand
@@ -34,6 +35,12 @@ class CorpusSettings(Source):
         self.check_columns()
         for uri in self.input:
             refuse_credentials(uri)
+
+
+def check_name(name: str) -> None:
+    """Raises InputError unless a model's registry takes the name."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"name: found {shown(name)}, expected only letters, digits and . _ -, as MLflow requires")
 
 
 def train_section(given: object, elsewhere: Mapping[str, str]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """RetrainConfig: the settings of a retrained model, from one YAML file, checked before anything runs."""
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.config_sections import CorpusSettings, from_sections, train_section
+from jobs.config_sections import CorpusSettings, check_name, from_sections, train_section
 from jobs.retraining.gates import Gates
 from jobs.yaml_file import read_yaml
 from pipeline.pipeline_config import PipelineConfig
-from pipeline.shared.errors import InputError, shown
+from pipeline.shared.errors import InputError
 from pipeline.shared.settings import (
     ListOf,
     LocalPath,
@@ -87,9 +86,7 @@ class RetrainConfig:
     keep: int = setting(default=5, ge=2, help="how many published versions to keep, the newest")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            found = f"name: found {shown(self.name)}"
-            raise InputError(f"{found}, expected only letters, digits and . _ -, as MLflow requires")
+        check_name(self.name)
         if self.gates.heldout_increase is not None and self.prepare.holdout == 0:
             raise InputError(
                 "gates.heldout_increase: found it with prepare.holdout 0, which holds out nothing to judge by; "

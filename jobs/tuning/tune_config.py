@@ -1,16 +1,15 @@
 """TuneConfig: what a study tries and how it judges, from one YAML file, checked before anything runs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.config_sections import CorpusSettings, from_sections, train_section
+from jobs.config_sections import CorpusSettings, check_name, from_sections, train_section
 from jobs.tuning.search_space import PREPARE, SECTIONS, TRAIN, WINDOWS, Space, extremes, usual_training, values_of
 from jobs.yaml_file import read_yaml
 from pipeline.pipeline_config import SEQUENCE, PipelineConfig
-from pipeline.shared.errors import InputError, shown
+from pipeline.shared.errors import InputError
 from pipeline.shared.settings import (
     LocalPath,
     Number,
@@ -92,9 +91,7 @@ class TuneConfig:
     seed: int = setting(default=0, help="of the choice of sequences, and of the trials' settings")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            found = f"name: found {shown(self.name)}"
-            raise InputError(f"{found}, expected only letters, digits and . _ -, as a registry of models requires")
+        check_name(self.name)
         both = [
             f"{section}.{name}" for section in SECTIONS for name in self.search[section] if name in self.fixed[section]
         ]
